@@ -1,0 +1,42 @@
+// Package mesh translates chains into what each mesh's control plane or proxies take. It is pure: no I/O, no clock, no
+// randomness, so that every translation is a golden file.
+package mesh
+
+import (
+	"strings"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// Mesh translates for one mesh.
+type Mesh interface {
+	// Name is what spec.mesh says.
+	Name() string
+	// Complete fills in what the document left to the mesh, and refuses what the mesh can never do.
+	Complete(filter.Filter) (filter.Filter, error)
+	// Plan says what must hold so that the chain, whose secrets are resolved, runs in this world.
+	Plan(filter.Chain, plan.World) (plan.Plan, error)
+}
+
+var known = []Mesh{Envoy{}}
+
+// Names lists the meshes that this version can drive.
+func Names() []string {
+	names := make([]string, len(known))
+	for i, m := range known {
+		names[i] = m.Name()
+	}
+	return names
+}
+
+// Find returns the mesh of that name.
+func Find(name string) (Mesh, error) {
+	for _, m := range known {
+		if m.Name() == name {
+			return m, nil
+		}
+	}
+	return nil, problem.MeshNotSupported.New("spec.mesh is %q, and this version drives %s", name, strings.Join(Names(), ", "))
+}

@@ -1,0 +1,158 @@
+// Package plan holds what passes between a mesh, which is pure, and a backend, which is not: the World that a chain
+// lands in, the Plan of what must hold there, what Changed, and what is proved to be Loaded.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+)
+
+// World is what a mesh needs to know and only a backend can read.
+type World struct {
+	// Modules says, by digest, where each module's bytes can be had.
+	Modules map[string]Code
+	// Proxies are those of the target that are connected now (plain Envoy).
+	Proxies []Proxy
+}
+
+// Code is where a module's bytes can be had: exactly one field is set.
+type Code struct {
+	Inline []byte // the bytes, shared by all who hold the Code: never to be changed
+	Path   string // a file on the proxies' machines
+	URL    string // an address that proxies reach
+}
+
+// Proxy is one connected Envoy.
+type Proxy struct {
+	ID      string `json:"id"`      // its node's id
+	Version string `json:"version"` // of Envoy: 1.40.0; empty when it does not say
+}
+
+// Plan is what must hold on a target so that its proxies run a chain. The same chain in the same world gives the same
+// plan. An empty chain's plan takes everything away.
+type Plan struct {
+	// Chain is what the plan is for, with secrets as references, for the backend to record.
+	Chain filter.Chain
+	// Version changes whenever Resources do, and only then.
+	Version string
+	// Resources are what proxies get over xDS. They hold resolved secrets and must not be logged.
+	Resources []*anypb.Any
+	// Losses are the fields that the user set and the mesh cannot say.
+	Losses []Loss
+	// Rollout says whether all proxies are offered the plan at once, or one first.
+	Rollout filter.Rollout
+}
+
+// Loss is a field that the user set and that has no effect on a mesh. It becomes a warning, never silence.
+type Loss struct {
+	Filter filter.Key `json:"filter"`
+	Field  string     `json:"field"` // spec.match.ports
+	Reason string     `json:"reason"`
+}
+
+func (l Loss) String() string { return fmt.Sprintf("%s: %s: %s", l.Filter, l.Field, l.Reason) }
+
+// Action is what was done to a subject.
+type Action string
+
+const (
+	Created   Action = "created"
+	Updated   Action = "updated"
+	Deleted   Action = "removed"
+	Unchanged Action = "unchanged"
+)
+
+// Change is one thing that applying a plan did: "ProxyGroup edge" "updated".
+type Change struct {
+	Subject string `json:"subject"`
+	Action  Action `json:"action"`
+}
+
+func (c Change) String() string { return c.Subject + " " + string(c.Action) }
+
+// ProxyState is how far a proxy is with a plan.
+type ProxyState string
+
+const (
+	Running  ProxyState = "running"  // it accepted this very version and has it now
+	Rejected ProxyState = "rejected" // it refused this version; Detail is its own text
+	Waiting  ProxyState = "waiting"  // it was sent this version and has not answered
+	Held     ProxyState = "held"     // it will be sent this version after the canary accepted it
+	Gone     ProxyState = "gone"     // it was connected when the plan was applied and is not any more
+)
+
+// ProxyStatus is one proxy's state.
+type ProxyStatus struct {
+	Proxy
+	State    ProxyState `json:"state"`
+	Expected bool       `json:"expected"` // it was connected when the plan was applied, so an operation waits for it
+	Detail   string     `json:"detail,omitempty"`
+}
+
+// Loaded is what is known of a plan's proxies at one moment.
+type Loaded struct {
+	Proxies []ProxyStatus `json:"proxies"` // sorted by id
+}
+
+// Count says how many expected proxies are in a state.
+func (l Loaded) Count(s ProxyState) (n int) {
+	for _, p := range l.Proxies {
+		if p.Expected && p.State == s {
+			n++
+		}
+	}
+	return n
+}
+
+// Expected says how many proxies an operation waits for: those that were connected when it began and did not leave.
+func (l Loaded) Expected() (n int) {
+	for _, p := range l.Proxies {
+		if p.Expected && p.State != Gone {
+			n++
+		}
+	}
+	return n
+}
+
+// In lists the expected proxies in a state.
+func (l Loaded) In(s ProxyState) (in []ProxyStatus) {
+	for _, p := range l.Proxies {
+		if p.Expected && p.State == s {
+			in = append(in, p)
+		}
+	}
+	return in
+}
+
+// String is "1 of 2 proxies".
+func (l Loaded) String() string {
+	noun := "proxies"
+	if l.Expected() == 1 {
+		noun = "proxy"
+	}
+	return fmt.Sprintf("%d of %d %s", l.Count(Running), l.Expected(), noun)
+}
+
+// Names lists proxies by id, at most ten of them.
+func Names(proxies []ProxyStatus) string {
+	const most = 10
+	var ids []string
+	for _, p := range proxies[:min(len(proxies), most)] {
+		ids = append(ids, p.ID)
+	}
+	if more := len(proxies) - most; more > 0 {
+		ids = append(ids, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(ids, ", ")
+}
+
+// Sort puts the proxies in the order of their ids, as Loaded promises.
+func (l *Loaded) Sort() {
+	slices.SortFunc(l.Proxies, func(a, b ProxyStatus) int { return cmp.Compare(a.ID, b.ID) })
+}

@@ -1,0 +1,118 @@
+package problem
+
+import "google.golang.org/grpc/codes"
+
+// The table. A code is never reused or renumbered; a new row takes the next free number.
+var (
+	InvalidDocument = &Kind{"meshery-filters-1001", codes.InvalidArgument, "the document is not valid",
+		"A field is missing, misspelled, of the wrong type or contradicts another.",
+		"Correct each field that is named; `meshery-filters explain` prints the whole schema."}
+	UnknownOperation = &Kind{"meshery-filters-1002", codes.InvalidArgument, "no such operation",
+		"The operation key is not in this adapter's catalogue; it may be misspelled or belong to another adapter.",
+		"Use a key that `meshery-filters operations` lists."}
+	BodyMissing = &Kind{"meshery-filters-1003", codes.InvalidArgument, "the operation needs a body",
+		"The request came without a Filter document.",
+		"Send one Filter document, several, or a YAML list of them as the body; `meshery-filters explain` shows what one looks like."}
+	DeleteRefused = &Kind{"meshery-filters-1004", codes.InvalidArgument, "this operation has nothing to delete",
+		"The request had delete set, and the operation does not make anything that could be taken away.",
+		"Send it without delete; to take filters away use remove_filter, or apply_filter with delete."}
+	InvalidRequest = &Kind{"meshery-filters-1005", codes.InvalidArgument, "the request is not valid",
+		"A field of the request has a value that the adapter does not accept.",
+		"Correct the field that is named."}
+	OperationExists = &Kind{"meshery-filters-1006", codes.AlreadyExists, "the operation id is taken",
+		"Another request with the same operation id but different content was accepted before.",
+		"Send a new operation id, or none to have one made up."}
+	MeshNotSupported = &Kind{"meshery-filters-1007", codes.FailedPrecondition, "the mesh is not supported by this version",
+		"The document names a mesh, or carries a kubeconfig for one, that this version of the adapter cannot drive.",
+		"Use a mesh that `meshery-filters version` lists, or upgrade the adapter."}
+	MeshAmbiguous = &Kind{"meshery-filters-1008", codes.FailedPrecondition, "the mesh cannot be told",
+		"spec.mesh is auto and more than one mesh was found.",
+		"Set spec.mesh to one of the meshes that are listed."}
+	NotSupported = &Kind{"meshery-filters-1009", codes.InvalidArgument, "the mesh cannot do what the document asks",
+		"The field has no equivalent in the mesh that the filter is for.",
+		"Leave the field out or choose another mesh; docs/meshes.md says what each one can do."}
+	FilterNotFound = &Kind{"meshery-filters-1010", codes.NotFound, "no such filter",
+		"No chain holds a filter of this namespace and name; it may have been removed already.",
+		"`meshery-filters list` shows what is there."}
+	ModuleUnavailable = &Kind{"meshery-filters-1011", codes.FailedPrecondition, "the module cannot be had",
+		"The address does not answer, is not allowed, or gives more than the limit.",
+		"Check the address from the adapter's machine; module.inline needs no network."}
+	DigestMismatch = &Kind{"meshery-filters-1012", codes.FailedPrecondition, "the module's digest is not the one that was asked for",
+		"The bytes at the source changed, or module.sha256 is of another file.",
+		"Compare with `sha256sum FILE.wasm`, and correct module.sha256 if the new bytes are the ones you want."}
+	ModuleInvalid = &Kind{"meshery-filters-1013", codes.InvalidArgument, "the module is not one that Envoy can run",
+		"It is not WebAssembly, has no proxy-wasm ABI, or imports functions that Envoy does not offer.",
+		"`meshery-filters inspect FILE.wasm` says what is wrong; build it with a proxy-wasm SDK."}
+	ConfigRefused = &Kind{"meshery-filters-1014", codes.InvalidArgument, "the filter refused its configuration",
+		"The module ran in a sandbox with spec.config before anything was deployed, and refused it.",
+		"Correct spec.config as the filter's log line says; `meshery-filters try` gives quick answers."}
+	ModuleMisbehaved = &Kind{"meshery-filters-1015", codes.FailedPrecondition, "the module failed in its dry run",
+		"It crashed, did not come to an end or took too much memory while it was configured in the sandbox.",
+		"`meshery-filters inspect FILE.wasm` and `meshery-filters try` reproduce it on your machine."}
+	ProxyRejected = &Kind{"meshery-filters-1016", codes.FailedPrecondition, "a proxy rejected the configuration",
+		"Envoy checked the new chain and did not accept it. The chain that worked before is in place again.",
+		"Read Envoy's own text in the details; it names the filter and the field."}
+	ProxyTimeout = &Kind{"meshery-filters-1017", codes.DeadlineExceeded, "not every proxy answered in time",
+		"The proxies that are named are connected but have neither accepted nor rejected the chain.",
+		"Look at those proxies' logs; the chain stays offered, so they take it when they answer. Raise spec.wait.timeout for slow ones."}
+	ProxyTooOld = &Kind{"meshery-filters-1018", codes.FailedPrecondition, "a proxy's Envoy is too old",
+		"Chains need Envoy's filter_chain extension, which came with 1.39.",
+		"Upgrade the proxy that is named to Envoy 1.39 or later, or move it to another group."}
+	NoProxy = &Kind{"meshery-filters-1019", codes.OK, "no proxy is connected yet",
+		"No Envoy of this group is connected to the adapter's xDS address.",
+		"Start one with the bootstrap of `meshery-filters envoy bootstrap`; it gets the chain before it serves its first request."}
+	LateRejection = &Kind{"meshery-filters-1020", codes.FailedPrecondition, "a proxy rejected its chain after the operation had ended",
+		"A proxy that connected or restarted later did not accept the chain that others run.",
+		"Compare that proxy's version and modules with the others'; its text is in the details."}
+	FieldLost = &Kind{"meshery-filters-1021", codes.OK, "a field has no effect on this mesh",
+		"The mesh has no equivalent for a field that the document sets; the filter runs without it.",
+		"Leave the field out to make this warning go away, or choose a mesh that has it."}
+	UnsignedTokens = &Kind{"meshery-filters-1022", codes.OK, "the limiter accepts unsigned tokens",
+		"spec.config.auth.mode is unsigned: anybody can claim any user and any plan.",
+		"Use auth.mode jwt with a key from {$secret: …} outside of demonstrations."}
+	SecretMissing = &Kind{"meshery-filters-1023", codes.FailedPrecondition, "a secret cannot be resolved",
+		"The document refers to a secret that the adapter's configuration does not have.",
+		"Add it under `secrets:` in the adapter's configuration (from an environment variable or a file)."}
+	StoreFailed = &Kind{"meshery-filters-1024", codes.Unavailable, "the adapter's state could not be read or written",
+		"The disk is full or read-only, or a file in the state directory is damaged.",
+		"Free space or mend the file that is named, then send the operation again."}
+	ShuttingDown = &Kind{"meshery-filters-1025", codes.Unavailable, "the adapter is shutting down",
+		"It was told to stop while the operation waited or ran.",
+		"Send the operation again when the adapter is back."}
+	QueueFull = &Kind{"meshery-filters-1026", codes.ResourceExhausted, "too many operations are waiting",
+		"Operations arrive faster than proxies acknowledge them.",
+		"Wait for some to end and send it again."}
+	ImageHubFailed = &Kind{"meshery-filters-1027", codes.Unavailable, "Image Hub could not be started or stopped",
+		"Its address may be taken by another program.",
+		"Free the address, or set imagehub.addr in the adapter's configuration."}
+	Unimplemented = &Kind{"meshery-filters-1028", codes.Unimplemented, "this call is not supported by this version",
+		"The adapter does not answer this call of the protocol.",
+		"Use ApplyOperation; `meshery-filters operations` lists what it takes."}
+	EventsMissed = &Kind{"meshery-filters-1029", codes.ResourceExhausted, "events were skipped",
+		"The reader was slower than the events for so long that the adapter no longer holds them.",
+		"Read faster, or follow one operation only; filters_status tells how things stand now."}
+	InvalidConfiguration = &Kind{"meshery-filters-1030", codes.InvalidArgument, "the adapter's configuration is not valid",
+		"A key of the configuration file, an environment variable or a flag has a value that is not accepted.",
+		"Correct what is named; config/adapter.yaml in the repository shows every key."}
+	Internal = &Kind{"meshery-filters-1031", codes.Internal, "something went wrong inside the adapter",
+		"This is a fault of the adapter and not of the request.",
+		"Look for the id in the adapter's log, and report it with the lines around it."}
+	EnvoyUnavailable = &Kind{"meshery-filters-1032", codes.FailedPrecondition, "no usable Envoy on this machine",
+		"Neither --envoy, $ENVOY, PATH nor the cache has an Envoy of version 1.39 or later.",
+		"Set ENVOY to an Envoy's path, or run `make envoy` in the project, which installs one into the cache."}
+	WaitNotMet = &Kind{"meshery-filters-1033", codes.OK, "the filter is not everywhere yet",
+		"spec.wait.for is some or none, so the operation ended before every proxy had acknowledged.",
+		"`meshery-filters status` shows the proxies that are still missing."}
+	Drift = &Kind{"meshery-filters-1034", codes.OK, "proxies differ from what was applied",
+		"A proxy rejected the chain, has not answered yet or runs an older version of it.",
+		"Look at the proxies that are named; applying the filter again offers the chain once more."}
+)
+
+// All lists the table in the order of its codes.
+func All() []*Kind {
+	return []*Kind{InvalidDocument, UnknownOperation, BodyMissing, DeleteRefused, InvalidRequest, OperationExists,
+		MeshNotSupported, MeshAmbiguous, NotSupported, FilterNotFound, ModuleUnavailable, DigestMismatch, ModuleInvalid,
+		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
+		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
+		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift}
+}
