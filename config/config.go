@@ -1,0 +1,158 @@
+// Package config is the adapter's one typed configuration: defaults, then a YAML file, then the environment, then flags,
+// later ones winning.
+//
+// It holds no secret: `secrets` says where values are, and Secret reads one when it is needed. What one place names
+// wrong is reported together with everything else that is wrong, as problem.InvalidConfiguration.
+//
+// A scalar key such as limits.queue is the variable MESHERY_FILTERS_LIMITS_QUEUE and the flag --limits-queue: its
+// words, divided at dots and before capitals. A variable that is empty counts as not set.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Config is everything that can be set. The comments of its fields are those of adapter.yaml, which a test compares.
+type Config struct {
+	// Where Meshery and the command line reach the adapter over gRPC.
+	GRPCAddr string `yaml:"grpcAddr"`
+	// TLS of the gRPC listener.
+	GRPCTLS TLS `yaml:"grpcTLS"`
+	// Where Envoys fetch their filters over xDS.
+	XDSAddr string `yaml:"xdsAddr"`
+	// TLS of the xDS listener.
+	XDSTLS TLS `yaml:"xdsTLS"`
+	// Where /healthz and /readyz answer over HTTP.
+	HTTPAddr string `yaml:"httpAddr"`
+	// TLS of the HTTP listener.
+	HTTPTLS TLS `yaml:"httpTLS"`
+	// Folder that keeps modules, chains and operations over restarts. Each adapter needs its own.
+	StateDir string `yaml:"stateDir"`
+	// Address where the embedded NATS listens for clients that read events. Empty: nobody can connect.
+	NATSListen string `yaml:"natsListen"`
+	// TLS of the embedded NATS.
+	NATSTLS TLS `yaml:"natsTLS"`
+	// NATS servers that events are published to as well, nats://HOST:PORT, separated by commas. Empty: none.
+	NATSURL string `yaml:"natsURL"`
+	// Credentials file (.creds) for those servers. Empty: none.
+	NATSCredsFile string `yaml:"natsCredsFile"`
+	// Image Hub, the sample application.
+	ImageHub ImageHub `yaml:"imagehub"`
+	// Folder of Filter documents, each of which is an operation. Empty: operations.d beside the configuration file, if
+	// there is one.
+	OperationsDir string `yaml:"operationsDir"`
+	// Bounds on what the adapter takes on.
+	Limits Limits `yaml:"limits"`
+	// How long a running operation may take to finish when the adapter is told to stop.
+	ShutdownTimeout time.Duration `yaml:"shutdownTimeout"`
+	// Log what developers want to see as well. Meshery's variable DEBUG sets it too.
+	Debug bool `yaml:"debug"`
+	// Form of the log: text or json.
+	LogFormat string `yaml:"logFormat"`
+	// Address of Meshery Server, to register with. Empty: none. Meshery's variable MESHERY_SERVER sets it too.
+	MesheryServer string `yaml:"mesheryServer"`
+	// Let module addresses lead to this machine. Whoever may apply a filter can then reach every TLS port of it.
+	AllowLoopbackModules bool `yaml:"allowLoopbackModules"`
+	// Where the values are that {$secret: {name, key}} stands for: name, then key, then env or file.
+	Secrets map[string]map[string]Source `yaml:"secrets"`
+}
+
+// TLS secures one listener.
+type TLS struct {
+	// PEM file with the certificate chain that clients see.
+	CertFile string `yaml:"certFile"`
+	// PEM file with its private key.
+	KeyFile string `yaml:"keyFile"`
+	// PEM file with the authorities whose client certificates are let in. Empty: clients need none.
+	ClientCAFile string `yaml:"clientCAFile"`
+	// Listen on other interfaces than loopback even without TLS and client certificates.
+	Insecure bool `yaml:"insecure"`
+}
+
+// ImageHub is the sample application.
+type ImageHub struct {
+	// Where its API answers.
+	Addr string `yaml:"addr"`
+	// Listen on other interfaces than loopback: it has no TLS.
+	Insecure bool `yaml:"insecure"`
+	// Secret that its tokens are signed with. Empty: made up anew at each start.
+	Key SecretRef `yaml:"key"`
+}
+
+// SecretRef names an entry of Secrets.
+type SecretRef struct {
+	// Name of the secret under secrets.
+	Name string `yaml:"name"`
+	// Key within that secret.
+	Key string `yaml:"key"`
+}
+
+// Limits bound what the adapter takes on.
+type Limits struct {
+	// Operations that may wait; more are refused.
+	Queue int `yaml:"queue"`
+	// Operations that run side by side.
+	Workers int `yaml:"workers"`
+	// Size of a module in bytes, at most 20971520.
+	ModuleBytes int `yaml:"moduleBytes"`
+	// Time to fetch a module.
+	ModuleTimeout time.Duration `yaml:"moduleTimeout"`
+}
+
+// Source says where a secret's value is: exactly one is set.
+type Source struct {
+	// Environment variable of the adapter.
+	Env string `yaml:"env,omitempty"`
+	// File whose content is the value, without the line break at its end.
+	File string `yaml:"file,omitempty"`
+}
+
+// Defaults are the settings of an adapter that is told nothing.
+func Defaults() Config {
+	return Config{
+		GRPCAddr:        "127.0.0.1:10014",
+		XDSAddr:         "127.0.0.1:10015",
+		HTTPAddr:        "127.0.0.1:10016",
+		StateDir:        "~/.meshery/filters",
+		ImageHub:        ImageHub{Addr: "127.0.0.1:10017"},
+		Limits:          Limits{Queue: 1000, Workers: 8, ModuleBytes: maxModule, ModuleTimeout: time.Minute},
+		ShutdownTimeout: 30 * time.Second,
+		LogFormat:       "text",
+		Secrets:         map[string]map[string]Source{},
+	}
+}
+
+// String is the configuration as YAML. It shows no password, not even one in an address that Validate refuses.
+func (c Config) String() string {
+	c.NATSURL, c.MesheryServer = redact(c.NATSURL), redact(c.MesheryServer)
+	type plain Config // without String
+	text, err := yaml.Marshal(plain(c))
+	if err != nil { // a struct of strings and numbers always encodes
+		return fmt.Sprintf("configuration that cannot be shown: %v", err)
+	}
+	return string(text)
+}
+
+// GoString keeps %#v from showing what String does not.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue keeps logs from showing what String does not.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+var userinfo = regexp.MustCompile(`(^|//|,)[^/,@]*(/[^,@]*)?@`)
+
+// redact takes credentials out of a comma-separated list of addresses, well-formed or not.
+func redact(s string) string { return userinfo.ReplaceAllString(s, "${1}REDACTED@") }
+
+// hasUser says whether an address carries credentials, even where it cannot be read.
+func hasUser(s string) bool {
+	u, err := url.Parse(s)
+	return strings.Contains(s, "@") && (err != nil || u.User != nil || u.Host == "")
+}

@@ -1,0 +1,218 @@
+package config
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+const maxModule = 20 << 20 // bytes, as the Filter document allows
+
+var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// Validate lists every mistake as one problem.InvalidConfiguration. It reads no files.
+func (c Config) Validate() error { return problem.InvalidConfiguration.WithFields("", c.mistakes()) }
+
+// listener is one address that others connect to.
+type listener struct {
+	key, addr  string
+	tls        TLS
+	insecureAt string // the key that allows it to be insecure
+	hasTLS     bool
+}
+
+func (c Config) listeners() []listener {
+	return []listener{
+		{"grpcAddr", c.GRPCAddr, c.GRPCTLS, "grpcTLS", true},
+		{"xdsAddr", c.XDSAddr, c.XDSTLS, "xdsTLS", true},
+		{"httpAddr", c.HTTPAddr, c.HTTPTLS, "httpTLS", true},
+		{"natsListen", c.NATSListen, c.NATSTLS, "natsTLS", true},
+		{"imagehub.addr", c.ImageHub.Addr, TLS{Insecure: c.ImageHub.Insecure}, "imagehub", false},
+	}
+}
+
+// open says whether others than this machine can connect without a client certificate.
+func (l listener) open() bool {
+	secured := l.tls.CertFile != "" && l.tls.KeyFile != "" && l.tls.ClientCAFile != ""
+	return l.addr != "" && !loopback(l.addr) && !secured
+}
+
+// Warnings are sentences about settings that are allowed and dangerous.
+func (c Config) Warnings() []string {
+	var w []string
+	for _, l := range c.listeners() {
+		if l.open() && l.tls.Insecure {
+			w = append(w, fmt.Sprintf("%s %s takes connections from everybody who can reach it, without client certificates, because %s.insecure is true",
+				l.key, l.addr, l.insecureAt))
+		}
+	}
+	if c.AllowLoopbackModules {
+		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
+	}
+	return w
+}
+
+func (c Config) mistakes() (mistakes []problem.Field) {
+	fail := func(path, remedy, cause string, args ...any) {
+		mistakes = append(mistakes, problem.Field{Path: path, Cause: fmt.Sprintf(cause, args...), Remedy: remedy})
+	}
+	taken := map[string]string{}
+	for _, l := range c.listeners() {
+		if l.addr == "" && l.key == "natsListen" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(l.addr)
+		n, portErr := strconv.ParseUint(port, 10, 16)
+		if err != nil || portErr != nil {
+			fail(l.key, "write HOST:PORT, such as 127.0.0.1:10014", "%q is not an address to listen on", redact(l.addr))
+			continue
+		}
+		if other, twice := taken[net.JoinHostPort(host, port)]; twice && n != 0 {
+			fail(l.key, "give each listener its own", "%s is the address of %s, too", l.addr, other)
+		}
+		taken[net.JoinHostPort(host, port)] = l.key
+		if l.open() && !l.tls.Insecure {
+			remedy := fmt.Sprintf("listen on 127.0.0.1, set certFile, keyFile and clientCAFile under %s, or set %[1]s.insecure to true", l.insecureAt)
+			if !l.hasTLS {
+				remedy = fmt.Sprintf("listen on 127.0.0.1, or set %s.insecure to true", l.insecureAt)
+			}
+			fail(l.key, remedy, "%s is open to other machines, without TLS and client certificates", l.addr)
+		}
+		if (l.tls.CertFile == "") != (l.tls.KeyFile == "") {
+			fail(l.insecureAt, "set both, or neither", "certFile and keyFile go together")
+		} else if l.tls.ClientCAFile != "" && l.tls.CertFile == "" {
+			fail(l.insecureAt+".clientCAFile", "set certFile and keyFile, too", "client certificates need TLS")
+		}
+	}
+	if c.StateDir == "" {
+		fail("stateDir", "name a folder", "there is no place to keep state")
+	}
+	for u := range strings.SplitSeq(c.NATSURL, ",") {
+		if c.NATSURL != "" {
+			checkURL("natsURL", strings.TrimSpace(u), []string{"nats", "tls", "ws", "wss"}, "put them in natsCredsFile", fail)
+		}
+	}
+	if c.MesheryServer != "" {
+		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "take them out", fail)
+	}
+	for _, n := range []struct {
+		path       string
+		value, max int
+	}{
+		{"limits.queue", c.Limits.Queue, 1_000_000},
+		{"limits.workers", c.Limits.Workers, 1000},
+		{"limits.moduleBytes", c.Limits.ModuleBytes, maxModule},
+	} {
+		if n.value < 1 || n.value > n.max {
+			fail(n.path, fmt.Sprintf("use 1 to %d", n.max), "%d is out of range", n.value)
+		}
+	}
+	for path, d := range map[string]time.Duration{"limits.moduleTimeout": c.Limits.ModuleTimeout, "shutdownTimeout": c.ShutdownTimeout} {
+		if d <= 0 || d > time.Hour {
+			fail(path, "use more than 0s and at most 1h", "%s is out of range", d)
+		}
+	}
+	if !slices.Contains([]string{"text", "json"}, c.LogFormat) {
+		fail("logFormat", "write text or json", "%q is not a form of the log", c.LogFormat)
+	}
+	for name, keys := range c.Secrets {
+		for key, s := range keys {
+			at := "secrets." + name + "." + key
+			if name == "" || key == "" {
+				fail(at, "give it one", "a secret has no name or no key")
+			}
+			if (s.Env == "") == (s.File == "") {
+				fail(at, "set env: VARIABLE or file: PATH", "a secret is in one place")
+			} else if s.Env != "" && !variable.MatchString(s.Env) {
+				// Not quoted: it may be the value itself, in the wrong place.
+				fail(at+".env", "name the variable that holds the value", "it is not a variable's name")
+			}
+		}
+	}
+	if k := c.ImageHub.Key; (k.Name == "") != (k.Key == "") {
+		fail("imagehub.key", "set both, or neither", "name and key go together")
+	} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {
+		fail("imagehub.key", "add it under secrets", "there is no secret %s/%s", k.Name, k.Key)
+	}
+	slices.SortStableFunc(mistakes, func(a, b problem.Field) int { return strings.Compare(a.Path, b.Path) })
+	return mistakes
+}
+
+// checkURL never quotes the address: what cannot be read may hold a password.
+func checkURL(path, text string, schemes []string, credentials string, fail func(path, remedy, cause string, args ...any)) {
+	if hasUser(text) {
+		fail(path, credentials, "an address must not carry credentials")
+	} else if u, err := url.Parse(text); err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {
+		fail(path, "write "+schemes[0]+"://HOST:PORT", "it is not an address of %s", strings.Join(schemes, ", "))
+	}
+}
+
+// loopback says whether an address can be reached from this machine only.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// Secret reads a secret's value from where Secrets says it is. The error, problem.SecretMissing, names the secret and
+// neither its value nor its place.
+func (c Config) Secret(name, key string) (string, error) {
+	s, ok := c.Secrets[name][key]
+	if !ok {
+		return "", problem.SecretMissing.New("%s/%s is not in the adapter's configuration", name, key)
+	}
+	if s.Env != "" {
+		if v := os.Getenv(s.Env); v != "" {
+			return v, nil
+		}
+		return "", problem.SecretMissing.New("%s/%s: its environment variable is not set", name, key)
+	}
+	data, err := readFile(s.File)
+	if err != nil {
+		return "", problem.SecretMissing.New("%s/%s: its file cannot be read", name, key)
+	}
+	v := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	if v == "" {
+		return "", problem.SecretMissing.New("%s/%s: its file is empty", name, key)
+	}
+	return v, nil
+}
+
+// Server is the TLS configuration of a listener, or nil without certFile. With clientCAFile, a client without a
+// certificate of those authorities is turned away.
+func (t TLS) Server() (*tls.Config, error) {
+	if t.CertFile == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		return nil, problem.InvalidConfiguration.New("certificate %s with key %s: %w", t.CertFile, t.KeyFile, err)
+	}
+	conf := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if t.ClientCAFile == "" {
+		return conf, nil
+	}
+	pem, err := readFile(t.ClientCAFile)
+	if err != nil {
+		return nil, problem.InvalidConfiguration.New("client authorities: %w", err)
+	}
+	conf.ClientCAs, conf.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+	if !conf.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, problem.InvalidConfiguration.New("client authorities: %s holds no PEM certificate", t.ClientCAFile)
+	}
+	return conf, nil
+}

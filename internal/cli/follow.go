@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/layer5io/meshery-adapter-library/meshes"
+	"github.com/spf13/cobra"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+)
+
+// waiting are the flags of a command that starts an operation.
+type waiting struct {
+	timeout time.Duration
+	noWait  bool
+}
+
+func (w *waiting) flags(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "stop waiting after this `time`, such as 2m; the operation goes on (default: wait until it ends)")
+	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "print the operation's id and do not wait for it")
+}
+
+// errTimeout is the cause of a wait that took longer than --timeout.
+var errTimeout = errors.New("--timeout passed")
+
+// maxMisses bounds how often a watch that missed events is begun anew.
+const maxMisses = 5
+
+// start sends an operation and tells its events until the last. The error is the operation's own if that failed.
+func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) error {
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	q.OperationId, q.Username = rand.Text(), a.env("USER")
+	if _, err := call(ctx, c, callTimeout, c.meshes.ApplyOperation, q); err != nil {
+		return err
+	}
+	if w.noWait {
+		return a.accepted(q.OperationId)
+	}
+	if w.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, w.timeout, errTimeout)
+		defer cancel()
+	}
+	var last *filterspb.Event
+	err = a.watch(ctx, c, &filterspb.WatchRequest{OperationId: q.OperationId}, func(e *filterspb.Event) error {
+		if e.GetLast() {
+			last = e
+		}
+		return a.progress(e)
+	})
+	goesOn := func(why string, exit int) error {
+		return exitError{fmt.Errorf("%s; operation %s goes on\n`meshery-filters events --operation %s --follow` tells how", why, q.OperationId, q.OperationId), exit}
+	}
+	switch {
+	case ctx.Err() != nil && errors.Is(context.Cause(ctx), errTimeout):
+		return goesOn(fmt.Sprintf("no end after %s", w.timeout), exitTimeout)
+	case ctx.Err() != nil:
+		return goesOn("stopped waiting", exitInterrupted)
+	case err != nil:
+		return err
+	case last == nil:
+		return goesOn("the adapter ended the stream of events before the last", exitFailed)
+	}
+	return outcome(last)
+}
+
+func (a *app) accepted(id string) error {
+	return a.print(struct {
+		Operation string `json:"operationId"`
+	}{id}, func(w io.Writer) error { return write(w, []byte(id), "\n") })
+}
+
+// watch hands events to each until the stream ends, and goes on where events were missed.
+func (a *app) watch(ctx context.Context, c *client, q *filterspb.WatchRequest, each func(*filterspb.Event) error) error {
+	told := uint64(0) // of the one operation that is followed
+	for misses := 0; ; misses++ {
+		err := c.receive(ctx, q, func(e *filterspb.Event) error {
+			if q.GetOperationId() != "" {
+				if e.GetSequence() <= told {
+					return nil
+				}
+				told = e.GetSequence()
+			}
+			return each(e)
+		})
+		if !errors.Is(err, problem.EventsMissed) || misses == maxMisses {
+			return err
+		}
+		fmt.Fprintln(a.Err, "Some events came faster than they could be read and are not shown.")
+		q.Cursor = "" // from the oldest that is left
+	}
+}
+
+// receive hands the events of one stream to each.
+func (c *client) receive(ctx context.Context, q *filterspb.WatchRequest, each func(*filterspb.Event) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream when each fails
+	stream, err := c.filters.Watch(ctx, q)
+	if err != nil {
+		return c.failed(ctx, err)
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return c.failed(ctx, err)
+		}
+		q.Cursor, q.FromNow = r.GetCursor(), false
+		if err := each(r.GetEvent()); err != nil {
+			return err
+		}
+	}
+}
+
+// progress tells one event of an operation that is waited for. The last one is the result; the others are said on
+// standard error, so that the result stands alone where output is redirected.
+func (a *app) progress(e *filterspb.Event) error {
+	switch {
+	case a.output != formTable:
+		return a.printLine(toEvent(e))
+	case e.GetType() == filterspb.Event_ERROR && e.GetLast():
+		return nil // told as the command's error
+	case e.GetLast():
+		return write(a.Out, []byte(strings.Join(append([]string{e.GetSummary()}, lines(e.GetDetails())...), "\n  ")), "\n")
+	}
+	label := ""
+	if e.GetType() != filterspb.Event_INFO {
+		label = "Warning: "
+	}
+	fmt.Fprintf(a.Err, "%s%s\n", label, e.GetSummary())
+	if e.GetType() != filterspb.Event_INFO {
+		for _, l := range append(lines(e.GetDetails()), lines(e.GetSuggestedRemediation())...) {
+			if !strings.HasSuffix(e.GetSummary(), l) { // where the details are in the summary already
+				fmt.Fprintf(a.Err, "  %s\n", l)
+			}
+		}
+	}
+	return nil
+}
+
+// outcome is nil for an operation that did what it should, and its problem otherwise.
+func outcome(e *filterspb.Event) error {
+	if e.GetType() != filterspb.Event_ERROR {
+		return nil
+	}
+	kind := problem.Kind{Code: e.GetErrorCode(), Summary: e.GetSummary(), Cause: e.GetProbableCause(), Remedy: e.GetSuggestedRemediation()}
+	p := &problem.Problem{Kind: &kind, Details: e.GetDetails()}
+	if k := kindOf(e.GetErrorCode()); k != nil {
+		kind.Summary = k.Summary // which the event's summary repeats with the details' first line
+		p.Err = k
+	}
+	exit := exitFailed
+	if errors.Is(p, problem.ProxyTimeout) {
+		exit = exitTimeout
+	}
+	return exitError{p, exit}
+}
+
+// eventView is an event as JSON and YAML show it.
+type eventView struct {
+	Operation string    `json:"operationId"`
+	Sequence  uint64    `json:"sequence"`
+	Time      time.Time `json:"time"`
+	Type      string    `json:"type"` // info, warning or error
+	Summary   string    `json:"summary"`
+	Details   string    `json:"details,omitempty"`
+	Code      string    `json:"code,omitempty"`
+	Cause     string    `json:"cause,omitempty"`
+	Remedy    string    `json:"remedy,omitempty"`
+	Last      bool      `json:"last"`
+}
+
+var eventTypes = map[filterspb.Event_Type]string{
+	filterspb.Event_INFO: "info", filterspb.Event_WARN: "warning", filterspb.Event_ERROR: "error",
+}
+
+func toEvent(e *filterspb.Event) eventView {
+	return eventView{Operation: e.GetOperationId(), Sequence: e.GetSequence(), Time: e.GetTime().AsTime(),
+		Type: eventTypes[e.GetType()], Summary: e.GetSummary(), Details: e.GetDetails(), Code: e.GetErrorCode(),
+		Cause: e.GetProbableCause(), Remedy: e.GetSuggestedRemediation(), Last: e.GetLast()}
+}

@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+)
+
+// Groups of subcommands, in the order that help shows them.
+const (
+	groupUse   = "use"
+	groupBuild = "build"
+	groupRun   = "run"
+)
+
+// newRoot makes the command tree.
+func newRoot(a *app) *cobra.Command {
+	serve := newServe(a)
+	root := &cobra.Command{
+		Use:   "meshery-filters",
+		Short: "Load WebAssembly filters into running proxies, and take them out again",
+		Long: `Load WebAssembly filters into running proxies, and take them out again, without a restart or a failed request.
+
+"serve" runs the adapter, to which the proxies connect; it is what happens without a command. The other commands talk to
+a running adapter, or help to write a filter.
+
+Exit codes:
+` + exitCodes(),
+		Example: `  meshery-filters serve                       # the adapter, on 127.0.0.1:10014
+  meshery-filters envoy bootstrap > edge.yaml # an Envoy that connects to it
+  meshery-filters apply -f filter.yaml        # a filter for that Envoy
+  meshery-filters status`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.began = true
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return serve.RunE(cmd, args) },
+	}
+	root.AddGroup(
+		&cobra.Group{ID: groupUse, Title: "Filters on proxies:"},
+		&cobra.Group{ID: groupBuild, Title: "Writing filters:"},
+		&cobra.Group{ID: groupRun, Title: "The adapter and its proxies:"},
+	)
+	for _, g := range []struct {
+		group    string
+		commands []*cobra.Command
+	}{
+		{groupUse, []*cobra.Command{newApply(a), newRemove(a), newList(a), newStatus(a), newEvents(a), newOperations(a), newRun(a), newRender(a)}},
+		{groupBuild, []*cobra.Command{newExplain(a), newInspect(a), newTry(a)}},
+		{groupRun, []*cobra.Command{serve, newEnvoy(a), newImageHub(a), newVersion(a)}},
+	} {
+		for _, c := range g.commands {
+			c.GroupID = g.group
+			root.AddCommand(c)
+		}
+	}
+	root.SetHelpCommandGroupID(groupRun)
+	root.SetCompletionCommandGroupID(groupRun)
+	// The root takes serve's flags and its help does not repeat them.
+	root.Flags().AddFlagSet(serve.Flags())
+	root.SetUsageTemplate(usageTemplate)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	return root
+}
+
+// usageTemplate is cobra's, less the root's own flags and with the example before lists.
+const usageTemplate = `Usage:{{if .Runnable}}
+  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
+  {{.CommandPath}} [command]{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}{{if .HasAvailableSubCommands}}{{$cmds := .Commands}}{{if eq (len .Groups) 0}}
+
+Commands:{{range $cmds}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding }} {{.Short}}{{end}}{{end}}{{else}}{{range $group := .Groups}}
+
+{{.Title}}{{range $cmds}}{{if (and (eq .GroupID $group.ID) (or .IsAvailableCommand (eq .Name "help")))}}
+  {{rpad .Name .NamePadding }} {{.Short}}{{end}}{{end}}{{end}}{{end}}{{end}}{{if .HasParent}}{{if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{end}}{{if .HasAvailableSubCommands}}
+
+"{{.CommandPath}} [command] --help" tells more about a command.{{end}}
+`

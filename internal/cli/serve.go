@@ -1,0 +1,394 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshery/meshery-filters/config"
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server"
+	"github.com/meshery/meshery-filters/internal/store"
+	"github.com/meshery/meshery-filters/internal/xds"
+	"github.com/meshery/meshery-filters/templates"
+)
+
+// envoyVersions are those whose chains were tried; MeshVersions lists them.
+var envoyVersions = []string{"1.40", "1.39"}
+
+// addressesFile in the state directory tells where a running adapter listens, which matters when ports were free ones.
+const addressesFile = "addresses.json"
+
+type addresses struct {
+	GRPC string `json:"grpc"`
+	XDS  string `json:"xds"`
+	HTTP string `json:"http"`
+	NATS string `json:"nats,omitempty"`
+}
+
+func newServe(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the adapter: Meshery's gRPC service, and the xDS that proxies connect to",
+		Long: `Serve runs the adapter until it is interrupted. Meshery and the other commands talk to its gRPC address, plain Envoys
+connect to its xDS address, and /healthz and /readyz answer on its HTTP address.
+
+Every key of the configuration can be set in a file (--config), in the environment or by a flag; later ones win.
+What it keeps is in the state directory: an adapter that is started again on it goes on where it was.`,
+		Example: `  meshery-filters serve
+  meshery-filters serve --config adapter.yaml --debug
+  MESHERY_FILTERS_GRPC_ADDR=127.0.0.1:20014 meshery-filters serve --state-dir ./state`,
+		Args: cobra.NoArgs,
+	}
+	load := configFlags(a, cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		return serve(cmd.Context(), c, a.build, newLog(a.Err, c))
+	}
+	return cmd
+}
+
+func newLog(w io.Writer, c config.Config) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if c.Debug {
+		o.Level = slog.LevelDebug
+	}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// serve builds the adapter of its parts and runs it until ctx ends.
+func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) (err error) {
+	for _, w := range c.Warnings() {
+		log.Warn(w)
+	}
+	// State: chains and modules in a folder that one adapter holds at a time.
+	dir, err := store.OpenDir(c.StateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	component, err := dir.ComponentID(ctx)
+	if err != nil {
+		return err
+	}
+
+	// Events: to gRPC streams through the hub, and to NATS: the embedded one, and another where one is named.
+	hub := event.NewHub(0, 0)
+	defer hub.Close()
+	natsTLS, err := c.NATSTLS.Server()
+	if err != nil {
+		return err
+	}
+	embedded, err := store.StartServer(store.ServerOptions{Listen: c.NATSListen, TLS: natsTLS, Insecure: c.NATSTLS.Insecure,
+		Readable: []string{event.SubjectPrefix + ">"}, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer embedded.Shutdown()
+	deliveries := []event.Options{{URL: embedded.ClientURL(), Connect: embedded.Connect(), Logger: log}}
+	if c.NATSURL != "" {
+		o := event.Options{URL: c.NATSURL, Logger: log}
+		if c.NATSCredsFile != "" {
+			o.Connect = append(o.Connect, nats.UserCredentials(c.NATSCredsFile))
+		}
+		deliveries = append(deliveries, o)
+	}
+	sinks := []event.Sink{hub}
+	var brokers []*event.NATS
+	for _, o := range deliveries {
+		b, err := event.NewNATS(o)
+		if err != nil {
+			return err
+		}
+		sinks, brokers = append(sinks, b), append(brokers, b)
+	}
+
+	// Secrets: from the configuration; Image Hub's key, unless one is configured, lives as long as the users it is for.
+	hubKey := rand.Text() + rand.Text()
+	if k := c.ImageHub.Key; k.Name != "" {
+		if hubKey, err = c.Secret(k.Name, k.Key); err != nil {
+			return err
+		}
+	}
+	secret := func(name, key string) (string, error) {
+		if name == "imagehub" && key == "token-key" { // as the limiter's document refers to it
+			return hubKey, nil
+		}
+		return c.Secret(name, key)
+	}
+
+	// Operations: over modules by digest and the backend of plain Envoy.
+	modules := module.New(module.Options{Blobs: dir.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
+		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
+	var runner *operation.Runner
+	xdsTLS, err := c.XDSTLS.Server()
+	if err != nil {
+		return err
+	}
+	xdsOptions := xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
+		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
+	if xdsTLS != nil {
+		xdsOptions.Admit = admit
+	}
+	envoys, err := xds.New(context.WithoutCancel(ctx), xdsOptions)
+	if err != nil {
+		return err
+	}
+	defer envoys.Close()
+	limiter, _ := templates.ImageHubLimiter("envoy")
+	prepared, err := readPrepared(c.OperationsDir)
+	if err != nil {
+		return err
+	}
+	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(hubKey), log: log}
+	defer hubApp.Stop(context.WithoutCancel(ctx))
+	runner, err = operation.NewRunner(operation.Options{
+		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
+		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
+		Queue: store.NewQueue(c.Limits.Queue), Events: event.Tee(sinks...), Component: component,
+		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	grpcTLS, err := c.GRPCTLS.Server()
+	if err != nil {
+		return err
+	}
+	api := server.New(server.Options{Operations: runner, Events: hub, Log: log, Version: build.Version, GitSHA: build.Commit,
+		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, ShutdownTimeout: c.ShutdownTimeout})
+
+	// Listeners, all of them before anything answers, so that a taken port changes nothing.
+	var listeners [3]net.Listener
+	for i, l := range []struct{ key, addr string }{{"grpcAddr", c.GRPCAddr}, {"xdsAddr", c.XDSAddr}, {"httpAddr", c.HTTPAddr}} {
+		if listeners[i], err = net.Listen("tcp", l.addr); err != nil {
+			closeAll(listeners[:i])
+			return problem.InvalidConfiguration.New("%s: %w; another adapter may run there: stop it, or name another address", l.key, err)
+		}
+	}
+	grpcListener, xdsListener, httpListener := listeners[0], listeners[1], listeners[2]
+
+	// What proxies had before, they get again, before the first of them is answered.
+	if err := runner.Restore(ctx); err != nil {
+		closeAll(listeners[:])
+		return err
+	}
+	var ready atomic.Bool
+	g, running := errgroup.WithContext(ctx)
+	// Events outlive operations, which tell of their end, and the connections of gRPC and xDS outlive them too: Envoys
+	// acknowledge, and callers hear, until the last operation is through.
+	outlive, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	g.Go(func() error {
+		defer release()
+		return runner.Run(running)
+	})
+	for _, b := range brokers {
+		g.Go(func() error { return b.Run(outlive) })
+	}
+	g.Go(func() error { return api.Serve(outlive, grpcListener) })
+	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys) })
+	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, log) })
+	g.Go(func() error {
+		<-running.Done()
+		ready.Store(false)
+		api.SetReady(false)
+		return nil
+	})
+	where := addresses{GRPC: grpcListener.Addr().String(), XDS: xdsListener.Addr().String(), HTTP: httpListener.Addr().String(), NATS: embedded.ClientURL()}
+	if err := writeAddresses(c.StateDir, where); err != nil {
+		log.Warn("the addresses are not written down", "err", err)
+	}
+	defer os.Remove(filepath.Join(c.StateDir, addressesFile))
+	ready.Store(true)
+	api.SetReady(true)
+	log.Info("the adapter is ready", "version", build.Version, "grpc", where.GRPC, "xds", where.XDS, "http", where.HTTP, "nats", where.NATS, "state", c.StateDir)
+	err = g.Wait()
+	log.Info("the adapter has stopped")
+	return err
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+// serveXDS answers the proxies' streams.
+func serveXDS(ctx context.Context, l net.Listener, t *tls.Config, envoys *xds.Backend) error {
+	o := []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(1000),
+		grpc.MaxRecvMsgSize(1 << 20), // a discovery request is a node and a few names
+		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	}
+	if t != nil {
+		o = append(o, grpc.Creds(credentials.NewTLS(t)))
+	}
+	s := grpc.NewServer(o...)
+	envoys.Register(s)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve xDS on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	envoys.Close()
+	s.Stop()
+	return ignoreStopped(<-served)
+}
+
+func ignoreStopped(err error) error {
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// admit lets a proxy join the groups that its client certificate names as organizational units; * stands for all.
+func admit(ctx context.Context, group string) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return status.Error(codes.Unauthenticated, "the stream has no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return status.Error(codes.Unauthenticated, "a client certificate is needed")
+	}
+	units := info.State.VerifiedChains[0][0].Subject.OrganizationalUnit
+	if slices.Contains(units, group) || slices.Contains(units, "*") {
+		return nil
+	}
+	return status.Errorf(codes.PermissionDenied, "the client certificate may join the groups %q (its organizational units) and not %q", units, group)
+}
+
+// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken).
+func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, log *slog.Logger) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready.Load() {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.Close()
+	<-served
+	return nil
+}
+
+// readPrepared reads the operations folder: every Filter document in it becomes an operation with the filter's name.
+func readPrepared(folder string) (map[string]string, error) {
+	prepared := map[string]string{}
+	if folder == "" {
+		return prepared, nil
+	}
+	files, err := filepath.Glob(filepath.Join(folder, "*.yaml"))
+	if err != nil {
+		return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)
+	}
+	for _, file := range files {
+		body, err := readFile(file, filter.MaxBody)
+		if err != nil {
+			return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)
+		}
+		documents, err := filter.Decode(body)
+		if err != nil {
+			return nil, fmt.Errorf("operationsDir: %s: %w", file, err)
+		}
+		for _, d := range documents {
+			if _, twice := prepared[d.Metadata.Name]; twice {
+				return nil, problem.InvalidConfiguration.New("operationsDir: %s: another document has the name %q too", file, d.Metadata.Name)
+			}
+			text, err := json.Marshal(d) // JSON is YAML
+			if err != nil {
+				return nil, fmt.Errorf("operationsDir: %s: %w", file, err)
+			}
+			prepared[d.Metadata.Name] = string(text)
+		}
+	}
+	return prepared, nil
+}
+
+// configFlags gives a command a flag for every key of the configuration, and returns what reads all of it.
+func configFlags(a *app, cmd *cobra.Command) (load func() (config.Config, error)) {
+	file := cmd.Flags().String("config", "", "configuration `file`")
+	values := map[string]*string{}
+	for _, k := range config.Keys() {
+		v := new(string)
+		values[k.Path] = v
+		doc := strings.TrimSuffix(k.Doc, ".")
+		cmd.Flags().StringVar(v, k.Flag, k.Default, fmt.Sprintf("%s; $%s", doc, k.Env))
+		if k.Type == "bool" {
+			cmd.Flags().Lookup(k.Flag).NoOptDefVal = "true"
+		}
+	}
+	return func() (config.Config, error) {
+		given := map[string]string{}
+		for _, k := range config.Keys() {
+			if cmd.Flags().Changed(k.Flag) {
+				given[k.Path] = *values[k.Path]
+			}
+		}
+		return config.Load(*file, a.Env, given)
+	}
+}
+
+// writeAddresses replaces the file at once, so that whoever waits for it never reads half of it.
+func writeAddresses(stateDir string, a addresses) error {
+	data, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(stateDir, addressesFile)
+	if err := os.WriteFile(path+".new", append(data, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}

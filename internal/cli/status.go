@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+)
+
+// newStatus makes `status`.
+func newStatus(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether proxies run what was applied",
+		Long: `Show for each target which filters it has and how many of its proxies run exactly them.
+
+A proxy that rejected its chain, has not answered, or left since differs from what was applied: its target has drifted,
+the proxy is listed with its own words, and the exit code is 5.`,
+		Example: `  meshery-filters status
+  meshery-filters status -o json
+  meshery-filters status > /dev/null || echo "look at the proxies"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			resp, err := call(cmd.Context(), c, callTimeout, c.filters.List, &filterspb.ListRequest{})
+			if err != nil {
+				return err
+			}
+			return a.printStatus(resp.GetChains())
+		},
+	}
+	a.outputFlag(cmd)
+	a.adapterFlags(cmd)
+	return cmd
+}
+
+// What JSON and YAML show of a status.
+type (
+	statusDocument struct {
+		Drifted bool          `json:"drifted"`
+		Targets []chainStatus `json:"targets"`
+	}
+	chainStatus struct {
+		Target  string         `json:"target"`
+		Mesh    string         `json:"mesh"`
+		Version string         `json:"version"`
+		Drifted bool           `json:"drifted"`
+		Running int            `json:"running"` // proxies
+		Filters []filterStatus `json:"filters"`
+		Proxies []proxyStatus  `json:"proxies"`
+	}
+	filterStatus struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+		Source    string `json:"source"`
+		SHA256    string `json:"sha256"`
+	}
+	proxyStatus struct {
+		ID      string `json:"id"`
+		Version string `json:"version"`
+		State   string `json:"state"`
+		Detail  string `json:"detail,omitempty"`
+	}
+)
+
+func (a *app) printStatus(chains []*filterspb.Chain) error {
+	out := statusDocument{Targets: []chainStatus{}}
+	var targets, drifted [][]string
+	for _, c := range chains {
+		l := loaded(c)
+		s := chainStatus{Target: c.GetTarget().GetText(), Mesh: c.GetMesh(), Version: c.GetVersion(),
+			Running: l.Count(plan.Running), Filters: []filterStatus{}, Proxies: []proxyStatus{}}
+		var names []string
+		for _, f := range c.GetFilters() {
+			s.Filters = append(s.Filters, filterStatus{f.GetNamespace(), f.GetName(), f.GetSource(), f.GetSha256()})
+			names = append(names, fmt.Sprintf("%s/%s (%s)", f.GetNamespace(), f.GetName(), filter.ShortDigest(f.GetSha256())))
+		}
+		for _, p := range l.Proxies {
+			s.Proxies = append(s.Proxies, proxyStatus{p.ID, p.Version, string(p.State), p.Detail})
+			if p.State != plan.Running {
+				s.Drifted = true
+				drifted = append(drifted, []string{p.ID, s.Target, p.Version, string(p.State), p.Detail})
+			}
+		}
+		state := "as applied"
+		switch {
+		case s.Drifted:
+			state = "drifted"
+		case len(l.Proxies) == 0:
+			state = "waits for a proxy"
+		}
+		out.Drifted = out.Drifted || s.Drifted
+		out.Targets = append(out.Targets, s)
+		targets = append(targets, []string{s.Target, s.Mesh, l.String(), state, s.Version, strings.Join(names, ", ")})
+	}
+	err := a.print(out, func(w io.Writer) error {
+		if len(targets) == 0 {
+			_, err := io.WriteString(w, "No filter is applied.\n")
+			return err
+		}
+		if err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets); err != nil || !out.Drifted {
+			return err
+		}
+		fmt.Fprintln(w)
+		return table(w, []string{"PROXY", "TARGET", "ENVOY", "STATE", "DETAIL"}, drifted)
+	})
+	if err != nil || !out.Drifted {
+		return err
+	}
+	return exitError{fmt.Errorf("%d proxies differ from what was applied", len(drifted)), exitDrift}
+}

@@ -1,0 +1,169 @@
+// Package module turns a document's module into bytes that are verified and kept by their digest. Everything after it
+// refers to digests.
+package module
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// Options of a Resolver. Blobs is required.
+type Options struct {
+	// Blobs keeps every module by its digest.
+	Blobs store.Blobs
+	// Builtin returns a module that ships with the program. Default: there are none.
+	Builtin func(name string) ([]byte, bool)
+	// BuiltinNames are the names that Builtin knows, for messages.
+	BuiltinNames []string
+	// MaxBytes bounds a module in bytes. Default: filter.MaxModule.
+	MaxBytes int64
+	// Timeout bounds a fetch from its first look-up to its last byte. Default: 60s.
+	Timeout time.Duration
+	// AllowLoopback lets https addresses lead to this machine. It is for tests and demonstrations: with it, whoever may
+	// apply a filter can reach every TLS port that listens on loopback only.
+	AllowLoopback bool
+	// RootCAs are the authorities that https servers are checked against. Default: the system's.
+	RootCAs *x509.CertPool
+	// Log gets a Debug line per fetch. Default: none.
+	Log *slog.Logger
+}
+
+// Resolver finds modules. It is safe for concurrent use.
+type Resolver struct {
+	Options
+	client *http.Client
+}
+
+// New makes a Resolver and fills the defaults of its options in.
+func New(o Options) *Resolver {
+	if o.Builtin == nil {
+		o.Builtin = func(string) ([]byte, bool) { return nil, false }
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = filter.MaxModule
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 60 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Resolver{Options: o, client: newClient(o)}
+}
+
+// Resolve finds the module's bytes, checks them against its sha256 and stores them. The module it returns refers to
+// them by digest: SHA256 is set, Inline and File are empty, Builtin and URL still tell where it came from.
+//
+// A module without a source is looked up by its digest. An https address is not asked for bytes that are stored.
+// Errors are problem.InvalidDocument for what only the author can mend, problem.ModuleUnavailable, DigestMismatch,
+// StoreFailed, or ctx's own.
+func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module, []byte, error) {
+	m.SHA256 = strings.ToLower(m.SHA256)
+	data, stored, err := r.find(ctx, m)
+	if err != nil {
+		return filter.Module{}, nil, err
+	}
+	if int64(len(data)) > r.MaxBytes {
+		return filter.Module{}, nil, problem.ModuleUnavailable.New("%s has %d bytes, more than the %d allowed", shown(m), len(data), r.MaxBytes)
+	}
+	if !stored {
+		sum := sha256.Sum256(data)
+		got := hex.EncodeToString(sum[:])
+		if m.SHA256 != "" && m.SHA256 != got {
+			return filter.Module{}, nil, problem.DigestMismatch.New("%s: wanted sha256 %s, got %s", shown(m), m.SHA256, got)
+		}
+		if m.SHA256, err = r.Blobs.Put(ctx, data); err != nil {
+			return filter.Module{}, nil, fmt.Errorf("store module: %w", err)
+		}
+	}
+	m.Inline, m.File = "", ""
+	return m, data, nil
+}
+
+// find returns the bytes and whether they came from the store, which has verified them.
+func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, stored bool, err error) {
+	switch {
+	case m.Builtin != "":
+		data, ok := r.Builtin(m.Builtin)
+		if !ok {
+			return nil, false, mistake("builtin", fmt.Sprintf("there is no module %q", m.Builtin),
+				"write one of "+strings.Join(r.BuiltinNames, ", "))
+		}
+		return data, false, nil
+	case m.Inline != "":
+		data, err := m.Bytes()
+		if err != nil {
+			return nil, false, mistake("inline", "it is not base64", "encode the file with `base64 FILE.wasm`")
+		}
+		return data, false, nil
+	case m.File != "":
+		return nil, false, mistake("file", "the adapter does not read files of its own machine",
+			"apply the document with `meshery-filters apply -f`, which reads the file and sends it along, or use module.inline")
+	case m.URL != "":
+		return r.fromURL(ctx, m)
+	case m.SHA256 != "":
+		data, err := r.Blobs.Get(ctx, m.SHA256)
+		if err != nil {
+			return nil, false, fmt.Errorf("look module up: %w", err)
+		}
+		return data, true, nil
+	}
+	return nil, false, problem.InvalidDocument.WithFields("", []problem.Field{{Path: "spec.module",
+		Cause: "the module has no source", Remedy: "set one of builtin, url, inline or file"}})
+}
+
+func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, stored bool, err error) {
+	u, err := url.Parse(m.URL)
+	switch {
+	case err != nil || u.Host == "" && u.Scheme == "https":
+		return nil, false, mistake("url", "it is not an address", "write https://HOST/PATH")
+	case u.Scheme == "oci" || u.Scheme == "meshery":
+		return nil, false, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
+			Cause:  u.Scheme + ":// addresses are not supported by this version",
+			Remedy: "use an https address with sha256, or send the file with `meshery-filters apply -f` and module.file"}})
+	case u.Scheme != "https":
+		return nil, false, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH")
+	case u.User != nil:
+		return nil, false, mistake("url", "an address must not carry credentials", "take them out")
+	case m.SHA256 == "":
+		return nil, false, mistake("sha256", "a module from https needs its digest", "write the digest that sha256sum prints for the file you mean")
+	}
+	data, err = r.Blobs.Get(ctx, m.SHA256)
+	if err == nil {
+		return data, true, nil
+	}
+	if !errors.Is(err, problem.ModuleUnavailable) {
+		return nil, false, fmt.Errorf("look module up: %w", err)
+	}
+	data, err = r.fetch(ctx, u)
+	return data, false, err
+}
+
+func mistake(field, cause, remedy string) error {
+	return problem.InvalidDocument.WithFields("", []problem.Field{{Path: "spec.module." + field, Cause: cause, Remedy: remedy}})
+}
+
+// shown names a module's source in messages, without a query: pre-signed addresses carry their secret there.
+func shown(m filter.Module) string {
+	if u, err := url.Parse(m.URL); m.URL != "" && err == nil {
+		return bare(u)
+	}
+	return m.Source()
+}
+
+func bare(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}

@@ -1,0 +1,153 @@
+package operation
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// useCase is a row with what it does. apply and remove validate a request into a job, at once and without effect; a
+// nil remove refuses deletion. run makes the job true and returns the last event.
+type useCase struct {
+	Row
+	apply  func(*job, Request) error
+	remove func(*job, Request) error
+	run    func(context.Context, *story, job) (summary, details string, err error)
+}
+
+const (
+	opCustom   = "custom"
+	opApply    = "apply_filter"
+	opRemove   = "remove_filter"
+	opImageHub = "imagehub"
+	opLimiter  = "imagehub_rate_limit"
+	opStatus   = "filters_status"
+
+	bodyDocuments = "Filter documents"
+	bodyNone      = "none"
+)
+
+var keyForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$`)
+
+// useCases is the catalogue, in the order of the README's table.
+func (r *Runner) useCases() ([]useCase, error) {
+	all := []useCase{
+		{Row{opCustom, "Apply Filter documents", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters},
+		{Row{opApply, "Apply filter", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters},
+		{Row{opRemove, "Remove filter", Custom, bodyDocuments, "refused"}, r.readRemove, nil, r.runFilters},
+		{Row{opImageHub, "Image Hub", SampleApplication, bodyNone, "removes the application"}, nothing, nothing, r.runImageHub},
+		r.prepared(opLimiter, "Image Hub rate limit filter", "removes the limiter", r.Limiter),
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.Prepared)) {
+		all = append(all, r.prepared(key, "Filter: "+strings.ReplaceAll(key, "_", " "), "removes that filter", r.Prepared[key]))
+	}
+	limiter := all[4]
+	all = append(all,
+		useCase{Row{ComponentName, "Image Hub with its rate limit filter", Install, bodyNone, "removes both"}, limiter.apply, limiter.remove, r.runInstall},
+		useCase{Row{opStatus, "Status of filters", Validate, bodyNone, "refused"}, nothing, nil, r.runStatus},
+	)
+	seen := map[string]bool{}
+	for _, u := range all {
+		if !keyForm.MatchString(u.Key) || seen[u.Key] {
+			return nil, problem.InvalidConfiguration.New("operations folder: %q cannot be an operation's key: use lower-case letters, digits, dashes and underscores, and no key that is taken", clip(u.Key))
+		}
+		seen[u.Key] = true
+	}
+	for key, doc := range r.Prepared {
+		if _, err := r.read(doc, "", nil); err != nil {
+			return nil, fmt.Errorf("operations folder: %s: %w", key, err)
+		}
+	}
+	return all, nil
+}
+
+// prepared is an operation whose documents are known beforehand, so that a body, which a menu may send stale, is ignored.
+func (r *Runner) prepared(key, description, deletion, doc string) useCase {
+	fixed := func(read func(*job, Request) error) func(*job, Request) error {
+		return func(j *job, q Request) error {
+			q.Body, q.Kubeconfigs = doc, nil
+			return read(j, q)
+		}
+	}
+	return useCase{Row{key, description, Configure, bodyNone, deletion}, fixed(r.readApply), fixed(r.readRemove), r.runFilters}
+}
+
+func nothing(*job, Request) error { return nil }
+
+// readApply takes Filter documents to apply.
+func (r *Runner) readApply(j *job, q Request) (err error) {
+	if strings.TrimSpace(q.Body) == "" {
+		return problem.BodyMissing.New("%s", q.Operation)
+	}
+	j.Filters, err = r.read(q.Body, q.Namespace, q.Kubeconfigs)
+	return err
+}
+
+// readRemove takes Filter documents whose names are to be removed.
+func (r *Runner) readRemove(j *job, q Request) error {
+	if strings.TrimSpace(q.Body) == "" {
+		return problem.BodyMissing.New("%s", q.Operation)
+	}
+	filters, err := filter.ReadKeys([]byte(q.Body), q.Namespace)
+	if err != nil {
+		return err
+	}
+	for _, f := range filters {
+		j.Remove = append(j.Remove, f.Key)
+	}
+	pt := of(filters)
+	j.Wait, j.Rollout = pt.wait, pt.rollout
+	return nil
+}
+
+// read decodes, validates and completes documents for the meshes they are for.
+func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Filter, error) {
+	filters, err := filter.Read([]byte(body), namespace)
+	if err != nil {
+		return nil, err
+	}
+	var mistakes []problem.Field
+	for i, f := range filters {
+		if f.Spec.Mesh == "auto" {
+			if len(kubeconfigs) > 0 {
+				return nil, problem.MeshNotSupported.New("%s: spec.mesh is auto and the request carries a kubeconfig, and this version drives no mesh of a cluster; set spec.mesh to %s", f.Key, strings.Join(mesh.Names(), " or "))
+			}
+			f.Spec.Mesh = "envoy"
+		}
+		m, err := mesh.Find(f.Spec.Mesh)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := r.backend(f.Spec.Mesh); err != nil {
+			return nil, err
+		}
+		if f, err = m.Complete(f); err != nil {
+			return nil, err
+		}
+		at := "spec.module"
+		if len(filters) > 1 {
+			at = fmt.Sprintf("documents[%d].%s", i, at)
+		}
+		switch mod := f.Spec.Module; {
+		case mod.File != "":
+			mistakes = append(mistakes, problem.Field{Path: at + ".file", Cause: "the adapter does not read files of its own machine for others",
+				Remedy: "use `meshery-filters apply -f`, which reads the file and sends it, or module.inline"})
+		case mod.Builtin != "" && !slices.Contains(r.ModuleNames, mod.Builtin):
+			mistakes = append(mistakes, problem.Field{Path: at + ".builtin", Cause: fmt.Sprintf("there is no builtin %q", clip(mod.Builtin)),
+				Remedy: "use one of " + strings.Join(r.ModuleNames, ", ")})
+		case mod.URL != "" && !strings.HasPrefix(mod.URL, "https://"):
+			scheme, _, _ := strings.Cut(mod.URL, ":")
+			mistakes = append(mistakes, problem.Field{Path: at + ".url", Cause: scheme + ":// is not supported by this version",
+				Remedy: "use https:// with sha256, or module.inline"})
+		}
+		filters[i] = f
+	}
+	return filters, problem.InvalidDocument.WithFields("", mistakes)
+}

@@ -1,0 +1,340 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/wasm"
+)
+
+// runFilters applies the job's filters and removes the ones it names. Every module and configuration is proved in a
+// sandbox before anything is offered to a proxy.
+func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	if len(j.Remove) > 0 {
+		return r.remove(ctx, s, j)
+	}
+	filters := slices.Clone(j.Filters)
+	for i, f := range filters {
+		if filters[i], err = r.prove(ctx, s, f); err != nil {
+			return "", "", err
+		}
+	}
+	byChain := map[string][]filter.Filter{}
+	var order []string
+	for _, f := range filters {
+		id := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}.ID()
+		if byChain[id] == nil {
+			order = append(order, id)
+		}
+		byChain[id] = append(byChain[id], f)
+	}
+	var lines []string
+	for i, id := range order {
+		line, err := r.applyTo(ctx, s, id, byChain[id])
+		if err != nil {
+			return "", "", partly(err, lines, len(order)-i-1)
+		}
+		lines = append(lines, line)
+	}
+	summary = lines[0]
+	if len(lines) > 1 {
+		summary = fmt.Sprintf("%d filters run on %d targets", len(filters), len(lines))
+	}
+	return summary, strings.Join(append(lines, notes(filters)...), "\n"), nil
+}
+
+// partly adds to an error what an operation over several targets did before it.
+func partly(err error, done []string, left int) error {
+	if len(done) == 0 && left == 0 {
+		return err
+	}
+	p := *problem.Of(err)
+	if len(done) > 0 {
+		p.Details += "\nDone before that, and still in place: " + strings.Join(done, "; ") + "."
+	}
+	if left > 0 {
+		p.Details += fmt.Sprintf("\nNot begun: %d further targets. Sending the operation again finishes it.", left)
+	}
+	return &p
+}
+
+// prove resolves a filter's module to its digest, and runs it with its real configuration where it can do no harm.
+func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.Filter, error) {
+	module, bytes, err := r.Modules.Resolve(ctx, f.Spec.Module)
+	if err != nil {
+		return f, named(f, err)
+	}
+	f.Spec.Module = module
+	if _, err := wasm.Inspect(ctx, bytes); err != nil {
+		return f, named(f, err)
+	}
+	resolved, err := f.Resolved(r.lookup)
+	if err != nil {
+		return f, named(f, err)
+	}
+	alone := filter.Chain{Filters: []filter.Filter{f}}
+	s.redact = r.redactor(alone)
+	options := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(resolved.Spec.Config.Text()), Environment: map[string]string{}}
+	for _, e := range resolved.Spec.Environment {
+		if e.Value != nil {
+			options.Environment[e.Name] = e.Value.Text()
+		}
+	}
+	for _, ref := range f.Secrets() {
+		if v, err := r.lookup(ref); err == nil {
+			options.Redact = append(options.Redact, v)
+		}
+	}
+	if _, err := wasm.DryRun(ctx, bytes, options); err != nil {
+		return f, named(f, err)
+	}
+	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),
+		fmt.Sprintf("%s, %d bytes, sha256 %s", module.Source(), len(bytes), module.SHA256))
+	if unsigned(f) {
+		s.warn(problem.UnsignedTokens.New("%s", f.Key))
+	}
+	return f, nil
+}
+
+// named puts the filter's name before an error's details.
+func named(f filter.Filter, err error) error {
+	p := *problem.Of(err)
+	p.Details = f.Key.String() + ": " + p.Details
+	return &p
+}
+
+func describe(filters []filter.Filter) string {
+	var names []string
+	for _, f := range filters {
+		names = append(names, fmt.Sprintf("%s (sha256 %s…)", f.Key, filter.ShortDigest(f.Spec.Module.SHA256)))
+	}
+	return strings.Join(names, ", ")
+}
+
+// applyTo brings filters to their one target in one change, then takes them from targets they stood on before.
+func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters []filter.Filter) (line string, err error) {
+	first := filters[0].Spec
+	b, err := r.backend(first.Mesh)
+	if err != nil {
+		return "", err
+	}
+	var keys []filter.Key
+	for _, f := range filters {
+		keys = append(keys, f.Key)
+	}
+	subject, pt := describe(filters), of(filters)
+	proven, unchanged, order, err := func() (string, bool, []string, error) {
+		defer r.lock(chainID)()
+		prev, err := b.Chain(ctx, first.Target)
+		if err != nil {
+			return "", false, nil, fmt.Errorf("read the chain of %s: %w", first.Target, err)
+		}
+		next := prev
+		for _, f := range filters {
+			next = next.With(f)
+		}
+		proven, unchanged, err := r.change(ctx, s, b, prev, next, subject, pt)
+		return proven, unchanged, next.Names(), err
+	}()
+	if err != nil {
+		return "", err
+	}
+	moved, err := r.holding(ctx, keys...)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range moved {
+		if c.ID() == chainID {
+			continue
+		}
+		line, err := r.takeFrom(ctx, s, c, keys, pt)
+		if err != nil {
+			p := *problem.Of(err)
+			p.Details += fmt.Sprintf("\n%s runs on %s now and is on %s still; applying it again finishes the move.", subject, first.Target, c.Target)
+			return "", &p
+		}
+		s.info(line, "it moved to "+first.Target.String())
+	}
+	verb := "runs on"
+	if unchanged {
+		verb = "is unchanged and runs on"
+	}
+	return fmt.Sprintf("%s %s %s (%s); requests meet %s", subject, verb, first.Target, proven, strings.Join(order, ", ")), nil
+}
+
+// takeFrom removes filters from one chain.
+func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys []filter.Key, pt patience) (line string, err error) {
+	b, err := r.backend(held.Mesh)
+	if err != nil {
+		return "", err
+	}
+	defer r.lock(held.ID())()
+	prev, err := b.Chain(ctx, held.Target)
+	if err != nil {
+		return "", fmt.Errorf("read the chain of %s: %w", held.Target, err)
+	}
+	next, names := prev, []string{}
+	for _, k := range keys {
+		if _, ok := next.Find(k); ok {
+			next, names = next.Without(k), append(names, k.String())
+		}
+	}
+	subject := strings.Join(names, ", ")
+	proven, _, err := r.change(ctx, s, b, prev, next, held.Target.String()+" without "+subject, pt)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s removed from %s (%s)", subject, held.Target, proven), nil
+}
+
+// remove takes filters away wherever they stand.
+func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	chains, err := r.holding(ctx, j.Remove...)
+	if err != nil {
+		return "", "", err
+	}
+	var missing []string
+	for _, k := range j.Remove {
+		if !slices.ContainsFunc(chains, func(c filter.Chain) bool { _, ok := c.Find(k); return ok }) {
+			missing = append(missing, k.String())
+		}
+	}
+	if len(chains) == 0 {
+		return "", "", problem.FilterNotFound.New("%s", strings.Join(missing, ", "))
+	}
+	var lines []string
+	for i, c := range chains {
+		line, err := r.takeFrom(ctx, s, c, j.Remove, patience{j.Wait, j.Rollout})
+		if err != nil {
+			return "", "", partly(err, lines, len(chains)-i-1)
+		}
+		lines = append(lines, line)
+	}
+	if len(missing) > 0 {
+		return "", "", problem.FilterNotFound.New("%s\nThe others of this operation were removed: %s", strings.Join(missing, ", "), strings.Join(lines, "; "))
+	}
+	summary = lines[0]
+	if len(lines) > 1 {
+		summary = fmt.Sprintf("%d filters removed from %d targets", len(j.Remove), len(lines))
+	}
+	return summary, strings.Join(lines, "\n"), nil
+}
+
+// unsigned says whether a filter is the limiter that believes whatever a client claims.
+func unsigned(f filter.Filter) bool {
+	config, _ := f.Spec.Config.V.(map[string]any)
+	auth, _ := config["auth"].(map[string]any)
+	return f.Spec.Module.Builtin == "ratelimit" && auth["mode"] == "unsigned"
+}
+
+// notes are what users of a builtin should know once it runs.
+func notes(filters []filter.Filter) []string {
+	if slices.ContainsFunc(filters, func(f filter.Filter) bool { return f.Spec.Module.Builtin == "ratelimit" }) {
+		return []string{"The limiter counts in each Envoy by itself: with several in front of one service a user has the limit at each of them."}
+	}
+	return nil
+}
+
+// runStatus tells one event per chain.
+func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	var lines []string
+	statuses, err := r.List(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	drifted := 0
+	for _, st := range statuses {
+		var names []string
+		for _, f := range st.Chain.Filters {
+			names = append(names, fmt.Sprintf("%s (%s, sha256 %s…)", f.Key, f.Spec.Module.Source(), filter.ShortDigest(f.Spec.Module.SHA256)))
+		}
+		line := fmt.Sprintf("%s: %s run version %s", st.Chain.Target, st.Loaded, st.Version)
+		detail := "requests meet " + strings.Join(names, ", ")
+		drift := map[string][]string{}
+		for _, p := range st.Loaded.Proxies {
+			if p.State != "running" {
+				drift[string(p.State)] = append(drift[string(p.State)], strings.TrimSpace(p.ID+" "+p.Detail))
+			}
+		}
+		lines = append(lines, line)
+		if st.Problem != "" {
+			drift["cannot be planned"] = []string{st.Problem}
+		}
+		if len(drift) == 0 {
+			s.info(line, detail)
+			continue
+		}
+		drifted++
+		for _, state := range slices.Sorted(maps.Keys(drift)) {
+			detail += fmt.Sprintf("\n%s: %s", state, strings.Join(drift[state], ", "))
+		}
+		s.warn(problem.Drift.New("%s\n%s", line, detail))
+	}
+	if len(lines) == 0 {
+		return "No filter is applied", "", nil
+	}
+	return fmt.Sprintf("%d targets have filters, %d of them drifted", len(lines), drifted), strings.Join(lines, "\n"), nil
+}
+
+// bound of starting and stopping Image Hub.
+const applicationTimeout = 15 * time.Second
+
+func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, applicationTimeout)
+	defer cancel()
+	if j.Delete {
+		stopped, err := r.ImageHub.Stop(ctx)
+		if err != nil {
+			return "", "", problem.ImageHubFailed.New("stop: %w", err)
+		}
+		if !stopped {
+			return "Image Hub was removed before; there was nothing to do", "", nil
+		}
+		return "Image Hub removed", "its users and tokens are gone with it", nil
+	}
+	addr, started, err := r.ImageHub.Start(ctx)
+	if err != nil {
+		return "", "", problem.ImageHubFailed.New("start: %w", err)
+	}
+	if !started {
+		return "Image Hub is running already at http://" + addr, "nothing was changed", nil
+	}
+	return "Image Hub runs at http://" + addr, "nothing limits pulls until imagehub_rate_limit is applied to the proxies in front of it", nil
+}
+
+// runInstall is Image Hub and its limiter, one after the other; deleting takes the limiter away first.
+func (r *Runner) runInstall(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	if j.Delete {
+		limiter, _, err := r.remove(ctx, s, j)
+		if err != nil && !errors.Is(err, problem.FilterNotFound) {
+			return "", "", err
+		}
+		if err == nil {
+			s.info(limiter, "")
+		}
+		app, _, err := r.runImageHub(ctx, s, j)
+		if err != nil {
+			return "", "", err
+		}
+		return "Image Hub and its rate limit removed", app, nil
+	}
+	app, detail, err := r.runImageHub(ctx, s, j)
+	if err != nil {
+		return "", "", err
+	}
+	s.info(app, detail)
+	limiter, detail, err := r.runFilters(ctx, s, j)
+	if err != nil {
+		return "", "", err
+	}
+	s.info(limiter, detail)
+	// mesheryctl waits for these very words.
+	return "Image Hub and its rate limit are deployed", app + ". " + limiter + ". The mesh is now installed.", nil
+}

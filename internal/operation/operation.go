@@ -1,0 +1,79 @@
+// Package operation holds the use cases: the catalogue of operations, and the Runner that takes a request from
+// acceptance to its last event.
+package operation
+
+import (
+	"context"
+	"iter"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+)
+
+// Request asks for one operation, as any of the edges received it.
+type Request struct {
+	Operation   string   `json:"operation"` // a key of the catalogue
+	ID          string   `json:"id"`        // [A-Za-z0-9_-]{1,128}; made up when empty
+	Namespace   string   `json:"namespace"`
+	Username    string   `json:"username"` // as claimed by the client; not verified
+	Body        string   `json:"body"`
+	Delete      bool     `json:"delete"`
+	Kubeconfigs []string `json:"-"` // never stored, logged or shown
+}
+
+// Category is where Meshery shows an operation; the values are those of its protocol.
+type Category int32
+
+const (
+	Install           Category = 0
+	SampleApplication Category = 1
+	Configure         Category = 2
+	Validate          Category = 3
+	Custom            Category = 4
+)
+
+// Row is one operation of the catalogue.
+type Row struct {
+	Key         string   `json:"key"`
+	Description string   `json:"description"` // what a menu shows
+	Category    Category `json:"category"`
+	Body        string   `json:"body"`     // what the body holds: "Filter documents", or "none"
+	Deletion    string   `json:"deletion"` // what delete does, in words
+}
+
+// Backend makes plans true on one mesh and proves it.
+type Backend interface {
+	// World reads what the mesh needs to know to plan the chain.
+	World(context.Context, filter.Chain) (plan.World, error)
+	// Chain returns what we put on the target: a chain without filters when that is nothing.
+	Chain(context.Context, filter.Target) (filter.Chain, error)
+	// List returns every chain that we put somewhere.
+	List(context.Context) ([]filter.Chain, error)
+	// Apply offers the plan to the target's proxies. Those that come later get the last committed plan until Commit.
+	// Applying the committed plan again takes an offer back.
+	Apply(context.Context, plan.Plan) ([]plan.Change, error)
+	// Loaded yields how far the target's proxies are with the plan: at once, and whenever that changes. It ends with
+	// ctx, when the consumer stops, or after an error.
+	Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error]
+	// Commit makes the plan the one that survives a restart and that every proxy of the target gets.
+	Commit(context.Context, plan.Plan) error
+}
+
+// Status is one chain and how far its proxies are with it.
+type Status struct {
+	Chain   filter.Chain `json:"chain"`
+	Version string       `json:"version"`
+	Loaded  plan.Loaded  `json:"loaded"`
+	// Problem says why the chain cannot be planned now, such as a secret that is missing; else it is empty.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Preview is what an operation would make hold on one target.
+type Preview struct {
+	Target  filter.Target `json:"target"`
+	Mesh    string        `json:"mesh"`
+	Version string        `json:"version"`
+	Order   []string      `json:"order"`  // the filters' names as requests meet them
+	YAML    string        `json:"yaml"`   // the resources, with module bytes as their length and digest, secrets as references
+	Losses  []plan.Loss   `json:"losses"` // what the mesh cannot say
+}

@@ -1,0 +1,159 @@
+package operation
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// Plan says what an operation would make hold, target by target, without doing it. Modules from https are fetched and
+// kept, so that applying afterwards needs no fetch.
+func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
+	if q.ID == "" {
+		q.ID = "preview"
+	}
+	if err := validateRequest(q); err != nil {
+		return nil, err
+	}
+	u, ok := r.byKey[q.Operation]
+	switch {
+	case !ok:
+		return nil, problem.UnknownOperation.New("%q", clip(q.Operation))
+	case q.Delete && u.remove == nil:
+		return nil, problem.DeleteRefused.New("%s", q.Operation)
+	}
+	var j job
+	prepare := u.apply
+	if q.Delete {
+		prepare = u.remove
+	}
+	if err := prepare(&j, q); err != nil {
+		return nil, err
+	}
+	keys := slices.Clone(j.Remove)
+	for i, f := range j.Filters {
+		module, _, err := r.Modules.Resolve(ctx, f.Spec.Module)
+		if err != nil {
+			return nil, named(f, err)
+		}
+		j.Filters[i].Spec.Module = module
+		keys = append(keys, f.Key)
+	}
+	held, err := r.holding(ctx, keys...)
+	if err != nil {
+		return nil, err
+	}
+	if len(held) == 0 && len(j.Remove) > 0 {
+		return nil, problem.FilterNotFound.New("%s", keys[0])
+	}
+	next := map[string]filter.Chain{}
+	var order []string
+	put := func(c filter.Chain) {
+		if _, ok := next[c.ID()]; !ok {
+			order = append(order, c.ID())
+		}
+		next[c.ID()] = c
+	}
+	for _, c := range held {
+		for _, k := range keys {
+			c = c.Without(k)
+		}
+		put(c)
+	}
+	for _, f := range j.Filters {
+		id := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}.ID()
+		c, ok := next[id]
+		if !ok {
+			b, err := r.backend(f.Spec.Mesh)
+			if err != nil {
+				return nil, err
+			}
+			if c, err = b.Chain(ctx, f.Spec.Target); err != nil {
+				return nil, fmt.Errorf("read the chain of %s: %w", f.Spec.Target, err)
+			}
+		}
+		put(c.With(f))
+	}
+	var previews []Preview
+	for _, id := range order {
+		p, err := r.preview(ctx, next[id])
+		if err != nil {
+			return nil, err
+		}
+		previews = append(previews, p)
+	}
+	return previews, nil
+}
+
+func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {
+	b, err := r.backend(c.Mesh)
+	if err != nil {
+		return Preview{}, err
+	}
+	// Secrets stay references in what is shown; the version is that of the real plan where it can be made.
+	p, err := r.planResolved(ctx, b, c, c)
+	if err != nil {
+		return Preview{}, err
+	}
+	text, err := render(p)
+	if err != nil {
+		return Preview{}, err
+	}
+	if len(c.Secrets()) > 0 {
+		real, err := r.plan(ctx, b, c)
+		if err != nil {
+			return Preview{}, err
+		}
+		p.Version = real.Version
+	}
+	return Preview{Target: c.Target, Mesh: c.Mesh, Version: p.Version, Order: c.Names(), YAML: text, Losses: p.Losses}, nil
+}
+
+// render writes a plan's resources as YAML, with module bytes replaced by their length: nobody reads base64.
+func render(p plan.Plan) (string, error) {
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	for _, res := range p.Resources {
+		data, err := protojson.Marshal(res)
+		if err != nil {
+			return "", fmt.Errorf("render %s: %w", res.TypeUrl, err)
+		}
+		var tree map[string]any
+		if err := json.Unmarshal(data, &tree); err != nil {
+			return "", fmt.Errorf("render %s: %w", res.TypeUrl, err)
+		}
+		elide(tree)
+		if err := enc.Encode(tree); err != nil {
+			return "", fmt.Errorf("render %s: %w", res.TypeUrl, err)
+		}
+	}
+	return out.String(), nil
+}
+
+func elide(v any) {
+	switch t := v.(type) {
+	case []any:
+		for _, e := range t {
+			elide(e)
+		}
+	case map[string]any:
+		for k, e := range t {
+			if s, ok := e.(string); ok && k == "inlineBytes" {
+				t[k] = fmt.Sprintf("<%d bytes>", base64.StdEncoding.DecodedLen(len(s)))
+				continue
+			}
+			elide(e)
+		}
+	}
+}

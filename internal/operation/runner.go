@@ -1,0 +1,377 @@
+package operation
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// Modules turns a module's source into bytes that are kept by digest.
+type Modules interface {
+	// Resolve returns the module with SHA256 set and without inline bytes, and the bytes.
+	Resolve(context.Context, filter.Module) (filter.Module, []byte, error)
+}
+
+// Application is Image Hub as the imagehub operation needs it.
+type Application interface {
+	// Start returns the address it answers on, and whether it was started just now. It is bounded by ctx, and the
+	// application lives on after it.
+	Start(ctx context.Context) (addr string, started bool, err error)
+	// Stop reports whether it was running.
+	Stop(ctx context.Context) (stopped bool, err error)
+}
+
+// Options are a Runner's parts. All are needed, but Prepared.
+type Options struct {
+	Backends    map[string]Backend // by mesh
+	Modules     Modules
+	ModuleNames []string // those that builtin can name
+	ImageHub    Application
+	Limiter     string // the document of imagehub_rate_limit
+	// Prepared are documents that each become an operation, by the key of that operation.
+	Prepared  map[string]string
+	Secret    func(name, key string) (string, error)
+	Queue     store.Queue
+	Events    event.Sink
+	Component string // UUID of this adapter
+	Workers   int    // operations that run side by side
+	// Grace bounds how long running operations may take to finish once Run's context has ended.
+	Grace time.Duration
+	Log   *slog.Logger
+}
+
+// Runner takes requests from acceptance to their last event.
+type Runner struct {
+	Options
+	catalogue []useCase
+	byKey     map[string]useCase
+
+	mu      sync.Mutex
+	ids     map[string][sha256.Size]byte // of accepted requests
+	idOrder []string
+	locks   map[string]*sync.Mutex // by chain
+}
+
+// rememberedIDs bounds for how many accepted operations a repeated id is recognised.
+const rememberedIDs = 10_000
+
+// NewRunner checks the prepared documents and makes a Runner; Run makes it work.
+func NewRunner(o Options) (*Runner, error) {
+	r := &Runner{Options: o, ids: map[string][sha256.Size]byte{}, locks: map[string]*sync.Mutex{}, byKey: map[string]useCase{}}
+	catalogue, err := r.useCases()
+	if err != nil {
+		return nil, err
+	}
+	r.catalogue = catalogue
+	for _, u := range catalogue {
+		r.byKey[u.Key] = u
+	}
+	return r, nil
+}
+
+// Catalogue lists what Submit takes.
+func (r *Runner) Catalogue() []Row {
+	rows := make([]Row, len(r.catalogue))
+	for i, u := range r.catalogue {
+		rows[i] = u.Row
+	}
+	return rows
+}
+
+// job is an accepted operation as the queue holds it: validated, with modules by digest and secrets as references.
+type job struct {
+	Operation string          `json:"operation"`
+	ID        string          `json:"id"`
+	Namespace string          `json:"namespace"`
+	Username  string          `json:"username"`
+	Delete    bool            `json:"delete"`
+	Filters   []filter.Filter `json:"filters,omitempty"` // to apply
+	Remove    []filter.Key    `json:"remove,omitempty"`
+	Rollout   filter.Rollout  `json:"rollout,omitempty"` // of a removal
+	Wait      filter.Wait     `json:"wait"`              // of a removal
+}
+
+var (
+	idForm   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+	nameForm = regexp.MustCompile(`^[^\x00-\x1f\x7f]{0,253}$`)
+)
+
+// Submit accepts a request, or says all that is wrong with it. What it accepted runs, and tells its story as events of
+// the id that is returned. The same id with the same content is accepted again and runs once.
+func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
+	if q.ID == "" {
+		q.ID = rand.Text()
+	}
+	if err := validateRequest(q); err != nil {
+		return "", err
+	}
+	u, ok := r.byKey[q.Operation]
+	if !ok {
+		return "", problem.UnknownOperation.New("%q", clip(q.Operation))
+	}
+	if q.Delete && u.remove == nil {
+		return "", problem.DeleteRefused.New("%s", q.Operation)
+	}
+	prepare := u.apply
+	if q.Delete {
+		prepare = u.remove
+	}
+	j := job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
+	if err := prepare(&j, q); err != nil {
+		return "", err
+	}
+	for i, f := range j.Filters {
+		if f.Spec.Module.Inline == "" {
+			continue
+		}
+		if j.Filters[i].Spec.Module, _, err = r.Modules.Resolve(ctx, f.Spec.Module); err != nil {
+			return "", err
+		}
+	}
+	data, err := json.Marshal(j)
+	if err != nil {
+		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	digest := sha256.Sum256(data)
+	if known, taken := r.ids[q.ID]; taken {
+		if known == digest {
+			return q.ID, nil
+		}
+		return "", problem.OperationExists.New("%s", q.ID)
+	}
+	behind, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data})
+	if err != nil {
+		return "", err
+	}
+	r.ids[q.ID] = digest
+	r.idOrder = append(r.idOrder, q.ID)
+	if len(r.idOrder) > rememberedIDs {
+		delete(r.ids, r.idOrder[0])
+		r.idOrder = r.idOrder[1:]
+	}
+	if behind != "" {
+		r.Log.Info("operation waits", "operation", q.ID, "behind", behind)
+	}
+	return q.ID, nil
+}
+
+func validateRequest(q Request) error {
+	var mistakes []problem.Field
+	if !idForm.MatchString(q.ID) {
+		mistakes = append(mistakes, problem.Field{Path: "operation_id", Cause: fmt.Sprintf("%q is not an operation id", clip(q.ID)),
+			Remedy: "use 1 to 128 letters, digits, dashes and underscores, or leave it empty"})
+	}
+	if q.Namespace != "" && !filter.IsDNSLabel(q.Namespace) {
+		mistakes = append(mistakes, problem.Field{Path: "namespace", Cause: fmt.Sprintf("%q is not a namespace's name", clip(q.Namespace)),
+			Remedy: "use at most 63 lower-case letters, digits and dashes, or leave it empty for default"})
+	}
+	if !nameForm.MatchString(q.Username) {
+		mistakes = append(mistakes, problem.Field{Path: "username", Cause: "it is too long or has control characters", Remedy: "use at most 253 characters"})
+	}
+	return problem.InvalidRequest.WithFields("", mistakes)
+}
+
+// touches lists what an operation must not share with one that runs at the same time.
+func (j job) touches() []string {
+	keys := []string{}
+	for _, f := range j.Filters {
+		keys = append(keys, "filter|"+f.Key.String(), "target|"+f.Spec.Mesh+"|"+f.Spec.Target.ID())
+	}
+	for _, k := range j.Remove {
+		keys = append(keys, "filter|"+k.String())
+	}
+	if j.Operation == opImageHub || j.Operation == ComponentName {
+		keys = append(keys, "imagehub")
+	}
+	return keys
+}
+
+// Run works on accepted operations until ctx ends. Those that run then have Grace to finish, those that wait are told
+// as failed.
+func (r *Runner) Run(ctx context.Context) error {
+	work, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	g := new(errgroup.Group)
+	for range r.Workers {
+		g.Go(func() error {
+			for {
+				e, done, err := r.Queue.Next(work)
+				if errors.Is(err, problem.ShuttingDown) || work.Err() != nil {
+					return nil
+				}
+				if err != nil {
+					return fmt.Errorf("take operation from queue: %w", err)
+				}
+				r.execute(work, e)
+				done()
+			}
+		})
+	}
+	stopped := make(chan struct{})
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-stopped:
+			return nil
+		}
+		r.Queue.Close()
+		for _, e := range r.Queue.Drain() {
+			r.newStory(work, e.ID).fail(problem.ShuttingDown.New("operation %s had not begun, and nothing was changed", e.ID))
+		}
+		return nil
+	})
+	finished := make(chan error, 1)
+	go func() { finished <- g.Wait() }()
+	select {
+	case err := <-finished:
+		close(stopped)
+		return err
+	case <-ctx.Done():
+	}
+	timer := time.NewTimer(r.Grace)
+	defer timer.Stop()
+	select {
+	case err := <-finished:
+		return err
+	case <-timer.C:
+		cut() // every step of an operation ends with its context
+		return <-finished
+	}
+}
+
+func (r *Runner) newStory(ctx context.Context, id string) *story {
+	return &story{ctx: context.WithoutCancel(ctx), operation: id, component: r.Component, sink: r.Events, log: r.Log}
+}
+
+// execute runs one operation to its last event, whatever happens in it.
+func (r *Runner) execute(ctx context.Context, e store.Entry) {
+	s := r.newStory(ctx, e.ID)
+	defer func() {
+		if p := recover(); p != nil {
+			id := rand.Text()
+			r.Log.Error("operation panicked", "operation", e.ID, "id", id, "panic", p, "stack", string(debug.Stack()))
+			s.fail(problem.Internal.New("operation %s stopped where it was; look for id %s in the adapter's log", e.ID, id))
+		}
+	}()
+	var j job
+	if err := json.Unmarshal(e.Data, &j); err != nil {
+		s.fail(fmt.Errorf("read operation %s: %w", e.ID, err))
+		return
+	}
+	u, ok := r.byKey[j.Operation]
+	if !ok {
+		s.fail(problem.UnknownOperation.New("%q", j.Operation))
+		return
+	}
+	summary, details, err := u.run(ctx, s, j)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = problem.ShuttingDown.New("operation %s was cut off: %w", j.ID, err)
+		}
+		s.fail(err)
+		return
+	}
+	s.done(summary, details)
+}
+
+// lock serialises changes of one chain, for operations that only find out on their way which chains they change.
+func (r *Runner) lock(chain string) (unlock func()) {
+	r.mu.Lock()
+	l, ok := r.locks[chain]
+	if !ok {
+		l = new(sync.Mutex)
+		r.locks[chain] = l
+	}
+	r.mu.Unlock()
+	l.Lock()
+	return l.Unlock
+}
+
+// List tells every chain and how far its proxies are.
+func (r *Runner) List(ctx context.Context) ([]Status, error) {
+	var out []Status
+	for _, b := range r.Backends {
+		chains, err := b.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range chains {
+			p, err := r.plan(ctx, b, c)
+			if err != nil {
+				out = append(out, Status{Chain: c, Problem: problem.Of(err).Error()})
+				continue
+			}
+			st := Status{Chain: c, Version: p.Version}
+			for l, err := range b.Loaded(ctx, p) {
+				if err != nil {
+					return nil, err
+				}
+				st.Loaded = l
+				break
+			}
+			out = append(out, st)
+		}
+	}
+	return out, nil
+}
+
+// Restore makes the backends hold again what they held before the process started. A chain that cannot be planned now
+// is told as an event, and its proxies keep what they have.
+func (r *Runner) Restore(ctx context.Context) error {
+	for _, b := range r.Backends {
+		chains, err := b.List(ctx)
+		if err != nil {
+			return fmt.Errorf("list stored chains: %w", err)
+		}
+		for _, c := range chains {
+			p, err := r.plan(ctx, b, c)
+			if err == nil {
+				p.Rollout = filter.RolloutAll
+				if _, err = b.Apply(ctx, p); err == nil {
+					err = b.Commit(ctx, p)
+				}
+			}
+			if err != nil {
+				r.newStory(ctx, "restore-"+rand.Text()).fail(fmt.Errorf("restore the chain of %s: %w", c.Target, err))
+			}
+		}
+	}
+	return nil
+}
+
+// Rejected tells that a proxy refused its chain outside of any operation.
+func (r *Runner) Rejected(ctx context.Context, meshName string, t filter.Target, p plan.Proxy, text string) {
+	s := r.newStory(ctx, "proxy-"+rand.Text())
+	if b, err := r.backend(meshName); err == nil {
+		if c, err := b.Chain(ctx, t); err == nil {
+			s.redact = r.redactor(c)
+		}
+	}
+	s.fail(problem.LateRejection.New("proxy %s (Envoy %s) of %s does not run its chain: %s", p.ID, p.Version, t, text))
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+)
+
+type filterServer struct {
+	filterspb.UnimplementedFilterServiceServer
+	server *Server
+}
+
+var _ filterspb.FilterServiceServer = (*filterServer)(nil)
+
+func (f *filterServer) List(ctx context.Context, _ *filterspb.ListRequest) (*filterspb.ListResponse, error) {
+	chains, err := f.server.Operations.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &filterspb.ListResponse{}
+	for _, c := range chains {
+		out.Chains = append(out.Chains, toChain(c))
+	}
+	slices.SortFunc(out.Chains, func(a, b *filterspb.Chain) int {
+		return cmp.Or(cmp.Compare(a.Mesh, b.Mesh), cmp.Compare(a.Target.Text, b.Target.Text))
+	})
+	return out, nil
+}
+
+func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*filterspb.PlanResponse, error) {
+	previews, err := f.server.Operations.Plan(ctx, operation.Request{
+		Operation: r.GetOperation(),
+		Namespace: r.GetNamespace(),
+		Body:      r.GetBody(),
+		Delete:    r.GetDelete(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &filterspb.PlanResponse{}
+	for _, p := range previews {
+		out.Previews = append(out.Previews, toPreview(p))
+	}
+	return out, nil
+}
+
+func (f *filterServer) Watch(r *filterspb.WatchRequest, out filterspb.FilterService_WatchServer) error {
+	from, err := f.server.begin(r)
+	if err != nil {
+		return err
+	}
+	sub := f.server.Events.Subscribe(from, r.GetOperationId())
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	for {
+		e, err := sub.Next(out.Context())
+		if err != nil {
+			return err
+		}
+		if err := out.Send(&filterspb.WatchResponse{Cursor: f.server.cursor(sub.Cursor()), Event: toEvent(e)}); err != nil {
+			return err
+		}
+		if e.Last && r.GetOperationId() != "" {
+			return nil
+		}
+	}
+}
+
+// begin finds the position that a watch begins at.
+func (s *Server) begin(r *filterspb.WatchRequest) (uint64, error) {
+	var mistakes []problem.Field
+	if id := r.GetOperationId(); id != "" && !event.ValidOperation(id) {
+		mistakes = append(mistakes, problem.Field{Path: "operation_id", Cause: "it is not an operation id",
+			Remedy: "use 1 to 128 letters, digits, dashes and underscores, or leave it empty"})
+	}
+	if r.GetFromNow() && r.GetCursor() != "" {
+		mistakes = append(mistakes, problem.Field{Path: "from_now", Cause: "it contradicts cursor", Remedy: "set one of the two"})
+	}
+	run, position, _ := strings.Cut(r.GetCursor(), ".")
+	at, err := strconv.ParseUint(position, 10, 64)
+	if r.GetCursor() != "" && err != nil {
+		mistakes = append(mistakes, problem.Field{Path: "cursor", Cause: "it is not one that Watch gave"})
+	}
+	if err := problem.InvalidRequest.WithFields("", mistakes); err != nil {
+		return 0, err
+	}
+	switch {
+	case r.GetFromNow():
+		return s.Events.Cursor(), nil
+	case r.GetCursor() == "":
+		return s.Events.Oldest(), nil
+	case run != s.run:
+		return 0, problem.EventsMissed.New("the adapter was started anew after the cursor; an empty one gives what it holds since")
+	}
+	return at, nil
+}
+
+// cursor is a position as clients see it.
+func (s *Server) cursor(position uint64) string {
+	return s.run + "." + strconv.FormatUint(position, 10)
+}
+
+func toEvent(e event.Event) *filterspb.Event {
+	return &filterspb.Event{
+		OperationId:          e.Operation,
+		Sequence:             e.Sequence,
+		Time:                 timestamppb.New(e.Time),
+		Type:                 filterspb.Event_Type(e.Type),
+		Summary:              e.Summary,
+		Details:              e.Details,
+		ErrorCode:            e.Code,
+		ProbableCause:        e.Cause,
+		SuggestedRemediation: e.Remedy,
+		Component:            e.Component,
+		ComponentName:        e.Name,
+		Last:                 e.Last,
+	}
+}
+
+func toChain(s operation.Status) *filterspb.Chain {
+	t := s.Chain.Target
+	out := &filterspb.Chain{
+		Mesh:    s.Chain.Mesh,
+		Version: s.Version,
+		Problem: clip(s.Problem, maxDetails),
+		Target: &filterspb.Target{Kind: string(t.Kind), Namespace: t.Namespace, Name: t.Name, Labels: t.Labels,
+			Partition: t.Partition, Text: t.String()},
+	}
+	for _, f := range s.Chain.Filters {
+		out.Filters = append(out.Filters, &filterspb.Filter{
+			Namespace:     f.Key.Namespace,
+			Name:          f.Key.Name,
+			Labels:        f.Labels,
+			Source:        f.Spec.Module.Source(),
+			Sha256:        f.Spec.Module.SHA256,
+			Phase:         string(f.Spec.Phase),
+			Priority:      int32(f.Spec.Priority),
+			FailurePolicy: string(f.Spec.FailurePolicy),
+		})
+	}
+	for _, p := range s.Loaded.Proxies {
+		out.Proxies = append(out.Proxies, &filterspb.Proxy{Id: p.ID, Version: p.Version, State: string(p.State),
+			Expected: p.Expected, Detail: clip(p.Detail, maxDetails)})
+	}
+	return out
+}
+
+func toPreview(p operation.Preview) *filterspb.Preview {
+	out := &filterspb.Preview{Mesh: p.Mesh, Target: p.Target.String(), Version: p.Version, Order: p.Order, Yaml: p.YAML}
+	for _, l := range p.Losses {
+		out.Losses = append(out.Losses, &filterspb.Loss{Filter: l.Filter.String(), Field: l.Field, Reason: l.Reason})
+	}
+	return out
+}

@@ -1,0 +1,190 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/layer5io/meshery-adapter-library/meshes"
+	"google.golang.org/grpc"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+)
+
+// What the adapter calls itself. Meshery compares names with these, so they do not change.
+const (
+	meshName      = "Envoy Filters"
+	componentType = "adapter"
+)
+
+// Bounds of what comes with a request beside its body.
+const (
+	maxKubeconfigs = 16
+	maxKubeconfig  = 1 << 20 // bytes
+	maxContextName = 1 << 10 // bytes
+)
+
+// meshServiceName is what every generation of Meshery's servers calls.
+const meshServiceName = "meshes.MeshService"
+
+// meshService is the union of the RPCs that those generations call.
+type meshService interface {
+	meshes.MeshServiceServer
+	CreateMeshInstance(context.Context, *filterspb.CreateMeshInstanceRequest) (*filterspb.CreateMeshInstanceResponse, error)
+	Provision(context.Context, *filterspb.ProvisionRequest) (*filterspb.ProvisionResponse, error)
+}
+
+// meshServiceDesc adds to the library's service what its generated code lacks.
+func meshServiceDesc() *grpc.ServiceDesc {
+	return &grpc.ServiceDesc{
+		ServiceName: meshServiceName,
+		HandlerType: (*meshService)(nil),
+		Methods: append(slices.Clone(meshes.MeshService_ServiceDesc.Methods),
+			method("CreateMeshInstance", meshService.CreateMeshInstance),
+			method("Provision", meshService.Provision)),
+		Streams:  meshes.MeshService_ServiceDesc.Streams,
+		Metadata: meshes.MeshService_ServiceDesc.Metadata,
+	}
+}
+
+// method is what protoc-gen-go-grpc generates for a call that is no stream.
+func method[Req, Resp any](name string, call func(meshService, context.Context, *Req) (*Resp, error)) grpc.MethodDesc {
+	return grpc.MethodDesc{MethodName: name, Handler: func(srv any, ctx context.Context, dec func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		req := new(Req)
+		if err := dec(req); err != nil {
+			return nil, err
+		}
+		handle := func(ctx context.Context, req any) (any, error) { return call(srv.(meshService), ctx, req.(*Req)) }
+		info := &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + meshServiceName + "/" + name}
+		return intercept(ctx, req, info, handle)
+	}}
+}
+
+type meshServer struct {
+	meshes.UnimplementedMeshServiceServer
+	server *Server
+}
+
+var _ meshService = (*meshServer)(nil)
+
+// CreateMeshInstance takes a kubeconfig that nothing here needs, and forgets it.
+func (m *meshServer) CreateMeshInstance(_ context.Context, r *filterspb.CreateMeshInstanceRequest) (*filterspb.CreateMeshInstanceResponse, error) {
+	var mistakes []problem.Field
+	if len(r.GetK8SConfig()) > maxKubeconfig {
+		mistakes = append(mistakes, problem.Field{Path: "k8sConfig", Cause: "it is larger than 1 MiB"})
+	}
+	if len(r.GetContextName()) > maxContextName {
+		mistakes = append(mistakes, problem.Field{Path: "contextName", Cause: "it is longer than 1024 bytes"})
+	}
+	if err := problem.InvalidRequest.WithFields("", mistakes); err != nil {
+		return nil, err
+	}
+	return &filterspb.CreateMeshInstanceResponse{}, nil
+}
+
+func (m *meshServer) MeshName(context.Context, *meshes.MeshNameRequest) (*meshes.MeshNameResponse, error) {
+	return &meshes.MeshNameResponse{Name: meshName}, nil
+}
+
+func (m *meshServer) MeshVersions(context.Context, *meshes.MeshVersionsRequest) (*meshes.MeshVersionsResponse, error) {
+	return &meshes.MeshVersionsResponse{Version: m.server.EnvoyVersions}, nil
+}
+
+func (m *meshServer) ComponentInfo(context.Context, *meshes.ComponentInfoRequest) (*meshes.ComponentInfoResponse, error) {
+	return &meshes.ComponentInfoResponse{Type: componentType, Name: operation.ComponentName, Version: m.server.Version, GitSha: m.server.GitSHA}, nil
+}
+
+func (m *meshServer) SupportedOperations(context.Context, *meshes.SupportedOperationsRequest) (*meshes.SupportedOperationsResponse, error) {
+	out := &meshes.SupportedOperationsResponse{}
+	for _, row := range m.server.Operations.Catalogue() {
+		out.Ops = append(out.Ops, &meshes.SupportedOperation{Key: row.Key, Value: row.Description, Category: meshes.OpCategory(row.Category)})
+	}
+	return out, nil
+}
+
+func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequest) (*meshes.ApplyRuleResponse, error) {
+	if err := validateKubeconfigs(r.GetKubeConfigs()); err != nil {
+		return nil, err
+	}
+	id, err := m.server.Operations.Submit(ctx, operation.Request{
+		Operation:   r.GetOpName(),
+		ID:          r.GetOperationId(),
+		Namespace:   r.GetNamespace(),
+		Username:    r.GetUsername(),
+		Body:        r.GetCustomBody(),
+		Delete:      r.GetDeleteOp(),
+		Kubeconfigs: r.GetKubeConfigs(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &meshes.ApplyRuleResponse{OperationId: id}, nil
+}
+
+func (m *meshServer) ProcessOAM(context.Context, *meshes.ProcessOAMRequest) (*meshes.ProcessOAMResponse, error) {
+	return nil, problem.Unimplemented.New("ProcessOAM, with which Meshery deploys the components of a design")
+}
+
+func (m *meshServer) Provision(context.Context, *filterspb.ProvisionRequest) (*filterspb.ProvisionResponse, error) {
+	return nil, problem.Unimplemented.New("Provision, with which Meshery deploys the components of a design")
+}
+
+// StreamEvents sends every operation's events from now on. Its headers are sent once it misses nothing. A client that
+// reads too slowly gets a warning in place of what it missed, and the stream goes on: Meshery opens it only once.
+func (m *meshServer) StreamEvents(_ *meshes.EventsRequest, out meshes.MeshService_StreamEventsServer) error {
+	events := m.server.Events
+	sub := events.Subscribe(events.Cursor(), "")
+	if err := out.SendHeader(nil); err != nil {
+		return err
+	}
+	for {
+		e, err := sub.Next(out.Context())
+		if errors.Is(err, problem.EventsMissed) {
+			e, err = m.missed(problem.Of(err)), nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := out.Send(toEventsResponse(e)); err != nil {
+			return err
+		}
+	}
+}
+
+// missed tells within the stream that events were skipped.
+func (m *meshServer) missed(p *problem.Problem) event.Event {
+	return event.Event{Type: event.Warn, Summary: p.Kind.Summary, Details: p.Details, Code: p.Kind.Code,
+		Cause: p.Kind.Cause, Remedy: p.Kind.Remedy, Component: m.server.Component, Name: operation.ComponentName}
+}
+
+func toEventsResponse(e event.Event) *meshes.EventsResponse {
+	return &meshes.EventsResponse{
+		EventType:            meshes.EventType(e.Type),
+		Summary:              e.Summary,
+		Details:              e.Details,
+		OperationId:          e.Operation,
+		ProbableCause:        e.Cause,
+		SuggestedRemediation: e.Remedy,
+		ErrorCode:            e.Code,
+		Component:            e.Component,
+		ComponentName:        e.Name,
+	}
+}
+
+func validateKubeconfigs(configs []string) error {
+	var mistakes []problem.Field
+	if len(configs) > maxKubeconfigs {
+		mistakes = append(mistakes, problem.Field{Path: "kube_configs", Cause: fmt.Sprintf("there are %d", len(configs)),
+			Remedy: fmt.Sprintf("choose at most %d contexts", maxKubeconfigs)})
+	}
+	for i, c := range configs {
+		if len(c) > maxKubeconfig {
+			mistakes = append(mistakes, problem.Field{Path: fmt.Sprintf("kube_configs[%d]", i), Cause: "it is larger than 1 MiB"})
+		}
+	}
+	return problem.InvalidRequest.WithFields("", mistakes)
+}

@@ -1,0 +1,245 @@
+package server_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server"
+)
+
+func TestAnswersEveryCallOfMesherysProtocolByItsFieldNumbers(t *testing.T) {
+	f := start(t)
+	for _, c := range []struct {
+		method  string
+		request raw
+		want    raw
+	}{
+		{"MeshName", nil, text(1, "Envoy Filters")},
+		{"MeshVersions", nil, join(text(1, "1.40"), text(1, "1.39"))},
+		{"ComponentInfo", nil, join(text(1, "adapter"), text(2, "meshery-filters"), text(3, "v0.1.0"), text(4, "abc1234"))},
+		{"SupportedOperations", nil, join(
+			nested(1, text(1, "meshery-filters"), text(2, "Image Hub with its rate limit filter")), // category 0 is left out
+			nested(1, text(1, "apply_filter"), text(2, "Apply Wasm filters"), number(3, 4)))},
+		{"CreateMeshInstance", join(text(1, "apiVersion: v1\nkind: Config\n"), text(2, "fake")), nil},
+		{"ApplyOperation", join(text(1, "apply_filter"), text(6, "id-1")), text(2, "id-1")},
+	} {
+		resp, err := call(t, f.conn, meshService+c.method, c.request)
+		if err != nil {
+			t.Errorf("%s: %v", c.method, err)
+			continue
+		}
+		if !bytes.Equal(resp, c.want) {
+			t.Errorf("%s answered %v, want %v", c.method, decode(t, resp), decode(t, c.want))
+		}
+	}
+}
+
+func TestApplyOperationHandsOnEveryFieldUntouched(t *testing.T) {
+	f := start(t)
+	request := join(text(1, "apply_filter"), text(2, "shop"), text(3, "meshery"), text(4, "kind: Filter\n"), number(5, 1),
+		text(6, "d4c1862f-2f49-4ae2-854e-8d410b319c05"), text(7, "config one"), text(7, "config two"), text(8, "1.40"))
+	resp := mustCall(t, f.conn, meshService+"ApplyOperation", request)
+	if got, want := resp.String(), `2="d4c1862f-2f49-4ae2-854e-8d410b319c05"`; got != want {
+		t.Errorf("answered %s, want %s", got, want)
+	}
+	want := operation.Request{Operation: "apply_filter", ID: "d4c1862f-2f49-4ae2-854e-8d410b319c05", Namespace: "shop",
+		Username: "meshery", Body: "kind: Filter\n", Delete: true, Kubeconfigs: []string{"config one", "config two"}}
+	if got := f.ops.last(t); !reflect.DeepEqual(got, want) {
+		t.Errorf("the request is %+v, want %+v", got, want)
+	}
+}
+
+func TestBytesWrittenByHandAreUnderstood(t *testing.T) {
+	f := start(t)
+	// opName=1 "apply_filter", namespace=2 "ns", delete_op=5 true, operation_id=6 "x1", one by one.
+	request, err := hex.DecodeString("0a0c" + "6170706c795f66696c746572" + "1202" + "6e73" + "2801" + "3202" + "7831")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := call(t, f.conn, meshService+"ApplyOperation", request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := hex.EncodeToString(resp), "1202"+"7831"; got != want {
+		t.Errorf("answered %s, want %s", got, want)
+	}
+	if got := f.ops.last(t); got.Operation != "apply_filter" || got.Namespace != "ns" || !got.Delete || got.ID != "x1" {
+		t.Errorf("the request is %+v", got)
+	}
+}
+
+func TestDesignsAreRefusedInClearText(t *testing.T) {
+	f := start(t)
+	for _, c := range []struct {
+		method  string
+		request raw
+	}{
+		{"ProcessOAM", join(text(1, "meshery"), text(3, `{"kind":"Component","spec":{"type":"WASMFilter"}}`), text(4, `{"spec":{"Components":null}}`), text(7, "config"))},
+		{"Provision", join(text(1, "meshery"), number(2, 1), text(3, `{"kind":"Component"}`), text(4, "config"))},
+	} {
+		_, err := call(t, f.conn, meshService+c.method, c.request)
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), problem.Unimplemented.Code) || !strings.Contains(err.Error(), c.method) {
+			t.Errorf("%s: %v", c.method, err)
+		}
+	}
+}
+
+// Each line of the capture is a call on a connection of its own, which CreateMeshInstance opens.
+func TestTheServerOf2021IsServed(t *testing.T) {
+	f := start(t)
+	kubeconfig := strings.Repeat("k", 225)
+	dialled := func(method string, request ...raw) (fields, error) {
+		conn := dial(t, f.addr)
+		defer conn.Close()
+		if got := mustCall(t, conn, meshService+"CreateMeshInstance", text(1, kubeconfig), text(2, "fake")); len(got) != 0 {
+			t.Fatalf("CreateMeshInstance answered %v", got)
+		}
+		resp, err := call(t, conn, meshService+method, request...)
+		return decode(t, resp), err
+	}
+	operate := func(key, id string, del bool) error {
+		request := []raw{text(1, key), text(2, "default"), text(3, "meshery"), text(6, id)}
+		if del {
+			request = append(request, number(5, 1))
+		}
+		_, err := dialled("ApplyOperation", request...)
+		return err
+	}
+	for _, discovery := range []string{"SupportedOperations", "ComponentInfo", "MeshName"} {
+		if _, err := dialled(discovery); err != nil {
+			t.Fatalf("%s: %v", discovery, err)
+		}
+	}
+	events := follow(t, f.conn, meshService+"StreamEvents")
+	if err := operate("apply_filter", "d4c1862f-2f49-4ae2-854e-8d410b319c05", false); err != nil {
+		t.Fatal(err)
+	}
+	emit(t, f.hub, event.Event{Operation: "d4c1862f-2f49-4ae2-854e-8d410b319c05", Sequence: 1, Summary: "applied", Details: "all of it"})
+	if got, want := events.next(t).String(), `2="applied" 3="all of it" 4="d4c1862f-2f49-4ae2-854e-8d410b319c05" 8="`+component+`" 9="meshery-filters"`; got != want {
+		t.Errorf("event %s, want %s", got, want)
+	}
+	if err := operate("apply_filter", "9b67b18b-95f0-45c7-b65e-215f53236bf4", true); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.ops.last(t); !got.Delete {
+		t.Errorf("the request is %+v, want one to delete", got)
+	}
+	for _, key := range []string{"nope", "smiConformanceTest"} {
+		err := operate(key, "092edeef-160a-4f47-9d4d-af1f78c93c22", false)
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	component := `{"kind":"Component","apiVersion":"core.oam.dev/v1alpha2","metadata":{"name":"myfilter","namespace":"default","creationTimestamp":null,"labels":{"resource.pattern.meshery.io/id":"1c9adbd4-c121-4fc0-9690-5bf88f477096"}},"spec":{"type":"WASMFilterLab","settings":{"a":1},"parameters":null}}`
+	_, err := dialled("ProcessOAM", text(1, "meshery"), text(3, component), text(4, `{"metadata":{"creationTimestamp":null},"spec":{"Components":null}}`))
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("ProcessOAM: %v", err)
+	}
+	if strings.Contains(f.log.String(), kubeconfig) {
+		t.Error("the log has the kubeconfig")
+	}
+}
+
+func TestTheNewestServerIsServed(t *testing.T) {
+	f := start(t)
+	ops := mustCall(t, f.conn, meshService+"SupportedOperations")
+	if len(ops[1]) != 2 || ops.text(2) != "" {
+		t.Errorf("SupportedOperations answered %v, want two operations and no failure", ops)
+	}
+	if info := mustCall(t, f.conn, meshService+"ComponentInfo"); info.text(2) != "meshery-filters" {
+		t.Errorf("ComponentInfo answered %v", info)
+	}
+	mustCall(t, f.conn, meshService+"MeshName")
+	id := "5cf2f5a4-4a4a-4d0c-8a57-0a5f1d3a7b11"
+	mustCall(t, f.conn, meshService+"ApplyOperation", text(1, "apply_filter"), text(2, "default"), text(3, "meshery"), text(6, id), text(7, "kubeconfig"))
+	events := follow(t, f.conn, meshService+"StreamEvents")
+	emit(t, f.hub, event.Event{Operation: id, Sequence: 1, Type: event.Error, Summary: "s", Details: "d", Code: "c", Cause: "pc", Remedy: "sr", Last: true})
+	want := join(number(1, 2), text(2, "s"), text(3, "d"), text(4, id), text(5, "pc"), text(6, "sr"), text(7, "c"), text(8, component), text(9, "meshery-filters"))
+	if got := events.next(t); got.String() != decode(t, want).String() {
+		t.Errorf("event %v, want %v", got, decode(t, want))
+	}
+	if _, err := call(t, f.conn, meshService+"Provision", text(1, "meshery"), text(3, "{}"), text(4, "kubeconfig")); status.Code(err) != codes.Unimplemented {
+		t.Errorf("Provision: %v", err)
+	}
+}
+
+func TestStreamEventsBeginsNowAndKeepsTheOrder(t *testing.T) {
+	f := start(t)
+	emit(t, f.hub, event.Event{Operation: "before", Summary: "before"})
+	events := follow(t, f.conn, meshService+"StreamEvents")
+	const n = 500
+	for i := range n {
+		emit(t, f.hub, event.Event{Operation: "op", Sequence: uint64(i + 1), Summary: numbered("step", i)})
+	}
+	for i := range n {
+		if got := events.next(t).text(2); got != numbered("step", i) {
+			t.Fatalf("event %d is %q", i, got)
+		}
+	}
+}
+
+func TestASlowReaderIsWarnedOfWhatItMissedAndGoesOn(t *testing.T) {
+	hub := event.NewHub(3, 0)
+	f := start(t, func(o *server.Options) { o.Events = hub })
+	// A window that does not grow, and far more than it lets the server send unread.
+	conn := dial(t, f.addr, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+	events := follow(t, conn, meshService+"StreamEvents")
+	const n = 200
+	for i := range n {
+		emit(t, hub, event.Event{Operation: "op", Summary: numbered("step", i), Details: strings.Repeat("x", 60<<10)})
+	}
+	warned := false
+	for {
+		e := events.next(t)
+		if e.text(7) == problem.EventsMissed.Code {
+			warned = true
+			if e.number(1) != uint64(event.Warn) || e.text(8) != component || e.text(9) != "meshery-filters" || e.text(6) == "" {
+				t.Errorf("the warning is %v", e)
+			}
+		}
+		if e.text(2) == numbered("step", n-1) {
+			break
+		}
+	}
+	if !warned {
+		t.Error("the reader was not told that it missed events")
+	}
+}
+
+func TestAHundredClientsComeAndGoAndLeaveNothingBehind(t *testing.T) {
+	f := start(t)
+	mustCall(t, f.conn, meshService+"MeshName")
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			conn := dial(t, f.addr)
+			defer conn.Close()
+			events := follow(t, conn, meshService+"StreamEvents")
+			defer events.close()
+			// Each waits for an event of its own among all the others', and half leave in the middle of the noise.
+			own := numbered("client", i)
+			emit(t, f.hub, event.Event{Operation: own, Summary: own})
+			for i%2 == 0 && events.next(t).text(4) != own {
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 200 {
+		emit(t, f.hub, event.Event{Operation: "after", Summary: fmt.Sprint(i)})
+	}
+	until(t, "the goroutines of clients that left are gone", func() bool { return runtime.NumGoroutine() <= before })
+}

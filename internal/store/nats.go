@@ -1,0 +1,205 @@
+package store
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// ServerOptions says how the NATS server inside this process runs.
+type ServerOptions struct {
+	// Listen is the host:port that other programs may connect to; port 0 takes a free one. Empty opens no socket:
+	// only this process can connect.
+	Listen string
+	// TLS, when set, must ask for client certificates. Without it Listen must be a loopback address.
+	TLS *tls.Config
+	// Insecure allows Listen on any interface without TLS.
+	Insecure bool
+	// Readable are the subjects that programs connected over the socket may subscribe to. They may publish to none,
+	// so that what they read comes from this process.
+	Readable []string
+	// StoreDir is the folder of JetStream, which is off when it is empty. What JetStream acknowledged is on disk.
+	StoreDir string
+	// MaxStore bounds what JetStream keeps on disk, in bytes; 1 GiB when zero.
+	MaxStore int64
+	Logger   *slog.Logger // none when nil
+}
+
+// Server is a NATS server inside this process.
+type Server struct {
+	server   *server.Server
+	listens  bool
+	password string
+}
+
+// insider is the user that this process connects as, outsider the one of everybody else.
+const (
+	insider  = "adapter"
+	outsider = "reader"
+)
+
+// StartServer starts the server and returns when it takes connections. problem.InvalidConfiguration when the address
+// is not one that may be listened on or is taken, problem.StoreFailed when JetStream does not start.
+func StartServer(o ServerOptions) (*Server, error) {
+	logger := o.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{listens: o.Listen != "", password: rand.Text()}
+	opts := &server.Options{
+		ServerName:             "meshery-filters",
+		DontListen:             !s.listens,
+		NoSigs:                 true,
+		DisableJetStreamBanner: true,
+		NoAuthUser:             outsider,
+		Users: []*server.User{
+			{Username: insider, Password: s.password},
+			{Username: outsider, Password: rand.Text(), Permissions: &server.Permissions{
+				Publish:   &server.SubjectPermission{Deny: []string{">"}},
+				Subscribe: readable(o.Readable),
+			}},
+		},
+	}
+	if s.listens {
+		if err := listen(opts, o); err != nil {
+			return nil, err
+		}
+		if o.Insecure && !loopback(opts.Host) && o.TLS == nil {
+			logger.Warn("NATS is open to every machine that reaches it, without encryption", "address", o.Listen)
+		}
+	}
+	if o.StoreDir != "" {
+		opts.JetStream, opts.StoreDir, opts.SyncAlways = true, o.StoreDir, true
+		opts.JetStreamMaxMemory, opts.JetStreamMaxStore = 64<<20, o.MaxStore
+		if opts.JetStreamMaxStore == 0 {
+			opts.JetStreamMaxStore = 1 << 30
+		}
+	}
+	var err error
+	if s.server, err = server.NewServer(opts); err != nil {
+		return nil, problem.InvalidConfiguration.New("NATS: %w", err)
+	}
+	log := &natsLogger{Logger: logger}
+	s.server.SetLogger(log, false, false)
+	s.server.Start()
+	if fatal := log.fatal(); fatal != "" {
+		s.Shutdown()
+		if o.StoreDir != "" && !s.server.JetStreamEnabled() {
+			return nil, problem.StoreFailed.New("starting NATS JetStream in %s: %s", o.StoreDir, fatal)
+		}
+		return nil, problem.InvalidConfiguration.New("NATS: %s", fatal)
+	}
+	if !s.server.ReadyForConnections(10 * time.Second) {
+		s.Shutdown()
+		return nil, problem.Internal.New("NATS did not take connections within 10s")
+	}
+	return s, nil
+}
+
+func readable(subjects []string) *server.SubjectPermission {
+	if len(subjects) == 0 {
+		return &server.SubjectPermission{Deny: []string{">"}}
+	}
+	return &server.SubjectPermission{Allow: subjects}
+}
+
+func listen(opts *server.Options, o ServerOptions) error {
+	refuse := func(format string, args ...any) error {
+		return problem.InvalidConfiguration.WithFields("", []problem.Field{{Path: "nats.listen",
+			Cause: fmt.Sprintf("%q ", o.Listen) + fmt.Sprintf(format, args...)}})
+	}
+	host, port, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return refuse("is not host:port")
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return refuse("has no port from 0 to 65535")
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	opts.Host, opts.Port = host, int(number)
+	if number == 0 {
+		opts.Port = server.RANDOM_PORT
+	}
+	switch {
+	case o.TLS != nil:
+		if o.TLS.ClientAuth != tls.RequireAndVerifyClientCert {
+			return refuse("has TLS without client certificates; name the authority that signs them")
+		}
+		opts.TLS, opts.TLSVerify, opts.TLSConfig, opts.TLSTimeout = true, true, o.TLS, 5
+	case !loopback(host) && !o.Insecure:
+		return refuse("is reachable from other machines; use 127.0.0.1, give it TLS with client certificates, " +
+			"or say insecure: true to have it open")
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Connect are the options with which this process connects: through memory, and with every right.
+func (s *Server) Connect() []nats.Option {
+	return []nats.Option{nats.InProcessServer(s.server), nats.UserInfo(insider, s.password)}
+}
+
+// ClientURL is what other programs connect to; empty when no socket is open.
+func (s *Server) ClientURL() string {
+	if !s.listens {
+		return ""
+	}
+	return s.server.ClientURL()
+}
+
+// Shutdown closes every connection and returns when the server has ended.
+func (s *Server) Shutdown() {
+	s.server.Shutdown()
+	s.server.WaitForShutdown()
+}
+
+// natsLogger hands the server's log on. What the server calls fatal is kept for StartServer's error.
+type natsLogger struct {
+	*slog.Logger
+	mu    sync.Mutex
+	first string
+}
+
+var _ server.Logger = (*natsLogger)(nil)
+
+func (l *natsLogger) Noticef(format string, v ...any) {
+	l.Debug("NATS", "message", fmt.Sprintf(format, v...))
+}
+func (l *natsLogger) Debugf(string, ...any) {}
+func (l *natsLogger) Tracef(string, ...any) {}
+func (l *natsLogger) Warnf(format string, v ...any) {
+	l.Warn("NATS", "message", fmt.Sprintf(format, v...))
+}
+func (l *natsLogger) Errorf(format string, v ...any) {
+	l.Error("NATS", "message", fmt.Sprintf(format, v...))
+}
+func (l *natsLogger) Fatalf(format string, v ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.first == "" {
+		l.first = fmt.Sprintf(format, v...)
+	}
+}
+
+func (l *natsLogger) fatal() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.first
+}

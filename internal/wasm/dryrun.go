@@ -1,0 +1,311 @@
+package wasm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// Defaults of Options.
+const (
+	DefaultTimeout     = 10 * time.Second
+	DefaultMemoryLimit = 2048 // pages: 128 MiB
+)
+
+// Options say how a module is run.
+type Options struct {
+	RootID          string            // what the module reads as its plugin_root_id
+	Configuration   []byte            // of the plugin
+	VMConfiguration []byte            // of the VM
+	Environment     map[string]string // the VM's variables; there are no others
+
+	// Timeout is how long the module itself may run, DefaultTimeout if zero. Compiling it comes before and
+	// cannot be interrupted; it is bounded by the module's size, about 1 s per MB of Rust.
+	Timeout time.Duration
+	// MemoryLimit is in pages of 64 KiB; DefaultMemoryLimit if zero. Envoy's own limit is 16384 (1 GiB).
+	MemoryLimit uint32
+
+	// Redact holds secret values. They are replaced by "[redacted]" in every text that is returned, also
+	// where they stand as JSON or base64 and where several lines hold one in pieces. Values of less than
+	// four bytes are left alone. A filter that transforms a secret in another way gets it through.
+	Redact []string
+
+	// Cache, if there is one, keeps compiled modules from one run to the next. It only ever grows; whoever
+	// made it closes it.
+	Cache wazero.CompilationCache
+}
+
+// Outcome is what a run showed.
+type Outcome struct {
+	Logs     []Log         `json:"logs"` // the last 200 lines, each of at most 4 KiB
+	Duration time.Duration `json:"duration"`
+}
+
+// Log is a line that the filter wrote.
+type Log struct {
+	Level string `json:"level"` // trace, debug, info, warn, error, critical; stdout is info and stderr error
+	Text  string `json:"text"`
+}
+
+// DryRun starts and configures a module as Envoy does, in a sandbox without network and files:
+// _initialize or _start, proxy_on_context_create, proxy_on_vm_start, proxy_on_configure.
+//
+// A module that Envoy would not load gives problem.ModuleInvalid. One that refuses its configuration gives
+// problem.ConfigRefused with the filter's own last words in the details. One that traps, runs into the timeout
+// or wants more memory than it may have gives problem.ModuleMisbehaved. A ctx that ends first gives ctx's error.
+// The Outcome is valid in all cases.
+//
+// Calls to other services are accepted and never answered; the foreign functions for signatures and
+// compression answer that they are not implemented.
+func DryRun(ctx context.Context, module []byte, o Options) (Outcome, error) {
+	begin := time.Now()
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.MemoryLimit == 0 {
+		o.MemoryLimit = DefaultMemoryLimit
+	}
+	_, l, err := examine(module)
+	if err != nil {
+		return Outcome{Logs: []Log{}}, err
+	}
+	h := newHost(o, abiOf(l))
+	err = h.run(ctx, l)
+	logs := h.lines()
+	if err != nil {
+		err = h.explain(ctx, err, logs)
+	}
+	return Outcome{Logs: logs, Duration: time.Since(begin)}, err
+}
+
+// refusal is a callback that answered false.
+type refusal struct{ step string }
+
+func (r refusal) Error() string { return r.step + " answered false" }
+
+var errTooLittleMemory = errors.New("not enough memory")
+
+// failure is a callback that did not come to its end.
+type failure struct {
+	step string
+	err  error
+}
+
+func (f failure) Error() string { return f.step + ": " + f.err.Error() }
+func (f failure) Unwrap() error { return f.err }
+
+func (h *host) run(ctx context.Context, l *layout) (err error) {
+	if l.memoryMin > h.options.MemoryLimit {
+		h.wanted = uint64(l.memoryMin) << 16
+		return failure{"its start", errTooLittleMemory}
+	}
+	config := wazero.NewRuntimeConfig()
+	if l.largestBody > largestCompiled {
+		config = wazero.NewRuntimeConfigInterpreter()
+	}
+	if h.options.Cache != nil {
+		config = config.WithCompilationCache(h.options.Cache)
+	}
+	return h.runWith(ctx, l, config)
+}
+
+func (h *host) runWith(ctx context.Context, l *layout, config wazero.RuntimeConfig) (err error) {
+	p, done, err := compile(ctx, config, l)
+	defer done()
+	if err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, h.options.Timeout)
+	defer cancel()
+	ctx = experimental.WithMemoryAllocator(ctx, h)
+	step := "its start"
+	defer func() {
+		if r := recover(); r != nil {
+			err = failure{step, fmt.Errorf("the sandbox failed: %v", r)}
+		}
+	}()
+	if err := h.link(ctx, p.runtime, l); err != nil {
+		return fmt.Errorf("link the module: %w", err)
+	}
+	instance, err := p.runtime.InstantiateModule(ctx, p.module, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	if err != nil {
+		return failure{step, err}
+	}
+	call := func(name string, args ...uint64) (uint64, error) {
+		step = name
+		results, err := instance.ExportedFunction(name).Call(ctx, args...)
+		if err != nil {
+			return 0, failure{name, err}
+		}
+		if len(results) == 0 {
+			return 0, nil
+		}
+		return uint64(uint32(results[0])), nil
+	}
+	has := func(name string) bool { _, ok := l.export(name); return ok }
+
+	if has("_initialize") {
+		if _, err := call("_initialize"); err != nil {
+			return err
+		}
+		if has("main") {
+			_, err = call("main", 0, 0)
+		} else if has("__main_void") {
+			_, err = call("__main_void")
+		}
+	} else if has("_start") {
+		_, err = call("_start")
+	}
+	if err != nil {
+		return err
+	}
+
+	h.phase = running
+	if has("proxy_on_context_create") {
+		h.plugin = true
+		_, err := call("proxy_on_context_create", rootContext, 0)
+		h.plugin = false
+		if err != nil {
+			return err
+		}
+	}
+	if has("proxy_on_vm_start") {
+		ok, err := call("proxy_on_vm_start", rootContext, uint64(len(h.options.VMConfiguration)))
+		if err == nil && ok == 0 {
+			err = refusal{"proxy_on_vm_start"}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if has("proxy_on_configure") {
+		h.plugin = true
+		ok, err := call("proxy_on_configure", rootContext, uint64(len(h.options.Configuration)))
+		if err == nil && ok == 0 {
+			err = refusal{"proxy_on_configure"}
+		}
+		return err
+	}
+	return nil
+}
+
+// link offers the module those host functions that it imports.
+func (h *host) link(ctx context.Context, runtime wazero.Runtime, l *layout) error {
+	builders := map[string]wazero.HostModuleBuilder{}
+	for _, e := range l.imports {
+		f, _ := offered(e.module, e.name)
+		b := builders[e.module]
+		if b == nil {
+			b = runtime.NewHostModuleBuilder(e.module)
+			builders[e.module] = b
+		}
+		params, results, _ := strings.Cut(f.signature, ":")
+		b.NewFunctionBuilder().WithGoModuleFunction(h.guard(e.String(), f), valueTypes(params), valueTypes(results)).Export(e.name)
+	}
+	for _, b := range builders {
+		if _, err := b.Instantiate(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func valueTypes(letters string) []api.ValueType {
+	types := make([]api.ValueType, len(letters))
+	for i, c := range letters {
+		types[i] = api.ValueTypeI32
+		if c == 'I' {
+			types[i] = api.ValueTypeI64
+		}
+	}
+	return types
+}
+
+// explain makes a problem of what ended a run.
+func (h *host) explain(ctx context.Context, err error, logs []Log) error {
+	var p *problem.Problem
+	var refused refusal
+	var failed failure
+	switch {
+	case errors.As(err, &p): // of compiling, which saw no secret
+		return err
+	case ctx.Err() != nil:
+		return fmt.Errorf("dry run: %w", context.Cause(ctx))
+	case errors.As(err, &refused):
+		what := ""
+		if refused.step == "proxy_on_vm_start" {
+			what = "its VM configuration was refused; "
+		}
+		return problem.ConfigRefused.New("%s%s", what, lastWords(logs))
+	case errors.As(err, &failed):
+		return problem.ModuleMisbehaved.New("%s; %s", h.reason(failed), lastWords(logs))
+	}
+	return fmt.Errorf("dry run: %w", err)
+}
+
+func (h *host) reason(f failure) string {
+	refused := ""
+	if h.wanted > 0 {
+		refused = fmt.Sprintf(" after it was refused %.4g MiB of memory (it may use %.4g MiB)",
+			float64(h.wanted)/(1<<20), float64(h.options.MemoryLimit)/16)
+	}
+	var exit *sys.ExitError
+	switch {
+	case errors.As(f.err, &exit) && exit.ExitCode() == sys.ExitCodeDeadlineExceeded:
+		return fmt.Sprintf("%s did not come to an end within %s%s", f.step, h.options.Timeout, refused)
+	case errors.Is(f.err, errTooLittleMemory):
+		return f.step + " failed" + refused
+	}
+	reason, trace, _ := strings.Cut(f.err.Error(), "\n")
+	reason = strings.TrimSuffix(strings.TrimPrefix(reason, "wasm error: "), " (recovered by wazero)")
+	text := fmt.Sprintf("%s trapped: %s", f.step, reason)
+	if where := innermost(trace); where != "" {
+		text += ", in " + where
+	}
+	text += refused
+	return clip(h.redactor.text(text), 1024)
+}
+
+// innermost finds the first function of a stack trace that has a name.
+func innermost(trace string) string {
+	for line := range strings.Lines(trace) {
+		name, _, ok := strings.Cut(strings.TrimSpace(line), "(")
+		_, name, dotted := strings.Cut(name, ".")
+		if ok && dotted && name != "" && name[0] != '$' {
+			return name
+		}
+	}
+	return ""
+}
+
+// lastWords quotes the filter's last warnings and errors, or its last line if it gave none.
+func lastWords(logs []Log) string {
+	var words []string
+	for i := len(logs) - 1; i >= 0 && len(words) < 3; i-- {
+		switch logs[i].Level {
+		case "warn", "error", "critical":
+			words = append([]string{`"` + clip(logs[i].Text, 1024) + `"`}, words...)
+		}
+	}
+	if len(words) == 0 && len(logs) > 0 {
+		words = []string{`"` + clip(logs[len(logs)-1].Text, 1024) + `"`}
+	}
+	if len(words) == 0 {
+		return "the filter said nothing"
+	}
+	return "the filter said: " + strings.Join(words, ", ")
+}
+
+// largestCompiled is the largest function, in bytes, that the optimizing compiler gets. Its time and memory
+// grow faster than the function; larger ones are interpreted.
+const largestCompiled = 512 << 10

@@ -1,0 +1,314 @@
+package xds
+
+import (
+	"strconv"
+	"strings"
+	"unicode"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+)
+
+// version is one state of a group's slot. The resources are shared by all responses that carry them.
+type version struct {
+	id        string
+	resources []*anypb.Any
+}
+
+// group is a set of proxies that get the same chain. Everything in it is guarded by Backend.mu.
+type group struct {
+	target   filter.Target
+	chain    filter.Chain // the committed one
+	good     *version     // the committed one; nil while only the stored chain is known
+	offer    *offer       // nil when none is open
+	proxies  map[string]*proxy
+	watchers map[chan struct{}]struct{} // of capacity 1: told that something changed
+	reported map[string]string          // by proxy: the version whose late rejection was reported
+}
+
+// offer is a version on trial with the proxies that were connected when it was applied.
+type offer struct {
+	version *version
+	members map[string]*member
+	open    bool   // every member may have it
+	canary  *proxy // the one that has it first while not open; nil when none is connected
+	failed  bool   // the canary rejected it, so nobody else is tried
+}
+
+// member outlives the proxy's stream, so that a proxy that comes back counts again.
+type member struct {
+	plan.Proxy
+	rejected bool
+	text     string
+}
+
+// proxy is one stream's subscription to the slot.
+type proxy struct {
+	plan.Proxy        // its ID is unique in the group
+	nodeID     string // what the node calls itself
+	group      *group // nil while it does not subscribe to the slot
+	request    *discovery.DiscoveryRequest
+	out        chan cache.Response // of capacity 1, read by the stream; replaced with each request
+
+	nonce    string // of the last response
+	sent     string // the version in it; empty when the proxy has to be sent one whatever it is
+	answered bool   // it was answered
+	acked    string // the version acknowledged last
+	refused  string // the version rejected last, which it is not sent again
+	text     string // its own words about that
+	bad      bool   // the last answer was a rejection
+}
+
+func newGroup(name string) *group {
+	t := filter.Target{Kind: filter.ProxyGroup, Name: name}
+	return &group{
+		target:   t,
+		chain:    filter.Chain{Mesh: meshName, Target: t},
+		proxies:  map[string]*proxy{},
+		watchers: map[chan struct{}]struct{}{},
+		reported: map[string]string{},
+	}
+}
+
+// version returns the version of that id if it is committed or on offer.
+func (g *group) version(id string) *version {
+	if g.good != nil && g.good.id == id {
+		return g.good
+	}
+	if g.offer != nil && g.offer.version.id == id {
+		return g.offer.version
+	}
+	return nil
+}
+
+// apply begins an offer of v, or takes the open one back when v is committed.
+func (g *group) apply(v *version, rollout filter.Rollout) {
+	for _, p := range g.proxies {
+		p.forgive(v.id)
+	}
+	if known := g.version(v.id); known != nil {
+		v = known // so that the bytes are held once
+	}
+	if v == g.good {
+		g.offer = nil
+	} else {
+		o := &offer{version: v, members: make(map[string]*member, len(g.proxies))}
+		for id, p := range g.proxies {
+			o.members[id] = &member{Proxy: p.Proxy}
+		}
+		o.open = rollout != filter.RolloutCanary || len(g.proxies) < 2
+		g.offer = o
+	}
+	g.settle(true)
+}
+
+// commit makes the version of that id, which must be known, the one that everybody gets.
+func (g *group) commit(id string, c filter.Chain) {
+	v := g.version(id)
+	if v != g.good {
+		clear(g.reported)
+	}
+	g.good, g.chain = v, c
+	if g.offer != nil && g.offer.version == v {
+		g.offer = nil
+	}
+	g.settle(true)
+}
+
+// settle finds out who is the canary and whether the offer is open to all. When that changed, or everybody is said to
+// be concerned, each proxy is sent what it lacks.
+func (g *group) settle(everybody bool) {
+	if o := g.offer; o != nil && !o.open {
+		if o.canary == nil && !o.failed {
+			o.canary = g.choose()
+			everybody = everybody || o.canary != nil
+		}
+		if o.canary != nil && o.canary.runs(o.version.id) {
+			o.open, o.canary = true, nil
+			everybody = true
+		}
+	}
+	if everybody {
+		for _, p := range g.proxies {
+			p.push()
+		}
+	}
+	for w := range g.watchers {
+		select {
+		case w <- struct{}{}:
+		default: // it has not looked yet since the last change
+		}
+	}
+}
+
+// choose returns the member to try the offer on: one that runs it already from an earlier offer, else one whose last
+// answer was good, and of those the one with the lowest id, so that the choice can be foretold.
+func (g *group) choose() (best *proxy) {
+	for id := range g.offer.members {
+		p := g.proxies[id]
+		if p == nil || p.refused == g.offer.version.id {
+			continue
+		}
+		if p.runs(g.offer.version.id) {
+			return p
+		}
+		if best == nil || best.bad && !p.bad || best.bad == p.bad && p.ID < best.ID {
+			best = p
+		}
+	}
+	return best
+}
+
+// wants returns the version that the proxy should have now, or nil when it should be sent nothing.
+func (g *group) wants(p *proxy) *version {
+	v := g.good
+	if o := g.offer; o != nil && o.members[p.ID] != nil && (o.open || o.canary == p) && p.refused != o.version.id {
+		v = o.version
+	}
+	if v == nil || v.id == p.refused {
+		return nil
+	}
+	return v
+}
+
+// join takes a proxy in. A node id that another stream of the group has already is told apart by #2, #3 and so on.
+func (g *group) join(p *proxy) {
+	p.ID = p.nodeID
+	for n := 2; g.proxies[p.ID] != nil; n++ {
+		p.ID = p.nodeID + "#" + strconv.Itoa(n)
+	}
+	p.group = g
+	g.proxies[p.ID] = p
+	if o := g.offer; o != nil && o.members[p.ID] != nil && o.members[p.ID].rejected {
+		p.refused, p.text = o.version.id, o.members[p.ID].text
+	}
+	g.settle(false)
+}
+
+// leave lets a proxy go, because its stream ended or it unsubscribed.
+func (g *group) leave(p *proxy) {
+	delete(g.proxies, p.ID)
+	p.group, p.out, p.request = nil, nil, nil
+	p.sent, p.acked, p.refused, p.text, p.answered = "", "", "", "", true
+	if g.offer != nil && g.offer.canary == p {
+		g.offer.canary = nil
+	}
+	g.settle(false)
+}
+
+// answer takes what the proxy says to the last response, and tells whether that is a rejection, and one that nobody
+// waits for. Answers to earlier responses, and further requests after an answer, say nothing about the last version.
+func (g *group) answer(p *proxy, r *discovery.DiscoveryRequest) (rejected, late bool) {
+	if p.answered || p.nonce == "" || r.GetResponseNonce() != p.nonce {
+		return false, false
+	}
+	if r.GetErrorDetail() == nil {
+		if r.GetVersionInfo() != p.sent {
+			return false, false
+		}
+		p.answered, p.acked, p.bad = true, p.sent, false
+		delete(g.reported, p.ID)
+		g.settle(false)
+		return false, false
+	}
+	p.answered, p.bad = true, true
+	p.refused, p.text = p.sent, plainText(r.GetErrorDetail().GetMessage())
+	if o := g.offer; o != nil && o.version.id == p.sent && o.members[p.ID] != nil {
+		m := o.members[p.ID]
+		m.rejected, m.text = true, p.text
+		o.failed = o.failed || o.canary == p
+	} else if g.reported[p.ID] != p.sent {
+		if len(g.reported) > 2*len(g.proxies)+100 { // of proxies that came and went
+			clear(g.reported)
+		}
+		g.reported[p.ID] = p.sent
+		late = true
+	}
+	g.settle(false)
+	return true, late
+}
+
+// loaded says how far everybody is with the version of that id.
+func (g *group) loaded(id string) plan.Loaded {
+	var members map[string]*member
+	offered := g.offer != nil && g.offer.version.id == id
+	if offered {
+		members = g.offer.members
+	}
+	l := plan.Loaded{Proxies: make([]plan.ProxyStatus, 0, len(g.proxies))}
+	for _, p := range g.proxies {
+		s := plan.ProxyStatus{Proxy: p.Proxy, Expected: !offered || members[p.ID] != nil}
+		v := g.wants(p)
+		switch {
+		case p.runs(id):
+			s.State = plan.Running
+		case id != "" && p.refused == id:
+			s.State, s.Detail = plan.Rejected, p.text
+		case g.good == nil && !offered, offered && v != g.offer.version:
+			s.State = plan.Held
+		default:
+			s.State = plan.Waiting
+		}
+		l.Proxies = append(l.Proxies, s)
+	}
+	for mid, m := range members {
+		if g.proxies[mid] != nil {
+			continue
+		}
+		s := plan.ProxyStatus{Proxy: m.Proxy, Expected: true, State: plan.Gone}
+		if m.rejected {
+			s.State, s.Detail = plan.Rejected, m.text
+		}
+		l.Proxies = append(l.Proxies, s)
+	}
+	return l
+}
+
+// runs says whether the proxy acknowledged that very version and was sent no other since.
+func (p *proxy) runs(id string) bool {
+	return id != "" && p.answered && p.sent == id && p.acked == id
+}
+
+// forgive lets the proxy be sent a version again that it rejected.
+func (p *proxy) forgive(id string) {
+	if p.refused != id {
+		return
+	}
+	p.refused, p.text = "", ""
+	if p.sent == id {
+		p.sent = ""
+	}
+}
+
+// push hands the stream what the proxy should have and lacks. What the stream has not taken yet is replaced, so that
+// a slow one goes straight to the newest.
+func (p *proxy) push() {
+	if p.out == nil {
+		return
+	}
+	select {
+	case <-p.out:
+	default:
+	}
+	if v := p.group.wants(p); v != nil && v.id != p.sent {
+		p.out <- &response{request: p.request, version: v}
+	}
+}
+
+// plainText bounds what a proxy says and takes out what could garble a log or a terminal.
+func plainText(s string) string {
+	const most = 2 << 10
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return ' '
+		}
+		return r
+	}, s))
+}

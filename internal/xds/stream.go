@@ -1,0 +1,263 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"unicode"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/log"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+)
+
+// What a node may ask for and say about itself; Envoy stays far below.
+const (
+	maxNodeID   = 253      // bytes
+	maxMetadata = 64 << 10 // bytes
+	maxNames    = 100      // resource names in a request
+	maxTypes    = 20       // type URLs on a stream
+)
+
+var errDelta = status.Error(codes.Unimplemented, "incremental xDS is not offered: use api_type GRPC (state of the world)")
+
+// service is what gRPC calls.
+type service struct{ b *Backend }
+
+var (
+	_ discovery.AggregatedDiscoveryServiceServer      = service{}
+	_ extension.ExtensionConfigDiscoveryServiceServer = service{}
+)
+
+func (s service) StreamAggregatedResources(str discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return s.b.serve(str, resource.AnyType)
+}
+
+func (s service) DeltaAggregatedResources(discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return errDelta
+}
+
+func (s service) StreamExtensionConfigs(str extension.ExtensionConfigDiscoveryService_StreamExtensionConfigsServer) error {
+	return s.b.serve(str, resource.ExtensionConfigType)
+}
+
+func (s service) DeltaExtensionConfigs(extension.ExtensionConfigDiscoveryService_DeltaExtensionConfigsServer) error {
+	return errDelta
+}
+
+func (s service) FetchExtensionConfigs(context.Context, *discovery.DiscoveryRequest) (*discovery.DiscoveryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "polling is not offered: use api_type GRPC")
+}
+
+// serve runs one stream. The protocol is go-control-plane's; a server of its own for each stream ties the library's
+// callbacks and watches to the proxy without a table of streams.
+func (b *Backend) serve(str stream.Stream, typeURL string) error {
+	b.mu.Lock()
+	full := b.streams >= b.opts.MaxProxies
+	if !full {
+		b.streams++
+	}
+	b.mu.Unlock()
+	if full {
+		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected, which is the limit", b.opts.MaxProxies)
+	}
+	s := &session{b: b, ctx: str.Context(), types: map[string]struct{}{}}
+	err := sotw.NewServer(b.ctx, s, s, sotw.WithLogger(log.LoggerFuncs{})).StreamHandler(str, typeURL)
+	if err == nil && b.ctx.Err() != nil {
+		return status.Error(codes.Unavailable, "the adapter is shutting down")
+	}
+	return err
+}
+
+// session is one stream: what go-control-plane's server calls for it, always from the stream's goroutine.
+type session struct {
+	b     *Backend
+	ctx   context.Context
+	types map[string]struct{}
+	group string
+	proxy *proxy // nil before the first request
+}
+
+var (
+	_ cache.ConfigWatcher = (*session)(nil)
+	_ sotw.Callbacks      = (*session)(nil)
+)
+
+func (s *session) OnStreamOpen(context.Context, int64, string) error { return nil }
+
+// OnStreamClosed is called however the stream ended.
+func (s *session) OnStreamClosed(int64, *core.Node) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.b.streams--
+	s.unsubscribe()
+}
+
+// OnStreamRequest sees every request, those with a stale nonce included, before CreateWatch.
+func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error {
+	s.types[r.GetTypeUrl()] = struct{}{}
+	if len(r.GetResourceNames()) > maxNames || len(s.types) > maxTypes {
+		return status.Errorf(codes.InvalidArgument, "a request may name %d resources and a stream %d types", maxNames, maxTypes)
+	}
+	if s.proxy == nil {
+		if err := s.identify(r.GetNode()); err != nil {
+			return err
+		}
+	}
+	// The library holds on to the node, whose list of extensions is by far the largest thing that a proxy costs.
+	proto.Reset(r.GetNode())
+	if r.GetTypeUrl() != resource.ExtensionConfigType {
+		return nil
+	}
+	s.b.mu.Lock()
+	var rejected, late bool
+	if g := s.proxy.group; g != nil {
+		rejected, late = g.answer(s.proxy, r)
+	}
+	rejection := LateRejection{Version: s.proxy.refused, Proxy: s.proxy.Proxy, Text: s.proxy.text}
+	s.b.mu.Unlock()
+	if rejected {
+		s.b.opts.Log.Warn("proxy rejected a chain", "group", s.group, "proxy", rejection.Proxy.ID, "version", rejection.Version, "late", late)
+	}
+	if late && s.b.opts.OnLateRejection != nil {
+		rejection.Target = filter.Target{Kind: filter.ProxyGroup, Name: s.group}
+		s.b.opts.OnLateRejection(rejection)
+	}
+	return nil
+}
+
+// identify reads who the proxy is and which group it belongs to.
+func (s *session) identify(n *core.Node) error {
+	refuse := func(format string, args ...any) error {
+		reason := fmt.Sprintf(format, args...)
+		s.b.opts.Log.Info("proxy refused", "reason", reason)
+		return status.Error(codes.InvalidArgument, reason)
+	}
+	id := n.GetId()
+	if id == "" || len(id) > maxNodeID || !printable(id) {
+		return refuse("node.id must have 1 to %d bytes of printable characters", maxNodeID)
+	}
+	if size := proto.Size(n.GetMetadata()); size > maxMetadata {
+		return refuse("node %s: its metadata has %d bytes, and %d is the limit", id, size, maxMetadata)
+	}
+	name := n.GetCluster()
+	if v, ok := n.GetMetadata().GetFields()[s.b.opts.GroupMetadataKey]; ok {
+		name = v.GetStringValue() // empty for another type, and then refused
+	} else if name == "" {
+		name = defaultGroup
+	}
+	if !filter.IsGroupName(name) {
+		return refuse("node %s: %.200q does not name a proxy group", id, name)
+	}
+	if s.b.opts.Admit != nil {
+		if err := s.b.opts.Admit(s.ctx, name); err != nil {
+			s.b.opts.Log.Info("proxy refused", "proxy", id, "group", name, "reason", err)
+			return err
+		}
+	}
+	s.group = name
+	s.proxy = &proxy{Proxy: plan.Proxy{ID: id, Version: envoyVersion(n)}, nodeID: id}
+	return nil
+}
+
+// CreateWatch takes the channel that the stream now reads responses from. It is not called for a request with a stale
+// nonce, after which the earlier channel stays in use.
+func (s *session) CreateWatch(r *cache.Request, _ cache.Subscription, out chan cache.Response) (func(), error) {
+	log := s.b.opts.Log.With("proxy", s.proxy.nodeID, "group", s.group)
+	if r.GetTypeUrl() != resource.ExtensionConfigType {
+		log.Debug("nothing is served for this type", "type", r.GetTypeUrl())
+		return nil, nil
+	}
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if !slices.Contains(r.GetResourceNames(), Slot) {
+		log.Debug("nothing is served for these names", "names", len(r.GetResourceNames()))
+		s.unsubscribe()
+		return nil, nil
+	}
+	s.proxy.out, s.proxy.request = out, r
+	if s.proxy.group == nil {
+		s.b.group(s.group).join(s.proxy)
+		log.Debug("proxy joined", "version", s.proxy.Version)
+	}
+	s.proxy.push()
+	return nil, nil
+}
+
+// CreateDeltaWatch is never called, since the incremental streams are refused.
+func (s *session) CreateDeltaWatch(*cache.DeltaRequest, cache.Subscription, chan cache.DeltaResponse) (func(), error) {
+	return nil, errDelta
+}
+
+// OnStreamResponse is called right before a response goes out, which may no longer be the one that is wanted.
+func (s *session) OnStreamResponse(_ context.Context, _ int64, _ *discovery.DiscoveryRequest, r *discovery.DiscoveryResponse) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	p := s.proxy
+	p.sent, p.nonce, p.answered = r.GetVersionInfo(), r.GetNonce(), false
+	p.push()
+}
+
+// unsubscribe must be called with the lock held.
+func (s *session) unsubscribe() {
+	if s.proxy == nil || s.proxy.group == nil {
+		return
+	}
+	g := s.proxy.group
+	g.leave(s.proxy)
+	s.b.forget(g)
+	s.b.opts.Log.Debug("proxy left", "proxy", s.proxy.nodeID, "group", s.group)
+}
+
+// response is one version on its way to one proxy.
+type response struct {
+	request *discovery.DiscoveryRequest
+	version *version
+}
+
+// GetDiscoveryResponse makes a message of its own for each proxy, because the library writes the nonce into it; the
+// resources in it are shared.
+func (r *response) GetDiscoveryResponse() (*discovery.DiscoveryResponse, error) {
+	return &discovery.DiscoveryResponse{
+		VersionInfo: r.version.id,
+		TypeUrl:     resource.ExtensionConfigType,
+		Resources:   r.version.resources,
+	}, nil
+}
+
+func (r *response) GetRequest() *discovery.DiscoveryRequest { return r.request }
+func (r *response) GetVersion() (string, error)             { return r.version.id, nil }
+func (r *response) GetResponseVersion() string              { return r.version.id }
+func (r *response) GetReturnedResources() map[string]string {
+	return map[string]string{Slot: r.version.id}
+}
+func (r *response) GetContext() context.Context { return context.Background() }
+
+func printable(s string) bool {
+	for _, r := range s {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
+
+// envoyVersion reads 1.40.0 from a node, or nothing when it does not say.
+func envoyVersion(n *core.Node) string {
+	v := n.GetUserAgentBuildVersion().GetVersion()
+	if v == nil {
+		return plainText(n.GetUserAgentVersion())
+	}
+	return fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+}
