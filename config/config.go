@@ -11,8 +11,6 @@ package config
 import (
 	"fmt"
 	"log/slog"
-	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
@@ -129,9 +127,20 @@ func Defaults() Config {
 	}
 }
 
-// String is the configuration as YAML. It shows no password, not even one in an address that Validate refuses.
+// String is the configuration as YAML. It shows no secret, not even one that stands where Validate refuses it.
 func (c Config) String() string {
 	c.NATSURL, c.MesheryServer = redact(c.NATSURL), redact(c.MesheryServer)
+	secrets := map[string]map[string]Source{}
+	for name, keys := range c.Secrets {
+		secrets[name] = map[string]Source{}
+		for key, s := range keys {
+			if s.Env != "" && !variable.MatchString(s.Env) {
+				s.Env = "REDACTED"
+			}
+			secrets[name][key] = s
+		}
+	}
+	c.Secrets = secrets
 	type plain Config // without String
 	text, err := yaml.Marshal(plain(c))
 	if err != nil { // a struct of strings and numbers always encodes
@@ -146,13 +155,10 @@ func (c Config) GoString() string { return c.String() }
 // LogValue keeps logs from showing what String does not.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
-var userinfo = regexp.MustCompile(`(^|//|,)[^/,@]*(/[^,@]*)?@`)
-
-// redact takes credentials out of a comma-separated list of addresses, well-formed or not.
-func redact(s string) string { return userinfo.ReplaceAllString(s, "${1}REDACTED@") }
-
-// hasUser says whether an address carries credentials, even where it cannot be read.
-func hasUser(s string) bool {
-	u, err := url.Parse(s)
-	return strings.Contains(s, "@") && (err != nil || u.User != nil || u.Host == "")
+// redact hides an address that may carry credentials, well-formed or not.
+func redact(s string) string {
+	if strings.Contains(s, "@") {
+		return "REDACTED"
+	}
+	return s
 }

@@ -60,9 +60,14 @@ func Load(file string, environ []string, flags map[string]string) (Config, error
 			l.fail(path, path, "there is no such key", "")
 		}
 	}
-	for _, p := range c.paths() {
-		if err := expand(p, env["HOME"]); err != nil {
-			l.fail("stateDir", "stateDir", err.Error(), "write the whole path")
+	for path, v := range scalars(reflect.ValueOf(&c).Elem(), "") {
+		if strings.HasSuffix(path, "File") || strings.HasSuffix(path, "Dir") {
+			v.SetString(l.expand(v.String(), path, env["HOME"]))
+		}
+	}
+	for name, keys := range c.Secrets {
+		for key, s := range keys {
+			keys[key] = Source{Env: s.Env, File: l.expand(s.File, "secrets."+name+"."+key+".file", env["HOME"])}
 		}
 	}
 	if c.OperationsDir == "" && file != "" {
@@ -336,26 +341,17 @@ func envName(path string) string {
 
 func flagName(path string) string { return strings.ToLower(strings.Join(words(path), "-")) }
 
-// paths are the settings that name files and folders.
-func (c *Config) paths() []*string {
-	p := []*string{&c.StateDir, &c.OperationsDir, &c.NATSCredsFile}
-	for _, t := range []*TLS{&c.GRPCTLS, &c.XDSTLS, &c.HTTPTLS, &c.NATSTLS} {
-		p = append(p, &t.CertFile, &t.KeyFile, &t.ClientCAFile)
-	}
-	return p
-}
-
 // expand replaces a leading ~ by the home folder.
-func expand(p *string, home string) error {
-	rest, ok := strings.CutPrefix(*p, "~")
+func (l *loader) expand(file, path, home string) string {
+	rest, ok := strings.CutPrefix(file, "~")
 	if !ok || rest != "" && rest[0] != '/' {
-		return nil
+		return file
 	}
 	if home == "" {
-		return fmt.Errorf("%s cannot be told, because the variable HOME is not set", *p)
+		l.fail(path, path, file+" cannot be told, because the variable HOME is not set", "write the whole path")
+		return file
 	}
-	*p = filepath.Join(home, rest)
-	return nil
+	return filepath.Join(home, rest)
 }
 
 // readFile reads a regular file of at most maxFile bytes. Anything else could keep the reader waiting.

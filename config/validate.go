@@ -151,7 +151,7 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 
 // checkURL never quotes the address: what cannot be read may hold a password.
 func checkURL(path, text string, schemes []string, credentials string, fail func(path, remedy, cause string, args ...any)) {
-	if hasUser(text) {
+	if strings.Contains(text, "@") {
 		fail(path, credentials, "an address must not carry credentials")
 	} else if u, err := url.Parse(text); err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {
 		fail(path, "write "+schemes[0]+"://HOST:PORT", "it is not an address of %s", strings.Join(schemes, ", "))

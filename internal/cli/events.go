@@ -70,11 +70,11 @@ func (a *app) follow(ctx context.Context, c *client, q *filterspb.WatchRequest) 
 			return err
 		}
 	}
-	err := a.watch(ctx, c, q, func(e *filterspb.Event) error {
+	err := a.watch(ctx, c, q, nil, func(e eventView) error {
 		if a.output != formTable {
-			return a.printLine(toEvent(e))
+			return a.printLine(e)
 		}
-		return line(toEvent(e).row())
+		return line(e.row())
 	})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
@@ -86,16 +86,16 @@ func (a *app) follow(ctx context.Context, c *client, q *filterspb.WatchRequest) 
 func (a *app) held(ctx context.Context, c *client, q *filterspb.WatchRequest) error {
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// The first event waits for the connection too.
-	quiet := time.AfterFunc(dialTimeout+settle, cancel)
+	// It is not set before the adapter answers, however long that takes.
+	quiet := time.AfterFunc(callTimeout, cancel)
 	defer quiet.Stop()
 	rows := [][]string{}
-	err := a.watch(watching, c, q, func(e *filterspb.Event) error {
+	err := a.watch(watching, c, q, func() { quiet.Reset(settle) }, func(e eventView) error {
 		quiet.Reset(settle)
 		if a.output != formTable {
-			return a.printLine(toEvent(e))
+			return a.printLine(e)
 		}
-		rows = append(rows, toEvent(e).row())
+		rows = append(rows, e.row())
 		return nil
 	})
 	switch {

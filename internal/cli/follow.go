@@ -52,11 +52,9 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 		ctx, cancel = context.WithTimeoutCause(ctx, w.timeout, errTimeout)
 		defer cancel()
 	}
-	var last *filterspb.Event
-	err = a.watch(ctx, c, &filterspb.WatchRequest{OperationId: q.OperationId}, func(e *filterspb.Event) error {
-		if e.GetLast() {
-			last = e
-		}
+	var last eventView
+	err = a.watch(ctx, c, &filterspb.WatchRequest{OperationId: q.OperationId}, nil, func(e eventView) error {
+		last = e
 		return a.progress(e)
 	})
 	goesOn := func(why string, exit int) error {
@@ -69,10 +67,10 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 		return goesOn("stopped waiting", exitInterrupted)
 	case err != nil:
 		return err
-	case last == nil:
+	case !last.Last:
 		return goesOn("the adapter ended the stream of events before the last", exitFailed)
 	}
-	return outcome(last)
+	return last.outcome()
 }
 
 func (a *app) accepted(id string) error {
@@ -81,16 +79,17 @@ func (a *app) accepted(id string) error {
 	}{id}, func(w io.Writer) error { return write(w, []byte(id), "\n") })
 }
 
-// watch hands events to each until the stream ends, and goes on where events were missed.
-func (a *app) watch(ctx context.Context, c *client, q *filterspb.WatchRequest, each func(*filterspb.Event) error) error {
+// watch hands events to each until the stream ends, and goes on where events were missed. stands, if there is one, is
+// called once the adapter has begun to answer.
+func (a *app) watch(ctx context.Context, c *client, q *filterspb.WatchRequest, stands func(), each func(eventView) error) error {
 	told := uint64(0) // of the one operation that is followed
 	for misses := 0; ; misses++ {
-		err := c.receive(ctx, q, func(e *filterspb.Event) error {
+		err := c.receive(ctx, q, stands, func(e eventView) error {
 			if q.GetOperationId() != "" {
-				if e.GetSequence() <= told {
+				if e.Sequence <= told {
 					return nil
 				}
-				told = e.GetSequence()
+				told = e.Sequence
 			}
 			return each(e)
 		})
@@ -103,12 +102,18 @@ func (a *app) watch(ctx context.Context, c *client, q *filterspb.WatchRequest, e
 }
 
 // receive hands the events of one stream to each.
-func (c *client) receive(ctx context.Context, q *filterspb.WatchRequest, each func(*filterspb.Event) error) error {
+func (c *client) receive(ctx context.Context, q *filterspb.WatchRequest, stands func(), each func(eventView) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream when each fails
 	stream, err := c.filters.Watch(ctx, q)
 	if err != nil {
 		return c.failed(ctx, err)
+	}
+	if stands != nil {
+		if _, err := stream.Header(); err != nil {
+			return c.failed(ctx, err)
+		}
+		stands()
 	}
 	for {
 		r, err := stream.Recv()
@@ -119,7 +124,7 @@ func (c *client) receive(ctx context.Context, q *filterspb.WatchRequest, each fu
 			return c.failed(ctx, err)
 		}
 		q.Cursor, q.FromNow = r.GetCursor(), false
-		if err := each(r.GetEvent()); err != nil {
+		if err := each(toEvent(r.GetEvent())); err != nil {
 			return err
 		}
 	}
@@ -127,46 +132,53 @@ func (c *client) receive(ctx context.Context, q *filterspb.WatchRequest, each fu
 
 // progress tells one event of an operation that is waited for. The last one is the result; the others are said on
 // standard error, so that the result stands alone where output is redirected.
-func (a *app) progress(e *filterspb.Event) error {
+func (a *app) progress(e eventView) error {
 	switch {
 	case a.output != formTable:
-		return a.printLine(toEvent(e))
-	case e.GetType() == filterspb.Event_ERROR && e.GetLast():
+		return a.printLine(e)
+	case e.Last && e.Type == typeError:
 		return nil // told as the command's error
-	case e.GetLast():
-		return write(a.Out, []byte(strings.Join(append([]string{e.GetSummary()}, lines(e.GetDetails())...), "\n  ")), "\n")
-	}
-	label := ""
-	if e.GetType() != filterspb.Event_INFO {
-		label = "Warning: "
-	}
-	fmt.Fprintf(a.Err, "%s%s\n", label, e.GetSummary())
-	if e.GetType() != filterspb.Event_INFO {
-		for _, l := range append(lines(e.GetDetails()), lines(e.GetSuggestedRemediation())...) {
-			if !strings.HasSuffix(e.GetSummary(), l) { // where the details are in the summary already
-				fmt.Fprintf(a.Err, "  %s\n", l)
+	case e.Last:
+		said := []string{e.Summary}
+		for _, l := range lines(e.Details) {
+			if l != e.Summary {
+				said = append(said, l)
 			}
 		}
+		return write(a.Out, []byte(strings.Join(said, "\n  ")), "\n")
 	}
+	e.say(a.Err)
 	return nil
 }
 
-// outcome is nil for an operation that did what it should, and its problem otherwise.
-func outcome(e *filterspb.Event) error {
-	if e.GetType() != filterspb.Event_ERROR {
+// say writes an event for a person: what is only progress in one line.
+func (e eventView) say(w io.Writer) {
+	if e.Type == typeInfo {
+		fmt.Fprintln(w, e.Summary)
+		return
+	}
+	fmt.Fprintf(w, "Warning: %s\n", e.Summary)
+	for _, l := range append(lines(e.Details), lines(e.Remedy)...) {
+		if !strings.HasSuffix(e.Summary, l) { // the summary may end with the details' first line
+			fmt.Fprintf(w, "  %s\n", l)
+		}
+	}
+}
+
+// outcome is nil for the last event of an operation that did what it should, and its problem otherwise.
+func (e eventView) outcome() error {
+	if e.Type != typeError {
 		return nil
 	}
-	kind := problem.Kind{Code: e.GetErrorCode(), Summary: e.GetSummary(), Cause: e.GetProbableCause(), Remedy: e.GetSuggestedRemediation()}
-	p := &problem.Problem{Kind: &kind, Details: e.GetDetails()}
-	if k := kindOf(e.GetErrorCode()); k != nil {
-		kind.Summary = k.Summary // which the event's summary repeats with the details' first line
-		p.Err = k
+	kind := kindOf(e.Code)
+	if kind == nil { // of a newer adapter
+		kind = &problem.Kind{Code: e.Code, Summary: e.Summary, Cause: e.Cause, Remedy: e.Remedy}
 	}
 	exit := exitFailed
-	if errors.Is(p, problem.ProxyTimeout) {
+	if kind == problem.ProxyTimeout {
 		exit = exitTimeout
 	}
-	return exitError{p, exit}
+	return exitError{&problem.Problem{Kind: kind, Details: e.Details}, exit}
 }
 
 // eventView is an event as JSON and YAML show it.
@@ -183,12 +195,22 @@ type eventView struct {
 	Last      bool      `json:"last"`
 }
 
-var eventTypes = map[filterspb.Event_Type]string{
-	filterspb.Event_INFO: "info", filterspb.Event_WARN: "warning", filterspb.Event_ERROR: "error",
-}
+// The types of an event.
+const (
+	typeInfo    = "info"
+	typeWarning = "warning"
+	typeError   = "error"
+)
 
 func toEvent(e *filterspb.Event) eventView {
-	return eventView{Operation: e.GetOperationId(), Sequence: e.GetSequence(), Time: e.GetTime().AsTime(),
-		Type: eventTypes[e.GetType()], Summary: e.GetSummary(), Details: e.GetDetails(), Code: e.GetErrorCode(),
-		Cause: e.GetProbableCause(), Remedy: e.GetSuggestedRemediation(), Last: e.GetLast()}
+	t := typeInfo
+	switch e.GetType() {
+	case filterspb.Event_WARN:
+		t = typeWarning
+	case filterspb.Event_ERROR:
+		t = typeError
+	}
+	return eventView{Operation: e.GetOperationId(), Sequence: e.GetSequence(), Time: e.GetTime().AsTime(), Type: t,
+		Summary: e.GetSummary(), Details: e.GetDetails(), Code: e.GetErrorCode(), Cause: e.GetProbableCause(),
+		Remedy: e.GetSuggestedRemediation(), Last: e.GetLast()}
 }

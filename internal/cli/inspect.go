@@ -30,7 +30,7 @@ Nothing of the module is run, and no adapter is needed. The exit code is 2 when 
 				return usageError{err}
 			}
 			report, invalid := wasm.Inspect(cmd.Context(), module)
-			if err := a.print(report, func(w io.Writer) error { return printReport(w, report) }); err != nil {
+			if err := a.printReport(report); err != nil {
 				return err
 			}
 			return invalid
@@ -40,7 +40,11 @@ Nothing of the module is run, and no adapter is needed. The exit code is 2 when 
 	return cmd
 }
 
-func printReport(w io.Writer, r wasm.Report) error {
+func (a *app) printReport(r wasm.Report) error {
+	return a.print(r, func(w io.Writer) error { return reportTable(w, r) })
+}
+
+func reportTable(w io.Writer, r wasm.Report) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	memory := fmt.Sprintf("%d KiB at the start", r.MemoryPages*64)
 	if r.MaxMemoryPages > 0 {

@@ -114,10 +114,10 @@ func marshal(v any) ([]byte, error) {
 	return yamlSafe(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), nil
 }
 
-// yamlSafe escapes in JSON what YAML does not take as it is: both then read the same.
+// yamlSafe escapes in JSON what YAML does not take as it is, or takes for the end of a line: both then read the same.
 func yamlSafe(data []byte) []byte {
 	unfit := func(r rune) bool {
-		return r >= 0x7f && r < 0xa0 && r != 0x85 || r == 0xfeff || r == 0xfffe || r == 0xffff
+		return r >= 0x7f && r < 0xa0 || r == 0xfeff || r == 0xfffe || r == 0xffff
 	}
 	if !bytes.ContainsFunc(data, unfit) {
 		return data

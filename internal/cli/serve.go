@@ -215,6 +215,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	defer release()
 	g.Go(func() error {
 		defer release()
+		defer hub.Close() // streams end when they have sent the last event
 		return runner.Run(running)
 	})
 	for _, b := range brokers {

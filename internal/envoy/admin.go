@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -40,14 +41,13 @@ type ServerInfo struct {
 
 // SlotState is what an Envoy's slot holds.
 type SlotState struct {
-	// Filled is false until the first chain has arrived.
-	Filled bool
-	// Version of the resource that is in use.
+	// Version of the resource that Envoy accepted last. Empty: none has arrived yet, and the listener is closed.
 	Version string
-	// Filters in the order that requests meet them.
+	// Filters of Version in the order that requests meet them. Unknown, and nil, while RejectedVersion is set: Envoy
+	// shows what it has rejected in place of what it runs.
 	Filters []SlotFilter
-	// Rejected is Envoy's own text about a newer resource that it did not accept, and RejectedVersion its version.
-	Rejected, RejectedVersion string
+	// RejectedVersion is set when a newer resource was rejected. What was accepted before serves on.
+	RejectedVersion string
 }
 
 // SlotFilter is one filter of a chain.
@@ -172,8 +172,51 @@ func (a Admin) ServerInfo(ctx context.Context) (ServerInfo, error) {
 		Concurrency: got.Options.Concurrency, Uptime: uptime}, nil
 }
 
-// SlotConfig reads what the slot really holds, whatever anybody meant to put there.
+// SlotConfig reads what the slot really holds, whatever anybody meant to put there. It knows one limit: an Envoy that is
+// sent the very bytes that it has just rejected says that it accepts them, and goes on with what it ran before. Only
+// another resource in between gets a true answer out of it.
 func (a Admin) SlotConfig(ctx context.Context) (SlotState, error) {
+	// The dump alone does not tell accepted from rejected, and the statistics alone do not tell the filters. Both belong
+	// together when nothing was accepted between two looks at the statistics.
+	accepted, err := a.acceptedVersion(ctx)
+	if err != nil {
+		return SlotState{}, err
+	}
+	for {
+		shown, filters, err := a.dumpSlot(ctx)
+		if err != nil {
+			return SlotState{}, err
+		}
+		now, err := a.acceptedVersion(ctx)
+		switch {
+		case err != nil:
+			return SlotState{}, err
+		case now != accepted:
+			accepted = now
+		case shown == accepted:
+			return SlotState{Version: accepted, Filters: filters}, nil
+		default:
+			return SlotState{Version: accepted, RejectedVersion: shown}, nil
+		}
+	}
+}
+
+// acceptedVersion is empty when there is none yet.
+func (a Admin) acceptedVersion(ctx context.Context) (string, error) {
+	const name = "extension_config_discovery.http_filter." + SlotName + ".version_text"
+	body, err := a.getOK(ctx, "/stats?filter="+url.QueryEscape("^"+regexp.QuoteMeta(name)+"$"), maxSmall)
+	if err != nil {
+		return "", err
+	}
+	value, ok := strings.CutPrefix(strings.TrimSpace(string(body)), name+": ")
+	if !ok {
+		return "", nil
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(value, `"`), `"`), nil
+}
+
+// dumpSlot reads the resource that Envoy was sent last.
+func (a Admin) dumpSlot(ctx context.Context) (version string, filters []SlotFilter, err error) {
 	var got struct {
 		Configs []struct {
 			Version string `json:"version_info"`
@@ -185,30 +228,25 @@ func (a Admin) SlotConfig(ctx context.Context) (SlotState, error) {
 					} `json:"default_filter_chain"`
 				} `json:"typed_config"`
 			} `json:"ecds_filter"`
-			Error struct {
-				Details string `json:"details"`
-				Version string `json:"version_info"`
-			} `json:"error_state"`
 		} `json:"configs"`
 	}
 	if err := a.getJSON(ctx, "/config_dump?resource=ecds_filters", maxDump, &got); err != nil {
-		return SlotState{}, err
+		return "", nil, err
 	}
 	for _, c := range got.Configs {
 		if c.Filter.Name != SlotName {
 			continue
 		}
-		s := SlotState{Filled: true, Version: c.Version, Rejected: c.Error.Details, RejectedVersion: c.Error.Version}
 		for _, f := range c.Filter.Config.Default.Filters {
 			sf, err := f.read()
 			if err != nil {
-				return SlotState{}, fmt.Errorf("read filter %s of /config_dump: %w", f.Name, err)
+				return "", nil, fmt.Errorf("read filter %s of /config_dump: %w", f.Name, err)
 			}
-			s.Filters = append(s.Filters, sf)
+			filters = append(filters, sf)
 		}
-		return s, nil
+		return c.Version, filters, nil
 	}
-	return SlotState{}, nil
+	return "", nil, nil
 }
 
 // namedFilter is a TypedExtensionConfig as /config_dump writes it; other filters than Wasm leave Config empty.

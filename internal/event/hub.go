@@ -101,12 +101,13 @@ func (s *Subscription) Cursor() uint64 { return s.next }
 // read.
 func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	for {
-		if err := ctx.Err(); err != nil {
-			return Event{}, err
-		}
 		e, found, changed, err := s.read()
 		if found || err != nil {
 			return e, err
+		}
+		// What is held is read even after ctx has ended, so that a server that stops still hands out the last events.
+		if err := ctx.Err(); err != nil {
+			return Event{}, err
 		}
 		select {
 		case <-changed:

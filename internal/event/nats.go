@@ -150,17 +150,22 @@ func (n *NATS) Run(ctx context.Context) error {
 	n.conn.Store(nc)
 	defer func() { nc.Close(); <-closed }()
 
+	// What is under way when ctx ends is not broken off, or it would be published twice.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(n.options.DrainTimeout, cancel) })()
+
 	failing := false
 	for {
 		select {
 		case <-ctx.Done():
 			n.close() // what is taken from here on could be lost unseen
-			n.drain(nc)
+			n.drain(work, nc)
 			return nil
 		case <-n.wake:
 		}
 		for n.waiting() && ctx.Err() == nil {
-			err := n.publish(ctx, nc)
+			err := n.publish(work, nc)
 			switch {
 			case err == nil && failing:
 				failing = false
@@ -252,9 +257,7 @@ func (n *NATS) publish(ctx context.Context, nc *nats.Conn) error {
 }
 
 // drain publishes what waits if a server is there to take it.
-func (n *NATS) drain(nc *nats.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), n.options.DrainTimeout)
-	defer cancel()
+func (n *NATS) drain(ctx context.Context, nc *nats.Conn) {
 	for n.waiting() {
 		if err := n.publish(ctx, nc); err != nil {
 			n.mu.Lock()

@@ -10,12 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,36 +30,34 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var wasm = []byte("\x00asm\x01\x00\x00\x00a module")
 
-// memory is the Blobs of these tests: what a module is stored in is not what they are about.
-type memory struct {
-	mu    sync.Mutex
-	blobs map[string][]byte
+// blobs is the store of a fresh state directory.
+func blobs(t *testing.T) store.Blobs {
+	t.Helper()
+	dir, err := store.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir.Blobs()
 }
 
-func (m *memory) Put(_ context.Context, data []byte) (string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.blobs == nil {
-		m.blobs = map[string][]byte{}
+// files lists what is in a folder.
+func files(t *testing.T, folder string) (names []string) {
+	t.Helper()
+	if err := filepath.WalkDir(folder, func(path string, _ fs.DirEntry, err error) error {
+		names = append(names, path)
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
-	d := digest(data)
-	m.blobs[d] = bytes.Clone(data)
-	return d, nil
-}
-
-func (m *memory) Get(_ context.Context, d string) ([]byte, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if data, ok := m.blobs[d]; ok {
-		return data, nil
-	}
-	return nil, problem.ModuleUnavailable.New("no module of sha256 %s is stored", d)
+	return names
 }
 
 func digest(data []byte) string {
@@ -76,9 +77,10 @@ func serve(t *testing.T, h http.Handler) (string, *x509.CertPool) {
 	return s.URL, pool
 }
 
-func resolver(o module.Options) *module.Resolver {
+func resolver(t *testing.T, o module.Options) *module.Resolver {
+	t.Helper()
 	if o.Blobs == nil {
-		o.Blobs = &memory{}
+		o.Blobs = blobs(t)
 	}
 	o.Builtin = func(name string) ([]byte, bool) { return wasm, name == "headers" }
 	o.BuiltinNames = []string{"headers"}
@@ -109,23 +111,24 @@ func TestEverySourceEndsAsADigestWithTheBytesStored(t *testing.T) {
 		"https":                   {URL: u + "/a.wasm", SHA256: digest(wasm)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			blobs := &memory{}
-			got, data, err := resolver(module.Options{Blobs: blobs, AllowLoopback: true, RootCAs: pool}).Resolve(t.Context(), m)
+			kept := blobs(t)
+			got, data, err := resolver(t, module.Options{Blobs: kept, AllowLoopback: true, RootCAs: pool}).Resolve(t.Context(), m)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if want := (filter.Module{Builtin: m.Builtin, URL: m.URL, SHA256: digest(wasm)}); got != want {
 				t.Errorf("module is %+v, want %+v", got, want)
 			}
-			if !bytes.Equal(data, wasm) || !bytes.Equal(blobs.blobs[digest(wasm)], wasm) {
-				t.Errorf("bytes are %q, stored %q", data, blobs.blobs)
+			stored, err := kept.Get(t.Context(), digest(wasm))
+			if err != nil || !bytes.Equal(data, wasm) || !bytes.Equal(stored, wasm) {
+				t.Errorf("bytes are %q, stored %q, %v", data, stored, err)
 			}
 		})
 	}
 }
 
 func TestAModuleWithoutASourceIsFoundByItsDigest(t *testing.T) {
-	r := resolver(module.Options{})
+	r := resolver(t, module.Options{})
 	stored, _, err := r.Resolve(t.Context(), filter.Module{Inline: base64.StdEncoding.EncodeToString(wasm)})
 	if err != nil {
 		t.Fatal(err)
@@ -160,10 +163,16 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 		"nothing":             {filter.Module{}, problem.InvalidDocument, []string{"no source"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			blobs := &memory{}
-			_, data, err := resolver(module.Options{Blobs: blobs, MaxBytes: 100}).Resolve(t.Context(), c.m)
+			state := t.TempDir()
+			dir, err := store.OpenDir(state)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
+			before := files(t, state)
+			_, data, err := resolver(t, module.Options{Blobs: dir.Blobs(), MaxBytes: 100}).Resolve(t.Context(), c.m)
 			wants(t, err, c.kind, c.words...)
-			if data != nil || len(blobs.blobs) != 0 {
+			if data != nil || !slices.Equal(files(t, state), before) {
 				t.Errorf("a refused module gave bytes or was stored")
 			}
 			if strings.Contains(err.Error(), "hunter2") {
@@ -176,7 +185,7 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 func TestStoredBytesAreNotFetchedAgain(t *testing.T) {
 	var asked atomic.Int32
 	u, pool := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1); w.Write(wasm) }))
-	r := resolver(module.Options{AllowLoopback: true, RootCAs: pool})
+	r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool})
 	for range 3 {
 		if _, _, err := r.Resolve(t.Context(), filter.Module{URL: u, SHA256: digest(wasm)}); err != nil {
 			t.Fatal(err)
@@ -189,7 +198,7 @@ func TestStoredBytesAreNotFetchedAgain(t *testing.T) {
 
 func TestManyFetchesAtOnceEachGetTheirBytes(t *testing.T) {
 	u, pool := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.Path) }))
-	r := resolver(module.Options{AllowLoopback: true, RootCAs: pool})
+	r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool})
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
@@ -258,7 +267,7 @@ func TestAServerCannotGetPastTheLimits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			u, pool := serve(t, c.handler)
-			r := resolver(module.Options{AllowLoopback: true, RootCAs: pool, MaxBytes: 1000, Timeout: 500 * time.Millisecond})
+			r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool, MaxBytes: 1000, Timeout: 500 * time.Millisecond})
 			_, _, err := r.Resolve(t.Context(), filter.Module{URL: u + "/a.wasm?signature=s3cret", SHA256: digest(wasm)})
 			wants(t, err, c.kind, append(c.words, u+"/a.wasm")...)
 			if strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "s3cret") {
@@ -273,7 +282,7 @@ func TestACallerThatGivesUpGetsItsOwnReason(t *testing.T) {
 	u, pool := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { close(arrived); <-r.Context().Done() }))
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-arrived; cancel() }()
-	_, _, err := resolver(module.Options{AllowLoopback: true, RootCAs: pool}).Resolve(ctx, filter.Module{URL: u, SHA256: digest(wasm)})
+	_, _, err := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool}).Resolve(ctx, filter.Module{URL: u, SHA256: digest(wasm)})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
@@ -281,7 +290,7 @@ func TestACallerThatGivesUpGetsItsOwnReason(t *testing.T) {
 
 func TestAServerThatIsNotWhoItSaysIsRefused(t *testing.T) {
 	u, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(wasm) }))
-	_, _, err := resolver(module.Options{AllowLoopback: true}).Resolve(t.Context(), filter.Module{URL: u, SHA256: digest(wasm)})
+	_, _, err := resolver(t, module.Options{AllowLoopback: true}).Resolve(t.Context(), filter.Module{URL: u, SHA256: digest(wasm)})
 	wants(t, err, problem.ModuleUnavailable, "certificate")
 }
 
@@ -303,7 +312,7 @@ func hops(w http.ResponseWriter, r *http.Request) {
 
 func TestFiveRedirectsAreFollowedAndNoSix(t *testing.T) {
 	u, pool := serve(t, http.HandlerFunc(hops))
-	r := func() *module.Resolver { return resolver(module.Options{AllowLoopback: true, RootCAs: pool}) }
+	r := func() *module.Resolver { return resolver(t, module.Options{AllowLoopback: true, RootCAs: pool}) }
 	if _, _, err := r().Resolve(t.Context(), filter.Module{URL: u + "/5", SHA256: digest(wasm)}); err != nil {
 		t.Error(err)
 	}
@@ -324,7 +333,7 @@ func TestARedirectLeadsNowhereThatTheAddressCouldNot(t *testing.T) {
 	} {
 		t.Run(to, func(t *testing.T) {
 			u, pool := serve(t, http.RedirectHandler(to, http.StatusTemporaryRedirect))
-			_, _, err := resolver(module.Options{AllowLoopback: true, RootCAs: pool}).Resolve(t.Context(),
+			_, _, err := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool}).Resolve(t.Context(),
 				filter.Module{URL: u + "/a.wasm", SHA256: digest(wasm)})
 			wants(t, err, problem.ModuleUnavailable, word, u)
 			if strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "meta-data") {
@@ -354,7 +363,7 @@ func TestLoopbackIsNeverConnectedToUnlessAllowed(t *testing.T) {
 	}()
 	t.Cleanup(func() { l.Close(); <-done })
 	port := l.Addr().(*net.TCPAddr).Port
-	r := resolver(module.Options{Timeout: 5 * time.Second})
+	r := resolver(t, module.Options{Timeout: 5 * time.Second})
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.1.2.3"} {
 		_, _, err := r.Resolve(t.Context(), filter.Module{URL: fmt.Sprintf("https://%s:%d/a.wasm", host, port), SHA256: digest(wasm)})
 		wants(t, err, problem.ModuleUnavailable, "loopback")
@@ -374,7 +383,7 @@ func TestAProxyOfTheEnvironmentIsNotUsed(t *testing.T) {
 		}
 		return
 	}
-	_, _, err := resolver(module.Options{Timeout: 5 * time.Second}).Resolve(t.Context(),
+	_, _, err := resolver(t, module.Options{Timeout: 5 * time.Second}).Resolve(t.Context(),
 		filter.Module{URL: "https://169.254.169.254/a.wasm", SHA256: digest(wasm)})
 	wants(t, err, problem.ModuleUnavailable, "link-local") // the proxy would be loopback
 }

@@ -131,16 +131,36 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev, next fil
 // errWithdraw marks a timeout after which nothing should stay offered.
 var errWithdraw = errors.New("withdrawn")
 
+// settle bounds how long a failed operation waits for proxies to confirm that they have the old chain.
+const settle = 2 * time.Second
+
+// takeBack offers the old chain again, waits until it is proved to hold, and adds to why how that went.
 func (r *Runner) takeBack(ctx context.Context, b Backend, old plan.Plan, oldErr, why error) error {
 	err := oldErr
 	if err == nil {
 		old.Rollout = filter.RolloutAll
 		_, err = b.Apply(ctx, old)
 	}
+	p := *problem.Of(why)
 	if err != nil {
-		return errors.Join(why, fmt.Errorf("the chain that %s had before could not be put back; its proxies keep what they accepted last; apply the filter again: %w", old.Chain.Target, err))
+		p.Details += fmt.Sprintf("\nThe chain that %s had before could not be put back; its proxies keep what they accepted last, and applying the filter again finishes it: %v", old.Chain.Target, err)
+		p.Err = errors.Join(why, err)
+		return &p
 	}
-	return why
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	var l plan.Loaded
+	for l, err = range b.Loaded(ctx, old) {
+		if err != nil || l.Count(plan.Running) == l.Expected() {
+			break
+		}
+	}
+	if behind := l.In(plan.Waiting); len(behind) > 0 {
+		p.Details += fmt.Sprintf("\nThe chain that worked before is offered again, and not yet confirmed by %s.", plan.Names(behind))
+	} else {
+		p.Details += "\nThe chain that worked before is in place again."
+	}
+	return &p
 }
 
 // await watches the proxies until the wait is met.
@@ -160,7 +180,8 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, su
 		last = l
 		running, expected := l.Count(plan.Running), l.Expected()
 		if rejected := l.In(plan.Rejected); len(rejected) > 0 {
-			return l, problem.ProxyRejected.New("%s on %s: proxy %s says: %s\nThe chain that worked before is in place again.", subject, target, plan.Names(rejected), rejected[0].Detail)
+			return l, problem.ProxyRejected.New("%s on %s, by proxy %s\nProxy %s says: %s",
+				subject, target, plan.Names(rejected), rejected[0].ID, rejected[0].Detail)
 		}
 		// Humans read ten lines, not a thousand: of a large group only each tenth of it is told.
 		if running > told && running < expected && (expected <= 10 || told == 0 || running-told >= expected/10) {
@@ -177,7 +198,7 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, su
 	waiting, held := last.In(plan.Waiting), last.In(plan.Held)
 	if len(held) > 0 {
 		return last, fmt.Errorf("%w: %w", errWithdraw, problem.ProxyTimeout.New(
-			"%s on %s: proxy %s, which was to try it first, did not answer within %s\nThe offer was taken back and no proxy was changed; %d others were not asked.",
+			"%s on %s: proxy %s, which was to try it first, did not answer within %s\nThe offer was taken back; %d others were not asked.",
 			subject, target, plan.Names(waiting), pt.wait.Timeout, len(held)))
 	}
 	return last, problem.ProxyTimeout.New("%s on %s: %s run it after %s; no answer from %s", subject, target, last, pt.wait.Timeout, plan.Names(waiting))

@@ -187,7 +187,7 @@ func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys
 		}
 	}
 	subject := strings.Join(names, ", ")
-	proven, _, err := r.change(ctx, s, b, prev, next, held.Target.String()+" without "+subject, pt)
+	proven, _, err := r.change(ctx, s, b, prev, next, "without "+subject, pt)
 	if err != nil {
 		return "", err
 	}

@@ -55,7 +55,7 @@ func (s *story) fail(err error) { s.problem(problem.Of(err), event.Error, true) 
 
 func (s *story) problem(p *problem.Problem, t event.Type, last bool) {
 	summary := p.Kind.Summary
-	if first, _, _ := strings.Cut(p.Details, "\n"); first != "" && len(first) <= 120 {
+	if first, _, _ := strings.Cut(p.Details, "\n"); first != "" && len(first) <= 200 {
 		summary += ": " + first
 		if s.redact != nil {
 			summary = s.redact(summary)

@@ -14,11 +14,12 @@ import (
 const (
 	maxModule       = 20 << 20  // bytes
 	maxFunctionBody = 7_654_321 // bytes
-	maxLocals       = 50_000    // of one function
-	maxSignature    = 1_000     // parameters, and as many results
+	maxParameters   = 1_000
 
 	maxEntries      = 250_000 // of any one vector, and of all element segments together
-	maxLocalsTotal  = 5_000_000
+	maxLocals       = 10_000  // of one function; V8 accepts 50,000
+	maxLocalsTotal  = 2_000_000
+	maxResults      = 100       // V8 accepts 1,000
 	maxTypesTotal   = 1_000_000 // bytes of the type section
 	maxTables       = 100
 	maxTableEntries = 1_000_000 // of all tables together, growth included
@@ -47,10 +48,11 @@ type layout struct {
 	imports, exports []external
 	sections         []string // in the module's order; custom sections by their own name
 	producers        []byte
-	hasMemory        bool
 	memoryMin        uint32 // pages
 	memoryMax        uint32 // pages, 0 for none
-	largestBody      int
+
+	importedFunctions int
+	frames            []int // of every function that is not imported: the most it can have on the stack, in slots of 8 bytes
 
 	// code is the module as the dry run takes it: without custom sections except function names, and with
 	// every table's growth bounded.
@@ -172,6 +174,15 @@ func (r *reader) limits() (flags byte, minimum, maximum uint32) {
 	return
 }
 
+func (r *reader) memory() (minimum, maximum uint32) {
+	flags, minimum, maximum := r.limits()
+	if flags > 1 {
+		// Its wait instruction could block the dry run for good.
+		r.fail("a memory is shared between threads, which a filter does not have")
+	}
+	return minimum, maximum
+}
+
 // constant passes over a constant expression.
 func (r *reader) constant() {
 	for r.err == nil {
@@ -257,6 +268,7 @@ type scanner struct {
 	functions []uint32 // type of every function, imports first
 	exported  []uint32 // index of every export
 	locals    int
+	results   int // the most that any type has
 	elements  int
 	tables    int
 	tableSum  uint32
@@ -276,11 +288,13 @@ func (s *scanner) section(id byte, r *reader, raw []byte) error {
 				r.fail("type form %#x belongs to the garbage collection proposal, which the dry run cannot run", form)
 			}
 			var sig []byte
-			for range r.count(maxSignature) {
+			for range r.count(maxParameters) {
 				sig = append(sig, r.valueType())
 			}
 			sig = append(sig, ':')
-			for range r.count(maxSignature) {
+			results := r.count(maxResults)
+			s.results = max(s.results, results)
+			for range results {
 				sig = append(sig, r.valueType())
 			}
 			s.types = append(s.types, string(sig))
@@ -301,8 +315,7 @@ func (s *scanner) section(id byte, r *reader, raw []byte) error {
 		raw = table
 	case 5:
 		for range r.count(maxEntries) {
-			_, s.memoryMin, s.memoryMax = r.limits()
-			s.hasMemory = true
+			s.memoryMin, s.memoryMax = r.memory()
 		}
 	case 6:
 		for range r.count(maxEntries) {
@@ -417,12 +430,13 @@ func (s *scanner) importSection(r *reader) {
 		case kindFunction:
 			typ := r.u32()
 			s.functions = append(s.functions, typ)
+			s.importedFunctions++
 			e.signature = s.typeOf(typ)
 		case kindTable:
 			r.valueType()
 			r.limits()
 		case kindMemory:
-			r.limits()
+			r.memory()
 		case kindGlobal:
 			r.valueType()
 			r.byte()
@@ -532,9 +546,9 @@ func (s *scanner) codeSection(r *reader) {
 		if r.err != nil {
 			return
 		}
-		s.largestBody = max(s.largestBody, len(body.b))
-		if len(body.b) > maxFunctionBody {
-			r.fail("a function of %d bytes is larger than V8 accepts", len(body.b))
+		size := len(body.b)
+		if size > maxFunctionBody {
+			r.fail("a function of %d bytes is larger than V8 accepts", size)
 			return
 		}
 		var sum uint64
@@ -543,7 +557,7 @@ func (s *scanner) codeSection(r *reader) {
 			body.valueType()
 		}
 		if sum > maxLocals {
-			r.fail("a function has %d local variables, more than V8 accepts", sum)
+			r.fail("a function has %d local variables, more than the %d that are accepted", sum, maxLocals)
 			return
 		}
 		if s.locals += int(sum); s.locals > maxLocalsTotal {
@@ -554,6 +568,8 @@ func (s *scanner) codeSection(r *reader) {
 			r.fail("a function's local variables: %w", body.err)
 			return
 		}
+		// An instruction of two bytes or more puts one call's results on the stack, each in at most two slots.
+		s.frames = append(s.frames, 2*int(sum)+size*max(1, s.results))
 	}
 }
 

@@ -28,8 +28,8 @@ type Options struct {
 	VMConfiguration []byte            // of the VM
 	Environment     map[string]string // the VM's variables; there are no others
 
-	// Timeout is how long the module itself may run, DefaultTimeout if zero. Compiling it comes before and
-	// cannot be interrupted; it is bounded by the module's size, about 1 s per MB of Rust.
+	// Timeout is how long the module itself may run, DefaultTimeout if zero. Reading it comes before and
+	// cannot be interrupted; it takes about 0.1 s per MB.
 	Timeout time.Duration
 	// MemoryLimit is in pages of 64 KiB; DefaultMemoryLimit if zero. Envoy's own limit is 16384 (1 GiB).
 	MemoryLimit uint32
@@ -38,10 +38,6 @@ type Options struct {
 	// where they stand as JSON or base64 and where several lines hold one in pieces. Values of less than
 	// four bytes are left alone. A filter that transforms a secret in another way gets it through.
 	Redact []string
-
-	// Cache, if there is one, keeps compiled modules from one run to the next. It only ever grows; whoever
-	// made it closes it.
-	Cache wazero.CompilationCache
 }
 
 // Outcome is what a run showed.
@@ -65,7 +61,8 @@ type Log struct {
 // The Outcome is valid in all cases.
 //
 // Calls to other services are accepted and never answered; the foreign functions for signatures and
-// compression answer that they are not implemented.
+// compression answer that they are not implemented. The module is interpreted: its calls may nest 2000 deep, and
+// long computations take some ten times as long as in Envoy.
 func DryRun(ctx context.Context, module []byte, o Options) (Outcome, error) {
 	begin := time.Now()
 	if o.Timeout <= 0 {
@@ -108,18 +105,7 @@ func (h *host) run(ctx context.Context, l *layout) (err error) {
 		h.wanted = uint64(l.memoryMin) << 16
 		return failure{"its start", errTooLittleMemory}
 	}
-	config := wazero.NewRuntimeConfig()
-	if l.largestBody > largestCompiled {
-		config = wazero.NewRuntimeConfigInterpreter()
-	}
-	if h.options.Cache != nil {
-		config = config.WithCompilationCache(h.options.Cache)
-	}
-	return h.runWith(ctx, l, config)
-}
-
-func (h *host) runWith(ctx context.Context, l *layout, config wazero.RuntimeConfig) (err error) {
-	p, done, err := compile(ctx, config, l)
+	p, done, err := compile(ctx, l)
 	defer done()
 	if err != nil {
 		return err
@@ -276,12 +262,12 @@ func (h *host) reason(f failure) string {
 	return clip(h.redactor.text(text), 1024)
 }
 
-// innermost finds the first function of a stack trace that has a name.
+// innermost finds the first of the module's own functions in a stack trace that has a name.
 func innermost(trace string) string {
 	for line := range strings.Lines(trace) {
-		name, _, ok := strings.Cut(strings.TrimSpace(line), "(")
-		_, name, dotted := strings.Cut(name, ".")
-		if ok && dotted && name != "" && name[0] != '$' {
+		name, own := strings.CutPrefix(strings.TrimSpace(line), ".") // a host function has its module before the dot
+		name, _, called := strings.Cut(name, "(")
+		if own && called && name != "" && name[0] != '$' {
 			return name
 		}
 	}
@@ -305,7 +291,3 @@ func lastWords(logs []Log) string {
 	}
 	return "the filter said: " + strings.Join(words, ", ")
 }
-
-// largestCompiled is the largest function, in bytes, that the optimizing compiler gets. Its time and memory
-// grow faster than the function; larger ones are interpreted.
-const largestCompiled = 512 << 10

@@ -192,4 +192,3 @@ var wasiFunctions = map[string]hostFunction{
 	// Envoy goes on after it, too; what follows in a module is an unreachable instruction.
 	"proc_exit": {signature: "i:", call: answer(0)},
 }
-

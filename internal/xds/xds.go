@@ -61,7 +61,7 @@ type Options struct {
 	// GroupMetadataKey is the key of a node's metadata that names its group. Default: meshery-filters/group.
 	GroupMetadataKey string
 	// Admit says whether the peer of the stream that ctx belongs to may join the group, with a gRPC status error if
-	// not. Default: everybody may join every group.
+	// not; AdmitCertified is one. Default: everybody may join every group.
 	Admit func(ctx context.Context, group string) error
 }
 
@@ -131,7 +131,8 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 }
 
 // Close ends every stream, which makes the proxies connect again elsewhere, or here after a restart. They keep their
-// chains meanwhile.
+// chains meanwhile. It comes before the grpc.Server's GracefulStop, which waits for streams; one that is stuck in
+// sending to a proxy that does not read ends only with Stop.
 func (b *Backend) Close() { b.stop() }
 
 // Register offers the discovery services on s.
@@ -265,16 +266,19 @@ func (b *Backend) Commit(ctx context.Context, p plan.Plan) error {
 	if !known {
 		return problem.Internal.New("version %s of %s was not applied, or another one was since", p.Version, t)
 	}
-	if err := b.record(ctx, p.Chain); err != nil {
+	// What else the target says does not tell groups apart.
+	c := p.Chain
+	c.Target = filter.Target{Kind: filter.ProxyGroup, Name: t.Name}
+	if err := b.record(ctx, c); err != nil {
 		return fmt.Errorf("record the chain of %s: %w", t, storeFailed(err))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	// The group may have been forgotten meanwhile, if it is empty; its versions change only under changing.
 	g = b.group(t.Name)
-	g.commit(p.Version, p.Chain)
+	g.commit(p.Version, c)
 	b.forget(g)
-	b.opts.Log.Info("chain committed", "group", t.Name, "version", p.Version, "filters", p.Chain.Names())
+	b.opts.Log.Info("chain committed", "group", t.Name, "version", p.Version, "filters", c.Names())
 	return nil
 }
 

@@ -543,7 +543,7 @@ func TestARestartHoldsProxiesUntilTheirChainIsThereAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	p := r.put(r.plan(all, "one", "two"))
-	blue := filter.Target{Kind: filter.ProxyGroup, Name: "blue"}
+	blue := filter.Target{Kind: filter.ProxyGroup, Name: "blue", Partition: "ignored"}
 	r.put(r.planOf(r.chain(blue, "three"), all))
 	r.put(r.planOf(r.chain(blue), all)) // and away again
 	a := r.join("a")

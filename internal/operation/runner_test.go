@@ -1,0 +1,552 @@
+package operation_test
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+func TestAFilterIsAppliedAndRemovedOnEveryProxy(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(accept))
+	r.proxy("b", "default", always(accept))
+
+	events := r.ok(apply(doc("hello")))
+	last := events[len(events)-1]
+	if !strings.Contains(last.Summary, "default/hello") || !strings.Contains(last.Summary, "2 of 2 proxies") || !strings.Contains(last.Summary, "ProxyGroup default") {
+		t.Errorf("the last event names not all of filter, target and proxies: %s", last.Summary)
+	}
+	if text := strings.Join(texts(events), "\n"); !strings.Contains(text, "1 of 2 proxies run default/hello (sha256 ") {
+		t.Errorf("no progress in\n%s", text)
+	}
+	if got := r.order("default"); got != "default/hello" {
+		t.Errorf("the chain is %q", got)
+	}
+	events = r.ok(apply(doc("hello")))
+	if last := events[len(events)-1]; !strings.Contains(last.Summary, "unchanged") {
+		t.Errorf("applying it again: %s", last.Summary)
+	}
+	events = r.ok(remove(doc("hello")))
+	if last := events[len(events)-1]; !strings.Contains(last.Summary, "removed") || !strings.Contains(last.Summary, "default/hello") {
+		t.Errorf("the removal's last event: %s", last.Summary)
+	}
+	if got := r.order("default"); got != "" {
+		t.Errorf("the chain is %q after the removal", got)
+	}
+	last = r.fails(problem.FilterNotFound, remove(doc("hello")))
+	if !strings.Contains(last.Details, "default/hello") {
+		t.Errorf("removing it once more: %s", last.Details)
+	}
+}
+
+func TestNoEventButAFailureSaysError(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(accept))
+	var events []event.Event
+	for _, q := range []operation.Request{
+		apply(doc("x", "match: {ports: [80]}")), apply(doc("y", "wait: {for: none}")), {Operation: "filters_status"},
+		{Operation: "imagehub"}, {Operation: "imagehub_rate_limit"}, {Operation: "meshery-filters"}, {Operation: "filters_status"},
+		{Operation: "meshery-filters", Delete: true}, {Operation: "imagehub", Delete: true}, remove(doc("x")), apply(doc("z", "target: {kind: ProxyGroup, name: empty}")),
+	} {
+		events = append(events, r.ok(q)...)
+	}
+	for _, e := range events {
+		if strings.Contains(strings.ToLower(e.Summary+e.Details), "error") || e.Type == event.Error {
+			t.Errorf("it is no failure and says: %s | %s", e.Summary, e.Details)
+		}
+		if e.Component != "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00" || e.Name != "meshery-filters" || e.Time.IsZero() || e.Summary == "" {
+			t.Errorf("an incomplete event: %+v", e)
+		}
+		if e.Type == event.Warn && (e.Code == "" || e.Cause == "" || e.Remedy == "") {
+			t.Errorf("a warning without code, cause or remedy: %+v", e)
+		}
+	}
+}
+
+func TestARejectionPutsTheOldChainBack(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 2 { // the first is the good chain
+			return refuse
+		}
+		return accept
+	})
+	r.proxy("b", "default", always(accept))
+	r.ok(apply(doc("good")))
+	last := r.fails(problem.ProxyRejected, apply(doc("bad")))
+	for _, want := range []string{"default/bad", "proxy a", refusal, "in place again"} {
+		if !strings.Contains(last.Details, want) {
+			t.Errorf("%q is not in %s", want, last.Details)
+		}
+	}
+	if got := r.order("default"); got != "default/good" {
+		t.Errorf("the chain is %q", got)
+	}
+	events := r.ok(operation.Request{Operation: "filters_status"})
+	if !strings.Contains(events[0].Summary, "2 of 2 proxies") {
+		t.Errorf("after the rejection: %v", texts(events))
+	}
+	r.ok(apply(doc("next")))
+	if got := r.order("default"); got != "default/good default/next" {
+		t.Errorf("the next good chain is %q", got)
+	}
+}
+
+func TestProxiesThatDoNotAnswerAreNamed(t *testing.T) {
+	r := newRig(t)
+	r.proxy("quick", "default", always(accept))
+	r.proxy("slow-1", "default", always(ignore))
+	last := r.fails(problem.ProxyTimeout, apply(doc("x", "wait: {timeout: 300ms}", "rollout: all")))
+	if !strings.Contains(last.Details, "slow-1") || !strings.Contains(last.Details, "1 of 2 proxies") || strings.Contains(last.Details, "quick,") {
+		t.Errorf("details: %s", last.Details)
+	}
+	if got := r.order("default"); got != "default/x" {
+		t.Errorf("the chain %q does not stay offered", got)
+	}
+}
+
+func TestACanaryThatDoesNotAnswerKeepsTheOthersAsTheyWere(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a-canary", "default", always(ignore))
+	r.proxy("b", "default", func(int) answer { t.Error("b was asked"); return accept })
+	last := r.fails(problem.ProxyTimeout, apply(doc("x", "wait: {timeout: 300ms}")))
+	if !strings.Contains(last.Details, "a-canary") || !strings.Contains(last.Details, "taken back") {
+		t.Errorf("details: %s", last.Details)
+	}
+	if got := r.order("default"); got != "" {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+func TestAnAnswerThatComesLateIsWaitedFor(t *testing.T) {
+	r := newRig(t)
+	release := make(chan struct{})
+	r.proxy("late", "default", func(int) answer { <-release; return accept })
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { close(release) })
+	events := r.story(id)
+	if last := events[len(events)-1]; last.Type != event.Info || !strings.Contains(last.Summary, "1 of 1 proxy") {
+		t.Errorf("last: %v", texts(events))
+	}
+}
+
+func TestAProxyThatLeavesIsNotWaitedFor(t *testing.T) {
+	r := newRig(t)
+	asked := make(chan struct{})
+	r.proxy("a", "default", always(accept))
+	leave := r.proxy("b", "default", func(int) answer { close(asked); return ignore })
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	leave()
+	events := r.story(id)
+	if last := events[len(events)-1]; last.Type != event.Info || !strings.Contains(last.Summary, "1 of 1 proxy") {
+		t.Errorf("last: %v", texts(events))
+	}
+}
+
+func TestWithoutProxiesTheFilterWaitsForTheFirst(t *testing.T) {
+	r := newRig(t)
+	events := r.ok(apply(doc("x")))
+	if w := events[len(events)-2]; w.Type != event.Warn || w.Code != problem.NoProxy.Code || !strings.Contains(w.Details, "default/x") {
+		t.Errorf("no warning: %v", texts(events))
+	}
+	r.proxy("first", "default", always(accept))
+	events = r.ok(operation.Request{Operation: "filters_status"})
+	if !strings.Contains(events[0].Summary, "1 of 1 proxy") || !strings.Contains(events[0].Details, "default/x (builtin headers, sha256 ") {
+		t.Errorf("status: %v", texts(events))
+	}
+}
+
+func TestSomeAndNoneDoNotWaitForAll(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(accept))
+	r.proxy("b", "default", always(ignore))
+	for _, wait := range []string{"some", "none"} {
+		events := r.ok(apply(doc("x"+wait, "wait: {for: "+wait+"}", "rollout: all")))
+		if w := events[len(events)-2]; w.Code != problem.WaitNotMet.Code {
+			t.Errorf("wait for %s: %v", wait, texts(events))
+		}
+	}
+}
+
+func TestAnotherTargetMovesAFilter(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "one", always(accept))
+	r.proxy("b", "two", always(accept))
+	r.ok(apply(doc("x", "target: {kind: ProxyGroup, name: one}")))
+	events := r.ok(apply(doc("x", "target: {kind: ProxyGroup, name: two}")))
+	if text := strings.Join(texts(events), "\n"); !strings.Contains(text, "default/x removed from ProxyGroup one") {
+		t.Errorf("the story does not tell of the move:\n%s", text)
+	}
+	if one, two := r.order("one"), r.order("two"); one != "" || two != "default/x" {
+		t.Errorf("one has %q and two has %q", one, two)
+	}
+}
+
+func TestSeveralDocumentsOnOneTargetAreOneChange(t *testing.T) {
+	r := newRig(t)
+	changes := 0
+	r.proxy("a", "default", func(int) answer { changes++; return accept })
+	r.ok(apply(doc("c") + "---\n" + doc("a", "phase: authz") + "---\n" + doc("b", "priority: 7")))
+	if got := r.order("default"); got != "default/a default/b default/c" {
+		t.Errorf("the chain is %q", got)
+	}
+	r.ok(remove(doc("a") + "---\n" + doc("b") + "---\n" + doc("c")))
+	if changes != 2 {
+		t.Errorf("the proxy saw %d changes, want one for each operation", changes)
+	}
+}
+
+func TestAnOperationOverSeveralTargetsSaysWhatItLeft(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "one", always(accept))
+	r.proxy("b", "two", always(refuse))
+	r.proxy("c", "three", always(accept))
+	var body []string
+	for _, g := range []string{"one", "two", "three"} {
+		body = append(body, doc("in-"+g, "target: {kind: ProxyGroup, name: "+g+"}"))
+	}
+	last := r.fails(problem.ProxyRejected, apply(strings.Join(body, "---\n")))
+	if !strings.Contains(last.Details, "still in place: default/in-one") || !strings.Contains(last.Details, "Not begun: 1 further") {
+		t.Errorf("details: %s", last.Details)
+	}
+	if one, two, three := r.order("one"), r.order("two"), r.order("three"); one != "default/in-one" || two != "" || three != "" {
+		t.Errorf("chains: %q, %q, %q", one, two, three)
+	}
+}
+
+func TestNothingReachesAProxyThatTheDryRunRefuses(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", func(int) answer { t.Error("the proxy was asked"); return accept })
+	inline := "module: {inline: " + base64.StdEncoding.EncodeToString(probe(t)) + "}"
+	for name, c := range map[string]struct {
+		kind *problem.Kind
+		want string
+		doc  string
+	}{
+		"a configuration that the filter refuses": {problem.ConfigRefused, "response: is a number", doc("x", "config: {response: 1}")},
+		"with the filter's own words":             {problem.ConfigRefused, "not on a Tuesday", doc("x", inline, "config: {refuse: not on a Tuesday}")},
+		"a module that never ends":                {problem.ModuleMisbehaved, "default/x", doc("x", inline, "config: {spin: true}")},
+		"a module that takes all memory":          {problem.ModuleMisbehaved, "default/x", doc("x", inline, "config: {grow: true}")},
+		"what is no module":                       {problem.ModuleInvalid, "default/x", doc("x", "module: {inline: aGVsbG8gd29ybGQ=}")},
+		"another digest":                          {problem.DigestMismatch, "default/x", doc("x", "module: {builtin: headers, sha256: "+strings.Repeat("0", 64)+"}")},
+		"a secret that is not there":              {problem.SecretMissing, "no/such", doc("x", "config: {response: {a: {$secret: {name: no, key: such}}}}")},
+		"one bad document among good ones":        {problem.ConfigRefused, "default/bad", doc("good") + "---\n" + doc("bad", "config: {response: 1}")},
+	} {
+		last := r.fails(c.kind, apply(c.doc))
+		if !strings.Contains(last.Details, c.want) {
+			t.Errorf("%s: %q is not in %s", name, c.want, last.Details)
+		}
+	}
+	if got := r.order("default"); got != "" {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+func TestSecretsReachTheProxyAndNothingElse(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 2 {
+			return refuse
+		}
+		return accept
+	})
+	body := doc("x", "config: {response: {x-key: {$secret: {name: imagehub, key: token-key}}}}")
+	previews, err := r.runner.Plan(t.Context(), apply(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(previews[0].YAML, hubKey) || !strings.Contains(previews[0].YAML, "$secret") {
+		t.Errorf("the preview shows: %s", previews[0].YAML)
+	}
+	events := r.ok(apply(body))
+	// A filter that says its secret in its refusal.
+	inline := "module: {inline: " + base64.StdEncoding.EncodeToString(probe(t)) + "}"
+	events = append(events, r.run(apply(doc("y", inline, "config: {refuse: {$secret: {name: imagehub, key: token-key}}}")))...)
+	statuses, _ := r.runner.List(t.Context())
+	records, _ := r.dir.Records().All(t.Context())
+	for what, text := range map[string]string{"events": strings.Join(texts(events), "\n"), "list": fmt.Sprint(statuses), "state": fmt.Sprint(records)} {
+		for _, rec := range records {
+			if what == "state" {
+				text += string(rec)
+			}
+		}
+		if strings.Contains(text, hubKey) {
+			t.Errorf("the %s show the secret:\n%s", what, text)
+		}
+	}
+}
+
+func TestAFieldWithoutEffectIsAWarningOnce(t *testing.T) {
+	r := newRig(t)
+	count := func(events []event.Event) (n int) {
+		for _, e := range events {
+			if e.Code == problem.FieldLost.Code {
+				n++
+			}
+		}
+		return n
+	}
+	if n := count(r.ok(apply(doc("x", "match: {ports: [80]}", "force: true")))); n != 2 {
+		t.Errorf("%d warnings for two fields", n)
+	}
+	if n := count(r.ok(apply(doc("y")))); n != 0 {
+		t.Errorf("%d warnings about a filter that the operation does not touch", n)
+	}
+}
+
+func TestARestartBringsEveryChainBack(t *testing.T) {
+	state := t.TempDir()
+	r := startRig(t, state)
+	r.ok(apply(doc("x") + "---\n" + doc("y", "target: {kind: ProxyGroup, name: other}")))
+	before, err := r.runner.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	r.proxy("a", "default", always(accept))
+	after, err := r.runner.List(t.Context())
+	if err != nil || len(after) != 2 {
+		t.Fatalf("%v, %v", after, err)
+	}
+	for i := range after {
+		if after[i].Version != before[i].Version || after[i].Chain.ID() != before[i].Chain.ID() {
+			t.Errorf("%s had version %s and has %s", before[i].Chain.Target, before[i].Version, after[i].Version)
+		}
+	}
+}
+
+func TestALateRejectionIsAnEventOfItsOwn(t *testing.T) {
+	r := newRig(t)
+	r.ok(apply(doc("x")))
+	cursor := r.hub.Cursor()
+	// It accepts its first chain, as every simulated proxy does, and refuses what comes next outside of an operation.
+	r.proxy("a", "default", always(accept))
+	r.proxy("b", "default", func(nth int) answer {
+		if nth == 1 {
+			return refuse
+		}
+		return accept
+	})
+	r.fails(problem.ProxyRejected, apply(doc("y", "rollout: all")))
+	r.proxy("c", "late", always(refuse))
+	r.ok(apply(doc("z", "target: {kind: ProxyGroup, name: late}", "wait: {for: none}")))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for sub := r.hub.Subscribe(cursor, ""); ; {
+		e, err := sub.Next(ctx)
+		if err != nil {
+			t.Fatalf("no event: %v", err)
+		}
+		if e.Code == problem.LateRejection.Code {
+			if !strings.Contains(e.Details, "proxy c (Envoy 1.40.0) of ProxyGroup late") || !strings.Contains(e.Details, refusal) || !e.Last {
+				t.Errorf("event: %+v", e)
+			}
+			return
+		}
+	}
+}
+
+func TestAnOlderProxyStopsTheOperationByName(t *testing.T) {
+	r := newRig(t)
+	r.versionedProxy("old", "default", 38, always(accept))
+	last := r.fails(problem.ProxyTooOld, apply(doc("x")))
+	if !strings.Contains(last.Details, "proxy old") || !strings.Contains(last.Details, "1.38.0") {
+		t.Errorf("details: %s", last.Details)
+	}
+}
+
+func TestTheSameIdRunsOnce(t *testing.T) {
+	r := newRig(t)
+	q := apply(doc("x"))
+	q.ID = "the-id"
+	for range 3 {
+		if id, err := r.runner.Submit(t.Context(), q); err != nil || id != "the-id" {
+			t.Fatalf("%q, %v", id, err)
+		}
+	}
+	r.story("the-id")
+	q.Body = doc("y")
+	if _, err := r.runner.Submit(t.Context(), q); !errors.Is(err, problem.OperationExists) {
+		t.Errorf("another body with that id: %v", err)
+	}
+	if id, err := r.runner.Submit(t.Context(), apply(doc("y"))); err != nil || id == "" {
+		t.Errorf("no id is made up: %q, %v", id, err)
+	}
+}
+
+func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
+	r := newRig(t)
+	for name, c := range map[string]struct {
+		kind *problem.Kind
+		want string
+		q    operation.Request
+	}{
+		"an unknown key":                  {problem.UnknownOperation, `"nope"`, operation.Request{Operation: "nope"}},
+		"no key":                          {problem.UnknownOperation, `""`, operation.Request{}},
+		"no body":                         {problem.BodyMissing, "apply_filter", apply(" \n")},
+		"no body to remove":               {problem.BodyMissing, "remove_filter", remove("")},
+		"a malformed document":            {problem.InvalidDocument, "not YAML", apply("{")},
+		"deleting a removal":              {problem.DeleteRefused, "remove_filter", operation.Request{Operation: "remove_filter", Body: doc("x"), Delete: true}},
+		"deleting a validation":           {problem.DeleteRefused, "filters_status", operation.Request{Operation: "filters_status", Delete: true}},
+		"an id with a dot":                {problem.InvalidRequest, "operation_id", operation.Request{Operation: "imagehub", ID: "a.b"}},
+		"an id that is too long":          {problem.InvalidRequest, "operation_id", operation.Request{Operation: "imagehub", ID: strings.Repeat("a", 129)}},
+		"a namespace that is none":        {problem.InvalidRequest, "namespace", operation.Request{Operation: "imagehub", Namespace: "A B"}},
+		"a username with a line break":    {problem.InvalidRequest, "username", operation.Request{Operation: "imagehub", Username: "a\nb"}},
+		"a file of the adapter's machine": {problem.InvalidDocument, "spec.module.file", apply(doc("x", "module: {file: /etc/passwd}"))},
+		"a builtin that is none":          {problem.InvalidDocument, "headers, ratelimit", apply(doc("x", "module: {builtin: nope}"))},
+		"oci":                             {problem.InvalidDocument, "oci:// is not supported", apply(doc("x", "module: {url: 'oci://example.com/x:1'}"))},
+		"a mesh that is not built":        {problem.MeshNotSupported, "istio", apply(doc("x", "mesh: istio"))},
+		"a cluster with mesh auto":        {problem.MeshNotSupported, "kubeconfig", operation.Request{Operation: "custom", Body: doc("x"), Kubeconfigs: []string{"secret"}}},
+		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},
+	} {
+		_, err := r.runner.Submit(t.Context(), c.q)
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the kubeconfig is in %v", name, err)
+		}
+	}
+	if r.hub.Cursor() != r.hub.Oldest() {
+		t.Error("a refused request left an event")
+	}
+}
+
+func TestTheInstallOperationIsImageHubAndItsLimiter(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(accept))
+	// The menu sends whatever was typed before: operations without a body ignore it.
+	q := operation.Request{Operation: "meshery-filters", Body: "{stale", Kubeconfigs: []string{"x"}}
+	events := r.ok(q)
+	if last := events[len(events)-1]; !strings.Contains(last.Details, "mesh is now installed") {
+		t.Errorf("the last event: %s", last.Details)
+	}
+	if r.order("default") != "default/imagehub-rate-limit" || !r.app.running {
+		t.Error("not both are there")
+	}
+	q.Delete = true
+	events = r.ok(q)
+	if last := events[len(events)-1]; !strings.Contains(last.Summary, "removed") {
+		t.Errorf("the last event: %s", last.Summary)
+	}
+	if r.order("default") != "" || r.app.running {
+		t.Error("something is left")
+	}
+	r.app.fail = errors.New("address already in use")
+	last := r.fails(problem.ImageHubFailed, operation.Request{Operation: "meshery-filters"})
+	if !strings.Contains(last.Details, "address already in use") {
+		t.Errorf("details: %s", last.Details)
+	}
+	if got := r.order("default"); got != "" {
+		t.Errorf("the limiter %q is there without the application", got)
+	}
+}
+
+func TestPreparedDocumentsAreOperations(t *testing.T) {
+	r := newRig(t, func(o *operation.Options) { o.Prepared = map[string]string{"stamp": doc("stamp")} })
+	r.ok(operation.Request{Operation: "stamp", Body: "stale"})
+	if got := r.order("default"); got != "default/stamp" {
+		t.Errorf("the chain is %q", got)
+	}
+	r.ok(operation.Request{Operation: "stamp", Delete: true})
+	if got := r.order("default"); got != "" {
+		t.Errorf("the chain is %q", got)
+	}
+	for name, prepared := range map[string]map[string]string{
+		"a key that is taken":       {"custom": doc("x")},
+		"a key that is no key":      {"A b": doc("x")},
+		"a document that is broken": {"x": "{"},
+	} {
+		o := r.runner.Options
+		o.Prepared = prepared
+		if _, err := operation.NewRunner(o); err == nil || !strings.Contains(err.Error(), "operations folder") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestStoppingFinishesWhatRunsAndTellsOfTheRest(t *testing.T) {
+	r := newRig(t, func(o *operation.Options) { o.Workers = 1 })
+	asked, release := make(chan struct{}), make(chan struct{})
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 1 {
+			close(asked)
+			<-release
+		}
+		return accept
+	})
+	running, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	waiting, err := r.runner.Submit(t.Context(), apply(doc("y")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stories := make(chan []event.Event, 2)
+	for _, id := range []string{running, waiting} {
+		go func() { stories <- r.story(id) }()
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.stop() }()
+	first := <-stories // the one that waited is told at once
+	if last := first[len(first)-1]; last.Operation != waiting || last.Code != problem.ShuttingDown.Code {
+		t.Errorf("the waiting operation: %v", texts(first))
+	}
+	close(release)
+	second := <-stories
+	if last := second[len(second)-1]; last.Operation != running || last.Type == event.Error {
+		t.Errorf("the running operation: %v", texts(second))
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if _, err := r.runner.Submit(t.Context(), apply(doc("z"))); !errors.Is(err, problem.ShuttingDown) {
+		t.Errorf("a request after the stop: %v", err)
+	}
+}
+
+func TestAPreviewChangesNothing(t *testing.T) {
+	r := newRig(t)
+	r.ok(apply(doc("x")))
+	previews, err := r.runner.Plan(t.Context(), apply(doc("a", "phase: authn", "force: true")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := previews[0]
+	if strings.Join(p.Order, " ") != "default/a default/x" || len(p.Losses) != 1 || p.Target.Name != "default" || p.Version == "" {
+		t.Errorf("preview: %+v", p)
+	}
+	if !strings.Contains(p.YAML, "bytes>") || len(p.YAML) > 10_000 {
+		t.Errorf("the module's bytes are not left out: %d characters", len(p.YAML))
+	}
+	if got := r.order("default"); got != "default/x" {
+		t.Errorf("the chain is %q", got)
+	}
+	previews, err = r.runner.Plan(t.Context(), remove(doc("x")))
+	if err != nil || len(previews) != 1 || len(previews[0].Order) != 0 {
+		t.Errorf("of a removal: %+v, %v", previews, err)
+	}
+	if _, err := r.runner.Plan(t.Context(), remove(doc("nope"))); !errors.Is(err, problem.FilterNotFound) {
+		t.Errorf("of a removal of nothing: %v", err)
+	}
+}
