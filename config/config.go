@@ -39,7 +39,7 @@ type Config struct {
 	NATSTLS TLS `yaml:"natsTLS"`
 	// NATS servers that events are published to as well, nats://HOST:PORT, separated by commas. Empty: none.
 	NATSURL string `yaml:"natsURL"`
-	// Credentials file (.creds) for those servers. Empty: none.
+	// Credentials file (.creds) for the servers of natsURL. Empty: none.
 	NATSCredsFile string `yaml:"natsCredsFile"`
 	// Image Hub, the sample application.
 	ImageHub ImageHub `yaml:"imagehub"`
@@ -54,7 +54,8 @@ type Config struct {
 	Debug bool `yaml:"debug"`
 	// Form of the log: text or json.
 	LogFormat string `yaml:"logFormat"`
-	// Address of Meshery Server, to register with. Empty: none. Meshery's variable MESHERY_SERVER sets it too.
+	// Address of Meshery Server. This version only keeps it: it does not register there. Empty: none. Meshery's variable
+	// MESHERY_SERVER sets it too.
 	MesheryServer string `yaml:"mesheryServer"`
 	// Let module addresses lead to this machine. Whoever may apply a filter can then reach every TLS port of it.
 	AllowLoopbackModules bool `yaml:"allowLoopbackModules"`
@@ -64,9 +65,9 @@ type Config struct {
 
 // TLS secures one listener.
 type TLS struct {
-	// PEM file with the certificate chain that clients see.
+	// PEM file with the certificate chain that the listener shows.
 	CertFile string `yaml:"certFile"`
-	// PEM file with its private key.
+	// PEM file with the private key of that certificate.
 	KeyFile string `yaml:"keyFile"`
 	// PEM file with the authorities whose client certificates are let in. Empty: clients need none.
 	ClientCAFile string `yaml:"clientCAFile"`
@@ -76,19 +77,19 @@ type TLS struct {
 
 // ImageHub is the sample application.
 type ImageHub struct {
-	// Where its API answers.
+	// Where Image Hub's API answers.
 	Addr string `yaml:"addr"`
-	// Listen on other interfaces than loopback: it has no TLS.
+	// Let Image Hub listen on other interfaces than loopback: it has no TLS.
 	Insecure bool `yaml:"insecure"`
-	// Secret that its tokens are signed with. Empty: made up anew at each start.
+	// Secret that Image Hub's tokens are signed with. Empty: made up anew at each start.
 	Key SecretRef `yaml:"key"`
 }
 
 // SecretRef names an entry of Secrets.
 type SecretRef struct {
-	// Name of the secret under secrets.
+	// Name, under secrets, of the secret that Image Hub's tokens are signed with.
 	Name string `yaml:"name"`
-	// Key within that secret.
+	// Key within the secret that Image Hub's tokens are signed with.
 	Key string `yaml:"key"`
 }
 

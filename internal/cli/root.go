@@ -47,7 +47,7 @@ Exit codes:
 	}{
 		{groupUse, []*cobra.Command{newApply(a), newRemove(a), newList(a), newStatus(a), newEvents(a), newOperations(a), newRun(a), newRender(a)}},
 		{groupBuild, []*cobra.Command{newExplain(a), newInspect(a), newTry(a)}},
-		{groupRun, []*cobra.Command{serve, newEnvoy(a), newImageHub(a), newVersion(a)}},
+		{groupRun, []*cobra.Command{serve, newEnvoy(a), newImageHub(a), newDemo(a), newVersion(a)}},
 	} {
 		for _, c := range g.commands {
 			c.GroupID = g.group

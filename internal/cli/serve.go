@@ -161,7 +161,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	xdsOptions := xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
-	if xdsTLS != nil {
+	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = admit
 	}
 	envoys, err := xds.New(context.WithoutCancel(ctx), xdsOptions)
@@ -199,6 +199,14 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 			closeAll(listeners[:i])
 			return problem.InvalidConfiguration.New("%s: %w; another adapter may run there: stop it, or name another address", l.key, err)
 		}
+	}
+	httpTLS, err := c.HTTPTLS.Server()
+	if err != nil {
+		closeAll(listeners[:])
+		return err
+	}
+	if httpTLS != nil {
+		listeners[2] = tls.NewListener(listeners[2], httpTLS)
 	}
 	grpcListener, xdsListener, httpListener := listeners[0], listeners[1], listeners[2]
 

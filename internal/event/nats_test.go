@@ -148,6 +148,7 @@ func TestAnAddressThatCannotBeOneIsRefusedWithoutShowingIt(t *testing.T) {
 }
 
 func TestEveryListenerGetsEveryOperationInOrder(t *testing.T) {
+	t.Parallel()
 	const listeners, operations, events = 50, 8, 200
 	s := startServer(t, "127.0.0.1:0")
 	var got []func() []*nats.Msg
@@ -319,6 +320,7 @@ func (l *log) String() string {
 func (l *log) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 func TestEventsWaitForTheBrokerAndOutlastItsOutages(t *testing.T) {
+	t.Parallel()
 	_, url := startBroker(t, server.Options{})
 	got := listen(t, url, Subject("op"))
 	network := newLink(t, url)
@@ -370,6 +372,7 @@ func TestEventsWaitForTheBrokerAndOutlastItsOutages(t *testing.T) {
 }
 
 func TestPastTheBoundTheOldestAreDroppedCountedAndLoggedOnce(t *testing.T) {
+	t.Parallel()
 	_, url := startBroker(t, server.Options{})
 	got := listen(t, url, Subject("op"))
 	network := newLink(t, url)
@@ -378,6 +381,9 @@ func TestPastTheBoundTheOldestAreDroppedCountedAndLoggedOnce(t *testing.T) {
 	n, _ := run(t, Options{URL: "nats://" + network.address, MaxEvents: 50, Logger: logged.logger()})
 	for i := range 200 {
 		emit(t, n, story("op", i+1))
+		if i == 0 {
+			eventually(t, "the outage is logged", func() bool { return strings.Contains(logged.String(), "they wait") })
+		}
 	}
 	if n.Dropped() != 150 {
 		t.Errorf("%d dropped", n.Dropped())
@@ -415,6 +421,7 @@ func TestStoppingIsBoundedWhenTheBrokerHangs(t *testing.T) {
 }
 
 func TestABrokerThatHungGetsEverythingWhenItGoesOn(t *testing.T) {
+	t.Parallel()
 	_, url := startBroker(t, server.Options{})
 	got := listen(t, url, Subject("op"))
 	network := newLink(t, url)
@@ -460,6 +467,7 @@ func TestTheLargestEventFitsTheUsualBroker(t *testing.T) {
 }
 
 func TestTheSinkComesInWhenItsPasswordIsMendedAtTheBroker(t *testing.T) {
+	t.Parallel()
 	broker, url := startBroker(t, server.Options{Username: "me", Password: "other"})
 	var logged log
 	n, _ := run(t, Options{URL: strings.Replace(url, "//", "//me:secret@", 1), Logger: logged.logger()})

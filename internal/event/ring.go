@@ -1,8 +1,6 @@
 package event
 
-import (
-	"unsafe"
-)
+import "unsafe"
 
 // Bounds of a Hub, and of what waits for NATS.
 const (

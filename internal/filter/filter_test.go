@@ -45,9 +45,9 @@ func TestABodyIsOneDocumentSeveralOrAList(t *testing.T) {
 	doc := func(name string) string { return strings.Replace(minimal, "hello", name, 1) }
 	indent := func(s string) string { return "-" + strings.ReplaceAll(s, "\n", "\n  ") + "\n" }
 	for name, body := range map[string]string{
-		"several": doc("a") + "---\n" + doc("b"),
-		"a list":  indent(doc("a")) + indent(doc("b")),
-		"json":    `[{"apiVersion":"filters.meshery.io/v1alpha1","kind":"Filter","metadata":{"name":"a"},"spec":{"module":{"builtin":"headers"}}},{"apiVersion":"filters.meshery.io/v1alpha1","kind":"Filter","metadata":{"name":"b"},"spec":{"module":{"builtin":"headers"}}}]`,
+		"several":                      doc("a") + "---\n" + doc("b"),
+		"a list":                       indent(doc("a")) + indent(doc("b")),
+		"json":                         `[{"apiVersion":"filters.meshery.io/v1alpha1","kind":"Filter","metadata":{"name":"a"},"spec":{"module":{"builtin":"headers"}}},{"apiVersion":"filters.meshery.io/v1alpha1","kind":"Filter","metadata":{"name":"b"},"spec":{"module":{"builtin":"headers"}}}]`,
 		"with empty documents between": "---\n# nothing\n---\n" + doc("a") + "---\n---\n" + doc("b") + "---\n",
 	} {
 		fs, err := Read([]byte(body), "")

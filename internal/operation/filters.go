@@ -35,29 +35,50 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 		}
 		byChain[id] = append(byChain[id], f)
 	}
-	var lines []string
+	var out outcomes
 	for i, id := range order {
-		line, err := r.applyTo(ctx, s, id, byChain[id])
+		o, err := r.applyTo(ctx, s, id, byChain[id])
 		if err != nil {
-			return "", "", partly(err, lines, len(order)-i-1)
+			return "", "", out.partly(err, len(order)-i-1)
 		}
-		lines = append(lines, line)
+		out = append(out, o)
 	}
-	summary = lines[0]
-	if len(lines) > 1 {
-		summary = fmt.Sprintf("%d filters run on %d targets", len(filters), len(lines))
+	summary, details = out.tell(fmt.Sprintf("%d filters run on %d targets", len(filters), len(out)))
+	return summary, strings.Join(append([]string{details}, notes(filters)...), "\n"), nil
+}
+
+// outcome is what an operation did on one target, in a line and in what is left to say.
+type outcome struct{ line, detail string }
+
+type outcomes []outcome
+
+// tell is the last event of an operation; several is its summary where there is more than one target.
+func (o outcomes) tell(several string) (summary, details string) {
+	if len(o) == 1 {
+		return o[0].line, o[0].detail
 	}
-	return summary, strings.Join(append(lines, notes(filters)...), "\n"), nil
+	var lines []string
+	for _, e := range o {
+		lines = append(lines, e.line+"; "+e.detail)
+	}
+	return several, strings.Join(lines, "\n")
 }
 
 // partly adds to an error what an operation over several targets did before it.
-func partly(err error, done []string, left int) error {
-	if len(done) == 0 && left == 0 {
+func (o outcomes) partly(err error, left int) error {
+	if len(o) == 0 && left == 0 {
 		return err
 	}
 	p := *problem.Of(err)
-	if len(done) > 0 {
-		p.Details += "\nDone before that, and still in place: " + strings.Join(done, "; ") + "."
+	if len(o) > 0 {
+		p.Details += "\nDone before that, and still in place: "
+		for i, e := range o {
+			if i > 0 {
+				p.Details += "; "
+			}
+			p.Details += e.line
+		}
+		p.Details += "."
 	}
 	if left > 0 {
 		p.Details += fmt.Sprintf("\nNot begun: %d further targets. Sending the operation again finishes it.", left)
@@ -119,66 +140,74 @@ func describe(filters []filter.Filter) string {
 }
 
 // applyTo brings filters to their one target in one change, then takes them from targets they stood on before.
-func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters []filter.Filter) (line string, err error) {
+func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters []filter.Filter) (outcome, error) {
 	first := filters[0].Spec
 	b, err := r.backend(first.Mesh)
 	if err != nil {
-		return "", err
+		return outcome{}, err
 	}
 	var keys []filter.Key
 	for _, f := range filters {
 		keys = append(keys, f.Key)
 	}
 	subject, pt := describe(filters), of(filters)
-	proven, unchanged, order, err := func() (string, bool, []string, error) {
+	proven, unchanged, next, err := func() (string, bool, filter.Chain, error) {
 		defer r.lock(chainID)()
 		prev, err := b.Chain(ctx, first.Target)
 		if err != nil {
-			return "", false, nil, fmt.Errorf("read the chain of %s: %w", first.Target, err)
+			return "", false, prev, fmt.Errorf("read the chain of %s: %w", first.Target, err)
 		}
 		next := prev
 		for _, f := range filters {
 			next = next.With(f)
 		}
 		proven, unchanged, err := r.change(ctx, s, b, prev, next, subject, pt)
-		return proven, unchanged, next.Names(), err
+		return proven, unchanged, next, err
 	}()
 	if err != nil {
-		return "", err
+		return outcome{}, err
 	}
 	moved, err := r.holding(ctx, keys...)
 	if err != nil {
-		return "", err
+		return outcome{}, err
 	}
 	for _, c := range moved {
 		if c.ID() == chainID {
 			continue
 		}
-		line, err := r.takeFrom(ctx, s, c, keys, pt)
+		o, err := r.takeFrom(ctx, s, c, keys, pt)
 		if err != nil {
 			p := *problem.Of(err)
 			p.Details += fmt.Sprintf("\n%s runs on %s now and is on %s still; applying it again finishes the move.", subject, first.Target, c.Target)
-			return "", &p
+			return outcome{}, &p
 		}
-		s.info(line, "it moved to "+first.Target.String())
+		s.info(o.line, "it moved to "+first.Target.String())
 	}
 	verb := "runs on"
 	if unchanged {
 		verb = "is unchanged and runs on"
 	}
-	return fmt.Sprintf("%s %s %s (%s); requests meet %s", subject, verb, first.Target, proven, strings.Join(order, ", ")), nil
+	return outcome{fmt.Sprintf("%s %s %s (%s)", subject, verb, first.Target, proven), meets(next)}, nil
+}
+
+// meets tells what requests go through on a target.
+func meets(c filter.Chain) string {
+	if len(c.Filters) == 0 {
+		return "no filter is left there"
+	}
+	return "requests meet " + strings.Join(c.Names(), ", ")
 }
 
 // takeFrom removes filters from one chain.
-func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys []filter.Key, pt patience) (line string, err error) {
+func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys []filter.Key, pt patience) (outcome, error) {
 	b, err := r.backend(held.Mesh)
 	if err != nil {
-		return "", err
+		return outcome{}, err
 	}
 	defer r.lock(held.ID())()
 	prev, err := b.Chain(ctx, held.Target)
 	if err != nil {
-		return "", fmt.Errorf("read the chain of %s: %w", held.Target, err)
+		return outcome{}, fmt.Errorf("read the chain of %s: %w", held.Target, err)
 	}
 	next, names := prev, []string{}
 	for _, k := range keys {
@@ -189,9 +218,9 @@ func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys
 	subject := strings.Join(names, ", ")
 	proven, _, err := r.change(ctx, s, b, prev, next, "without "+subject, pt)
 	if err != nil {
-		return "", err
+		return outcome{}, err
 	}
-	return fmt.Sprintf("%s removed from %s (%s)", subject, held.Target, proven), nil
+	return outcome{fmt.Sprintf("%s removed from %s (%s)", subject, held.Target, proven), meets(next)}, nil
 }
 
 // remove takes filters away wherever they stand.
@@ -209,22 +238,19 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 	if len(chains) == 0 {
 		return "", "", problem.FilterNotFound.New("%s", strings.Join(missing, ", "))
 	}
-	var lines []string
+	var out outcomes
 	for i, c := range chains {
-		line, err := r.takeFrom(ctx, s, c, j.Remove, patience{j.Wait, j.Rollout})
+		o, err := r.takeFrom(ctx, s, c, j.Remove, patience{j.Wait, j.Rollout})
 		if err != nil {
-			return "", "", partly(err, lines, len(chains)-i-1)
+			return "", "", out.partly(err, len(chains)-i-1)
 		}
-		lines = append(lines, line)
+		out = append(out, o)
 	}
 	if len(missing) > 0 {
-		return "", "", problem.FilterNotFound.New("%s\nThe others of this operation were removed: %s", strings.Join(missing, ", "), strings.Join(lines, "; "))
+		return "", "", out.partly(problem.FilterNotFound.New("%s", strings.Join(missing, ", ")), 0)
 	}
-	summary = lines[0]
-	if len(lines) > 1 {
-		summary = fmt.Sprintf("%d filters removed from %d targets", len(j.Remove), len(lines))
-	}
-	return summary, strings.Join(lines, "\n"), nil
+	summary, details = out.tell(fmt.Sprintf("%d filters removed from %d targets", len(j.Remove), len(out)))
+	return summary, details, nil
 }
 
 // unsigned says whether a filter is the limiter that believes whatever a client claims.

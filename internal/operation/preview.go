@@ -3,6 +3,7 @@ package operation
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -119,7 +120,7 @@ func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {
 	return Preview{Target: c.Target, Mesh: c.Mesh, Version: p.Version, Order: c.Names(), YAML: text, Losses: p.Losses}, nil
 }
 
-// render writes a plan's resources as YAML, with module bytes replaced by their length: nobody reads base64.
+// render writes a plan's resources as YAML, with module bytes replaced by their length and digest: nobody reads base64.
 func render(p plan.Plan) (string, error) {
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
@@ -150,7 +151,11 @@ func elide(v any) {
 	case map[string]any:
 		for k, e := range t {
 			if s, ok := e.(string); ok && k == "inlineBytes" {
-				t[k] = fmt.Sprintf("<%d bytes>", base64.StdEncoding.DecodedLen(len(s)))
+				module, err := base64.StdEncoding.DecodeString(s)
+				if err != nil { // protojson wrote it
+					panic(err)
+				}
+				t[k] = fmt.Sprintf("<%d bytes, sha256 %x>", len(module), sha256.Sum256(module))
 				continue
 			}
 			elide(e)

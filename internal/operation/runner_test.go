@@ -536,7 +536,7 @@ func TestAPreviewChangesNothing(t *testing.T) {
 	if strings.Join(p.Order, " ") != "default/a default/x" || len(p.Losses) != 1 || p.Target.Name != "default" || p.Version == "" {
 		t.Errorf("preview: %+v", p)
 	}
-	if !strings.Contains(p.YAML, "bytes>") || len(p.YAML) > 10_000 {
+	if !strings.Contains(p.YAML, " bytes, sha256 ") || len(p.YAML) > 10_000 {
 		t.Errorf("the module's bytes are not left out: %d characters", len(p.YAML))
 	}
 	if got := r.order("default"); got != "default/x" {

@@ -30,7 +30,7 @@ var (
 		"Set spec.mesh to one of the meshes that are listed."}
 	NotSupported = &Kind{"meshery-filters-1009", codes.InvalidArgument, "the mesh cannot do what the document asks",
 		"The field has no equivalent in the mesh that the filter is for.",
-		"Leave the field out or choose another mesh; docs/meshes.md says what each one can do."}
+		"Leave the field out or choose another mesh; docs/envoy.md says what plain Envoy can do."}
 	FilterNotFound = &Kind{"meshery-filters-1010", codes.NotFound, "no such filter",
 		"No chain holds a filter of this namespace and name; it may have been removed already.",
 		"`meshery-filters list` shows what is there."}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -34,6 +35,7 @@ type Dir struct {
 	root    *os.Root // no name leads out of it, and it stays the same folder if a parent is renamed
 	lock    *os.File
 	temps   atomic.Uint64
+	making  sync.Mutex // of the component id
 	blobs   blobs
 	records records
 }
@@ -150,6 +152,8 @@ func (d *Dir) ComponentID(ctx context.Context) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	d.making.Lock()
+	defer d.making.Unlock()
 	data, err := d.read(componentName, 64)
 	if err != nil {
 		return "", err

@@ -1,0 +1,106 @@
+# What there is to do here; `make` lists it. CONTRIBUTING tells nothing else than this file.
+
+GO        ?= go
+VERSION   ?= $(or $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null),v0.1.0-dev)
+COMMIT    ?= $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
+FUZZTIME  ?= 10s
+BIN       := bin/meshery-filters
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+TOOL      := $(GO) tool -modfile=build/tools/go.mod
+GOFILES    = $(shell find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
+PROTOS     = $(wildcard internal/server/filterspb/*.proto)
+# Modules of their own, so that the program does not depend on what only builds it.
+NESTED    := build/tools build/image
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/meshery-filters/cargo-target
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## build bin/meshery-filters: static, with version and commit
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) .
+
+.PHONY: envoy
+envoy: ## install the pinned Envoy into the cache, unless $$ENVOY, PATH or the cache has one already
+	@build/envoy.sh
+
+.PHONY: demo
+demo: build envoy ## show the whole idea on this machine; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
+	$(BIN) demo $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
+
+.PHONY: check
+check: fmt vet lint ## format, vet, linters, unit and golden tests: under a minute once built
+	$(GO) test -short ./...
+	@for module in $(NESTED); do $(GO) -C $$module test -short ./... || exit 1; done
+
+.PHONY: fmt
+fmt:
+	@unformatted=$$(gofmt -l $(GOFILES)); [ -z "$$unformatted" ] || { echo "not formatted; run gofmt -w on:" >&2; echo "$$unformatted" >&2; exit 1; }
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+	@for module in $(NESTED); do $(GO) -C $$module vet ./... || exit 1; done
+
+.PHONY: lint
+lint: ## staticcheck (staticcheck.conf) and the table of the packages (.depguard.yaml)
+	$(TOOL) staticcheck ./...
+	$(TOOL) depguard ./...
+
+.PHONY: test
+test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
+
+.PHONY: test-go
+test-go: envoy
+	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: test-rust
+test-rust:
+	cd filters && cargo test --quiet --locked --workspace
+
+.PHONY: verify
+verify: ## rebuild the Wasm filters from two directories and compare with the committed bytes
+	filters/verify.sh
+
+.PHONY: test-demo
+test-demo: build envoy
+	build/testdemo.sh $(BIN)
+
+.PHONY: bench
+bench: envoy ## measure: loading and unloading, CPU per request, start and idle memory
+	$(GO) test -run '^$$' -bench . -timeout 30m ./...
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for FUZZTIME (10s) each
+	@build/fuzz.sh $(FUZZTIME)
+
+.PHONY: filters
+filters: ## build the Wasm filters; NAME.wasm and its digest are committed
+	filters/build.sh
+
+.PHONY: generate
+generate: proto ## write what is generated: protobuf code, the JSON Schema, docs
+	$(GO) run ./build/schema
+	$(GO) test ./internal/problem -run Errors -update
+
+.PHONY: proto
+proto:
+	@command -v protoc >/dev/null || { echo "protoc is missing: install Debian's protobuf-compiler" >&2; exit 1; }
+	@mkdir -p bin/tools
+	$(GO) -C build/tools build -o ../../bin/tools/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH="$(CURDIR)/bin/tools:$$PATH" protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative $(PROTOS)
+
+.PHONY: image
+image: build ## write bin/meshery-filters-image.tar, an OCI image, without a container engine
+	$(GO) -C build/image run . -binary ../../$(BIN) -out ../../bin/meshery-filters-image.tar -version '$(VERSION)' -commit '$(COMMIT)'
+
+.PHONY: clean
+clean: ## delete what was built; the caches below ~/.cache/meshery-filters stay
+	rm -rf bin demo.json
