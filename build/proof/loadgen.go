@@ -63,8 +63,12 @@ const LateAfter = 100 * time.Millisecond
 // giveUp ends a request that is not answered at all.
 const giveUp = 5 * time.Second
 
-// idleConnections bounds the kept-alive connections to each address that wait for a request.
-const idleConnections = 64
+// Of the kept-alive connections to each address at least spread wait for a request, so that requests meet old and new
+// connections on every worker of the server however quick it is, and at most idleConnections.
+const (
+	spread          = 8
+	idleConnections = 64
+)
 
 // Sample is one request in a Report; times are since the start of the load.
 type Sample struct {
@@ -303,12 +307,12 @@ func (p *pool) exchange(q Request, deadline time.Time) (status int, h http.Heade
 	return status, h, err
 }
 
-// take returns the connection that has waited longest, so that all of them are in use, or nil.
+// take returns the connection that has waited longest, so that all of them are in use; nil when a new one is due.
 func (p *pool) take(q Request) *wire {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	waiting := p.idle[q.Addr]
-	if q.Fresh || len(waiting) == 0 {
+	if q.Fresh || len(waiting) < spread {
 		return nil
 	}
 	p.idle[q.Addr] = waiting[1:]

@@ -42,7 +42,7 @@ import (
 )
 
 // envoyVersions are those whose chains were tried; MeshVersions lists them.
-var envoyVersions = []string{"1.40", "1.39"}
+var envoyVersions = []string{"1.40.0", "1.39.3", "1.39.0"}
 
 // addressesFile in the state directory tells where a running adapter listens, which matters when ports were free ones.
 const addressesFile = "addresses.json"

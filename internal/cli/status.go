@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
@@ -116,5 +117,5 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 	if err != nil || !out.Drifted {
 		return err
 	}
-	return exitError{fmt.Errorf("%d proxies differ from what was applied", len(drifted)), exitDrift}
+	return exitError{problem.Drift.New("%d on %d targets", len(drifted), len(out.Targets)), exitDrift}
 }

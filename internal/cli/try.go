@@ -139,27 +139,25 @@ func (t *trial) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
+	state, err := store.OpenDir(filepath.Join(dir, "state"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, state.Close()) }()
+
 	// What serves the Envoy outlives ctx until the Envoy is gone.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g, serving := errgroup.WithContext(serving)
 	defer func() {
 		stop()
-		if werr := g.Wait(); err == nil {
+		if werr := g.Wait(); werr != nil { // then that is why try ended
 			err = werr
 		}
 	}()
-	upstream, discovery, state, err := t.serve(serving, g, filepath.Join(dir, "state"))
+	upstream, discovery, err := t.serve(serving, g, state)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		stop()
-		if werr := g.Wait(); err == nil {
-			err = werr
-		}
-		err = errors.Join(err, state.Close())
-	}()
-
 	process, addr, err := t.startEnvoy(ctx, binary, upstream, discovery, filepath.Join(dir, "envoy"))
 	if err != nil {
 		return err
@@ -179,15 +177,11 @@ func (t *trial) run(ctx context.Context) (err error) {
 }
 
 // serve starts everything that the Envoy needs, on addresses of its own.
-func (t *trial) serve(ctx context.Context, g *errgroup.Group, dir string) (upstream, discovery string, _ *store.Dir, err error) {
-	state, err := store.OpenDir(dir)
-	if err != nil {
-		return "", "", nil, err
-	}
+func (t *trial) serve(ctx context.Context, g *errgroup.Group, state *store.Dir) (upstream, discovery string, err error) {
 	quiet := slog.New(slog.DiscardHandler)
 	backend, err := xds.New(ctx, xds.Options{Records: state.Records(), Modules: state.Blobs(), Log: quiet})
 	if err != nil {
-		return "", "", nil, errors.Join(err, state.Close())
+		return "", "", err
 	}
 	t.hub = event.NewHub(0, 0)
 	t.runner, err = operation.NewRunner(operation.Options{
@@ -199,23 +193,23 @@ func (t *trial) serve(ctx context.Context, g *errgroup.Group, dir string) (upstr
 		Queue: store.NewQueue(0), Events: t.hub, Workers: 1, Grace: tryShutdown, Log: quiet,
 	})
 	if err != nil {
-		return "", "", nil, errors.Join(err, state.Close())
+		return "", "", err
 	}
 	var lc net.ListenConfig
 	echoes, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", "", nil, errors.Join(fmt.Errorf("listen for the upstream: %w", err), state.Close())
+		return "", "", fmt.Errorf("listen for the upstream: %w", err)
 	}
 	streams, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", "", nil, errors.Join(fmt.Errorf("listen for xDS: %w", err), echoes.Close(), state.Close())
+		return "", "", errors.Join(fmt.Errorf("listen for xDS: %w", err), echoes.Close())
 	}
 	server := grpc.NewServer()
 	backend.Register(server)
 	web := &http.Server{Handler: http.HandlerFunc(echo), ReadHeaderTimeout: tryRequest, ErrorLog: slog.NewLogLogger(quiet.Handler(), slog.LevelWarn)}
 	g.Go(func() error { return t.runner.Run(ctx) })
 	g.Go(func() error {
-		if err := server.Serve(streams); err != nil {
+		if err := ignoreStopped(server.Serve(streams)); err != nil {
 			return fmt.Errorf("serve xDS: %w", err)
 		}
 		return nil
@@ -232,7 +226,7 @@ func (t *trial) serve(ctx context.Context, g *errgroup.Group, dir string) (upstr
 		server.Stop()
 		return web.Close()
 	})
-	return echoes.Addr().String(), streams.Addr().String(), state, nil
+	return echoes.Addr().String(), streams.Addr().String(), nil
 }
 
 func (t *trial) startEnvoy(ctx context.Context, b envoy.Binary, upstream, discovery, dir string) (p *envoy.Process, addr string, err error) {

@@ -56,6 +56,15 @@ func (v Value) Text() string {
 	return string(data)
 }
 
+// JSON is a string as it stands between the quotes of a JSON document.
+func (v Value) JSON() string {
+	data, err := v.MarshalJSON()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(string(data), `"`), `"`)
+}
+
 // Secrets lists the references in the value, each once.
 func (v Value) Secrets() []SecretRef {
 	var refs []SecretRef

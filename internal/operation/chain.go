@@ -49,6 +49,10 @@ func (r *Runner) redactor(chains ...filter.Chain) func(string) string {
 		for _, ref := range c.Secrets() {
 			if v, err := r.lookup(ref); err == nil && v != "" {
 				values = append(values, v)
+				// A proxy quotes the configuration as it got it, which is JSON.
+				if quoted := (filter.Value{V: v}).JSON(); quoted != v {
+					values = append(values, quoted)
+				}
 			}
 		}
 	}

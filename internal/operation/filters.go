@@ -118,7 +118,7 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 	}
 	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),
 		fmt.Sprintf("%s, %d bytes, sha256 %s", module.Source(), len(bytes), module.SHA256))
-	if unsigned(f) {
+	if r.unsigned(ctx, f) {
 		s.warn(problem.UnsignedTokens.New("%s", f.Key))
 	}
 	return f, nil
@@ -253,16 +253,23 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 	return summary, details, nil
 }
 
-// unsigned says whether a filter is the limiter that believes whatever a client claims.
-func unsigned(f filter.Filter) bool {
+// unsigned says whether a filter is the limiter, wherever its bytes came from, and believes whatever a client claims.
+func (r *Runner) unsigned(ctx context.Context, f filter.Filter) bool {
 	config, _ := f.Spec.Config.V.(map[string]any)
 	auth, _ := config["auth"].(map[string]any)
-	return f.Spec.Module.Builtin == "ratelimit" && auth["mode"] == "unsigned"
+	if auth["mode"] != "unsigned" {
+		return false
+	}
+	limiter, _, err := r.Modules.Resolve(ctx, filter.Module{Builtin: limiterModule})
+	return err == nil && limiter.SHA256 == f.Spec.Module.SHA256
 }
+
+// limiterModule is the builtin of Image Hub's limiter.
+const limiterModule = "ratelimit"
 
 // notes are what users of a builtin should know once it runs.
 func notes(filters []filter.Filter) []string {
-	if slices.ContainsFunc(filters, func(f filter.Filter) bool { return f.Spec.Module.Builtin == "ratelimit" }) {
+	if slices.ContainsFunc(filters, func(f filter.Filter) bool { return f.Spec.Module.Builtin == limiterModule }) {
 		return []string{"The limiter counts in each Envoy by itself: with several in front of one service a user has the limit at each of them."}
 	}
 	return nil

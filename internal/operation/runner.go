@@ -65,7 +65,7 @@ type Runner struct {
 	mu      sync.Mutex
 	ids     map[string][sha256.Size]byte // of accepted requests
 	idOrder []string
-	locks   map[string]*sync.Mutex // by chain
+	locks   map[string]*chainLock
 }
 
 // rememberedIDs bounds for how many accepted operations a repeated id is recognised.
@@ -73,7 +73,7 @@ const rememberedIDs = 10_000
 
 // NewRunner checks the prepared documents and makes a Runner; Run makes it work.
 func NewRunner(o Options) (*Runner, error) {
-	r := &Runner{Options: o, ids: map[string][sha256.Size]byte{}, locks: map[string]*sync.Mutex{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, ids: map[string][sha256.Size]byte{}, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err
@@ -293,17 +293,31 @@ func (r *Runner) execute(ctx context.Context, e store.Entry) {
 	s.done(summary, details)
 }
 
+// chainLock is one chain's lock, and how many hold it or wait for it.
+type chainLock struct {
+	sync.Mutex
+	users int
+}
+
 // lock serialises changes of one chain, for operations that only find out on their way which chains they change.
 func (r *Runner) lock(chain string) (unlock func()) {
 	r.mu.Lock()
 	l, ok := r.locks[chain]
 	if !ok {
-		l = new(sync.Mutex)
+		l = new(chainLock)
 		r.locks[chain] = l
 	}
+	l.users++
 	r.mu.Unlock()
 	l.Lock()
-	return l.Unlock
+	return func() {
+		l.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(r.locks, chain)
+		}
+	}
 }
 
 // List tells every chain and how far its proxies are.

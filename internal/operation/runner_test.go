@@ -5,10 +5,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -288,6 +290,23 @@ func TestSecretsReachTheProxyAndNothingElse(t *testing.T) {
 		if strings.Contains(text, hubKey) {
 			t.Errorf("the %s show the secret:\n%s", what, text)
 		}
+	}
+}
+
+func TestUnsignedTokensAreWarnedOfAtEveryApply(t *testing.T) {
+	r := newRig(t)
+	wasm, _ := filters.Builtin("ratelimit")
+	for name, module := range map[string]string{"by name": "builtin: ratelimit", "as bytes": "inline: " + base64.StdEncoding.EncodeToString(wasm)} {
+		for range 2 {
+			events := r.ok(apply(doc("x", "module: {"+module+"}", "config: {auth: {mode: unsigned}}")))
+			if !slices.ContainsFunc(events, func(e event.Event) bool { return e.Code == problem.UnsignedTokens.Code && e.Type == event.Warn }) {
+				t.Errorf("%s: %v", name, texts(events))
+			}
+		}
+	}
+	events := r.ok(operation.Request{Operation: "imagehub_rate_limit"})
+	if text := strings.Join(texts(events), "\n"); strings.Contains(text, problem.UnsignedTokens.Code) || !strings.Contains(text, "in each Envoy by itself") {
+		t.Errorf("the signed limiter: %s", text)
 	}
 }
 

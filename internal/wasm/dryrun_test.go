@@ -316,3 +316,28 @@ func BenchmarkDryRun(b *testing.B) {
 		}
 	}
 }
+
+func TestAFunctionThatIsHardToCompileCostsLittle(t *testing.T) {
+	// An optimizing compiler takes minutes for this many loops in one function.
+	loop := join([]byte{0x03, 0x40, 0x20, 0}, []byte{0x0d, 0}, []byte{0x20, 1, 0x21, 0, 0x0b})
+	nested := join(times([]byte{0x03, 0x40}, 200_000), times([]byte{0x0b}, 200_000))
+	m := fit(function{signature: "ii:", code: times(loop, 100_000)}, function{signature: ":", code: nested})
+	begin := time.Now()
+	if _, err := DryRun(t.Context(), m.bytes(), Options{}); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+func TestATableCannotGrowOutOfBounds(t *testing.T) {
+	// A table section goes before the memory's; the code grows it by 2^30 entries and expects -1.
+	grow := join([]byte{0xd0, 0x70}, i32(1<<30), []byte{0xfc, 15, 0}, i32(-1), []byte{0x46})
+	m := configured(grow).bytes()
+	at := strings.Index(string(m), string(section(5, 1, []byte{0, 2})))
+	m = join(m[:at], section(4, 1, []byte{0x70, 0, 1}), m[at:])
+	if _, err := DryRun(t.Context(), m, Options{}); err != nil {
+		t.Error(err)
+	}
+}

@@ -109,9 +109,6 @@ func (g *group) apply(v *version, rollout filter.Rollout) {
 // commit makes the version of that id, which must be known, the one that everybody gets.
 func (g *group) commit(id string, c filter.Chain) {
 	v := g.version(id)
-	if v != g.good {
-		clear(g.reported)
-	}
 	g.good, g.chain = v, c
 	if g.offer != nil && g.offer.version == v {
 		g.offer = nil

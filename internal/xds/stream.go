@@ -174,22 +174,22 @@ func (s *session) identify(n *core.Node) error {
 // CreateWatch takes the channel that the stream now reads responses from. It is not called for a request with a stale
 // nonce, after which the earlier channel stays in use.
 func (s *session) CreateWatch(r *cache.Request, _ cache.Subscription, out chan cache.Response) (func(), error) {
-	log := s.b.opts.Log.With("proxy", s.proxy.nodeID, "group", s.group)
+	lg := s.b.opts.Log.With("proxy", s.proxy.nodeID, "group", s.group)
 	if r.GetTypeUrl() != resource.ExtensionConfigType {
-		log.Debug("nothing is served for this type", "type", r.GetTypeUrl())
+		lg.Debug("nothing is served for this type", "type", r.GetTypeUrl())
 		return nil, nil
 	}
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if !slices.Contains(r.GetResourceNames(), Slot) {
-		log.Debug("nothing is served for these names", "names", len(r.GetResourceNames()))
+		lg.Debug("nothing is served for these names", "names", len(r.GetResourceNames()))
 		s.unsubscribe()
 		return nil, nil
 	}
 	s.proxy.out, s.proxy.request = out, r
 	if s.proxy.group == nil {
 		s.b.group(s.group).join(s.proxy)
-		log.Debug("proxy joined", "version", s.proxy.Version)
+		lg.Debug("proxy joined", "version", s.proxy.Version)
 	}
 	s.proxy.push()
 	return nil, nil

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// change is one step in the life of a filter, with the path whose answer tells when it has come into effect.
+type change struct {
+	name, config, path string
+	before, after      int // statuses
+}
+
+var changes = []change{
+	{"first load", `{auth: {mode: unsigned}, paths: [/pull]}`, "/pull", 200, 401},
+	{"reconfigure", `{auth: {mode: unsigned}, paths: [/other]}`, "/other", 200, 401},
+	{"remove", "", "/other", 401, 200},
+}
+
+// series are the times of one change through one plane, pair by pair, in milliseconds.
+type series struct{ effect, end []float64 }
+
+// measureChanges takes fresh Envoys through the changes, by turns through the adapter and by a bare push.
+func (b *bench) measureChanges(ctx context.Context, a *adapter, upstream string) (err error) {
+	raw, err := startBare(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, raw.stop()) }()
+	s := section{Title: "Change a filter in running Envoys: until all of the group answer new connections accordingly, and until its end is known",
+		Columns: []string{"", "adapter", "bare push", "difference", "adapter, last event", "bare push, all acknowledged"}}
+	var before, grown []float64
+	for _, n := range []int{1, 2} {
+		through := map[plane][]series{a: make([]series, len(changes)), raw: make([]series, len(changes))}
+		for pair := range b.pairs {
+			order := []plane{a, raw}
+			if pair%2 == 1 {
+				order = []plane{raw, a}
+			}
+			for _, p := range order {
+				b.say("changes, group of %d, pair %d of %d", n, pair+1, b.pairs)
+				was, more, err := b.life(ctx, p, fmt.Sprintf("g%d-%d", n, pair), n, upstream, through[p])
+				if err != nil {
+					return err
+				}
+				before, grown = append(before, was), append(grown, more)
+			}
+		}
+		for i, c := range changes {
+			x, y := through[a][i], through[raw][i]
+			s.add(fmt.Sprintf("%s, %d proxy", c.name, n), figureOf("ms", x.effect), figureOf("ms", y.effect),
+				figureOf("ms", combine(x.effect, y.effect, minus)), figureOf("ms", x.end), figureOf("ms", y.end))
+		}
+	}
+	b.report.Sections = append(b.report.Sections, s)
+	m := section{Title: fmt.Sprintf("Memory of an Envoy with %d workers, RSS", workers), Columns: []string{"", "figure"}}
+	m.add("before the limiter", figureOf("MiB", before))
+	m.add("more after it was loaded", figureOf("MiB", grown))
+	b.report.Sections = append(b.report.Sections, m)
+	b.note("the difference is, pair by pair, what the adapter adds to a bare push: checks and a dry run of the module, the events, " +
+		"and with 2 proxies the canary, which lets the second proxy wait for the first; proof and storing come between effect and last event")
+	return nil
+}
+
+// life starts a group, takes it through the changes, and returns the first Envoy's memory before, and what the filter added.
+func (b *bench) life(ctx context.Context, p plane, group string, n int, upstream string, to []series) (was, more float64, err error) {
+	if raw, ok := p.(*bare); ok { // the adapter gives every group an empty chain by itself
+		if err := raw.put(ctx, group, 0, ""); err != nil {
+			return 0, 0, err
+		}
+	}
+	proxies, err := b.startGroup(ctx, group, n, p.addr(), upstream)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, stopAll(proxies)) }()
+	if err := pause(ctx, b.settle/4); err != nil {
+		return 0, 0, err
+	}
+	if was, _, err = resident(proxies[0].PID()); err != nil {
+		return 0, 0, err
+	}
+	for i, c := range changes {
+		effect, end, err := measureChange(ctx, p, group, proxies, c)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", c.name, err)
+		}
+		to[i].effect, to[i].end = append(to[i].effect, ms(effect)), append(to[i].end, ms(end))
+		if i == 0 {
+			if err := pause(ctx, b.settle/4); err != nil {
+				return 0, 0, err
+			}
+			now, _, err := resident(proxies[0].PID())
+			if err != nil {
+				return 0, 0, err
+			}
+			more = now - was
+		}
+		if err := samePlan(ctx, proxies, group, c); err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return was, more, nil
+}
+
+// measureChange makes one change while each Envoy is asked, over one new connection after the other, what it does now.
+func measureChange(ctx context.Context, p plane, group string, proxies []*proxy, c change) (effect, end time.Duration, err error) {
+	seen := make([]time.Time, len(proxies))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, px := range proxies {
+		g.Go(func() error {
+			return poll(ctx, func() error {
+				status, err := get(px.addr, c.path)
+				switch {
+				case err != nil:
+					return err
+				case status == c.after:
+					seen[i] = time.Now()
+					return nil
+				default:
+					return fmt.Errorf("%s is answered %d, before it is to be %d and then %d", c.path, status, c.before, c.after)
+				}
+			})
+		})
+	}
+	began := time.Now()
+	g.Go(func() error {
+		err := p.put(ctx, group, len(proxies), c.config)
+		end = time.Since(began)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return 0, 0, err
+	}
+	for _, t := range seen {
+		effect = max(effect, t.Sub(began))
+	}
+	return effect, end, nil
+}
+
+// samePlan makes sure that both planes had the Envoys run the very same resource.
+func samePlan(ctx context.Context, proxies []*proxy, group string, c change) error {
+	want, err := planOf(group, c.config)
+	if err != nil {
+		return err
+	}
+	for _, p := range proxies {
+		got, err := p.Admin().SlotConfig(ctx)
+		if err != nil {
+			return err
+		}
+		if got.Version != want.Version {
+			return fmt.Errorf("an Envoy runs version %s and not %s", got.Version, want.Version)
+		}
+	}
+	return nil
+}
+
+// get asks over a connection of its own.
+func get(addr, path string) (status int, err error) {
+	c, err := dial(addr)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return c.roundTrip([]byte("GET " + path + " HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"))
+}
+
+// statusOf reads "HTTP/1.1 200 OK".
+func statusOf(line string) (int, error) {
+	_, rest, _ := strings.Cut(line, " ")
+	code, _, _ := strings.Cut(rest, " ")
+	status, err := strconv.Atoi(strings.TrimSpace(code))
+	if err != nil || status < http.StatusContinue {
+		return 0, fmt.Errorf("no status: %q", line)
+	}
+	return status, nil
+}
