@@ -14,7 +14,11 @@ func TestHelpIsGolden(t *testing.T) {
 	visit = func(cmd *cobra.Command) {
 		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
 		args := append(strings.Fields(cmd.CommandPath())[1:], "--help")
-		want[name+".txt"] = run(t, args...).want(t, exitOK).out
+		text := run(t, args...).want(t, exitOK).out
+		if cmd.Name() == "serve" { // its flags are the configuration's keys, whose texts are compared where they are written
+			text, _, _ = strings.Cut(text, "\nFlags:")
+		}
+		want[name+".txt"] = text
 		for _, sub := range cmd.Commands() {
 			visit(sub)
 		}

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,11 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/filters"
@@ -162,7 +157,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	xdsOptions := xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
 	if c.XDSTLS.ClientCAFile != "" {
-		xdsOptions.Admit = admit
+		xdsOptions.Admit = xds.AdmitCertified
 	}
 	envoys, err := xds.New(context.WithoutCancel(ctx), xdsOptions)
 	if err != nil {
@@ -259,13 +254,11 @@ func closeAll(listeners []net.Listener) {
 
 // serveXDS answers the proxies' streams.
 func serveXDS(ctx context.Context, l net.Listener, t *tls.Config, envoys *xds.Backend) error {
-	o := []grpc.ServerOption{
+	o := append(xds.ServerOptions(),
 		grpc.MaxConcurrentStreams(1000),
-		grpc.MaxRecvMsgSize(1 << 20), // a discovery request is a node and a few names
-		grpc.ConnectionTimeout(20 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-	}
+		grpc.MaxRecvMsgSize(1<<20), // a discovery request is a node and a few names
+		grpc.ConnectionTimeout(20*time.Second),
+	)
 	if t != nil {
 		o = append(o, grpc.Creds(credentials.NewTLS(t)))
 	}
@@ -288,23 +281,6 @@ func ignoreStopped(err error) error {
 		return nil
 	}
 	return err
-}
-
-// admit lets a proxy join the groups that its client certificate names as organizational units; * stands for all.
-func admit(ctx context.Context, group string) error {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return status.Error(codes.Unauthenticated, "the stream has no peer")
-	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
-		return status.Error(codes.Unauthenticated, "a client certificate is needed")
-	}
-	units := info.State.VerifiedChains[0][0].Subject.OrganizationalUnit
-	if slices.Contains(units, group) || slices.Contains(units, "*") {
-		return nil
-	}
-	return status.Errorf(codes.PermissionDenied, "the client certificate may join the groups %q (its organizational units) and not %q", units, group)
 }
 
 // serveHTTP answers /healthz (the process lives) and /readyz (operations are taken).

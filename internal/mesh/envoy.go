@@ -50,7 +50,12 @@ func (Envoy) Complete(f filter.Filter) (filter.Filter, error) {
 	case "":
 		s.Target = filter.Target{Kind: filter.ProxyGroup, Name: DefaultGroup}
 	case filter.ProxyGroup:
-		s.Target.Namespace = "" // groups of proxies stand outside of namespaces
+		if s.Target.Namespace != "" {
+			refuse("spec.target.namespace", "groups of proxies stand outside of namespaces", "leave it out")
+		}
+		if s.Target.Partition != "" {
+			refuse("spec.target.partition", "groups of proxies have no partitions", "leave it out")
+		}
 	default:
 		refuse("spec.target.kind", fmt.Sprintf("plain Envoy has no %s", s.Target.Kind), "use kind ProxyGroup and the group's name")
 	}
@@ -166,7 +171,6 @@ func envoyLosses(f filter.Filter) (losses []plan.Loss) {
 	s := f.Spec
 	lose(s.Match.Direction != "", "spec.match.direction", "a proxy's slot stands on one listener and has no direction")
 	lose(len(s.Match.Ports) > 0, "spec.match.ports", "a proxy's slot stands where its operator put it, whatever the port")
-	lose(s.Target.Partition != "", "spec.target.partition", "proxy groups have no partitions")
 	lose(s.Force, "spec.force", "nobody else owns fields of a proxy's slot")
 	return losses
 }

@@ -118,10 +118,12 @@ func TestAVersionChangesWithWhatProxiesGet(t *testing.T) {
 func TestWhatPlainEnvoyCannotDoIsRefused(t *testing.T) {
 	head := "apiVersion: filters.meshery.io/v1alpha1\nkind: Filter\nmetadata: {name: x}\nspec:\n  module: {builtin: headers}\n"
 	for spec, want := range map[string]string{
-		"  target: {kind: Service, name: web}":    "spec.target.kind",
-		"  protocol: tcp":                         "spec.protocol",
-		"  delivery: {mode: direct}":              "spec.delivery.mode",
-		"  protocol: tcp\n  target: {kind: Mesh}": "spec.protocol",
+		"  target: {kind: Service, name: web}":                "spec.target.kind",
+		"  protocol: tcp":                                     "spec.protocol",
+		"  delivery: {mode: direct}":                          "spec.delivery.mode",
+		"  target: {kind: ProxyGroup, name: x, namespace: y}": "spec.target.namespace",
+		"  target: {kind: ProxyGroup, name: x, partition: y}": "spec.target.partition",
+		"  protocol: tcp\n  target: {kind: Mesh}":             "spec.protocol",
 	} {
 		filters, err := filter.Read([]byte(head+spec), "")
 		if err != nil {

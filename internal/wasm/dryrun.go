@@ -274,17 +274,31 @@ func innermost(trace string) string {
 	return ""
 }
 
-// lastWords quotes the filter's last warnings and errors, or its last line if it gave none.
+// lastWords quotes the filter's last warnings and errors, from its last panic on if there was one. Of a filter
+// that gave none it quotes the last line.
 func lastWords(logs []Log) string {
-	var words []string
-	for i := len(logs) - 1; i >= 0 && len(words) < 3; i-- {
-		switch logs[i].Level {
+	const most = 3
+	var words, last []string
+	for _, l := range logs {
+		if strings.TrimSpace(l.Text) == "" {
+			continue
+		}
+		word := `"` + clip(l.Text, 1024) + `"`
+		last = []string{word}
+		switch l.Level {
 		case "warn", "error", "critical":
-			words = append([]string{`"` + clip(logs[i].Text, 1024) + `"`}, words...)
+			if strings.Contains(l.Text, "panic") {
+				words = nil
+			} else if len(words) == most && !strings.Contains(words[0], "panic") {
+				words = words[1:]
+			}
+			if len(words) < most {
+				words = append(words, word)
+			}
 		}
 	}
-	if len(words) == 0 && len(logs) > 0 {
-		words = []string{`"` + clip(logs[len(logs)-1].Text, 1024) + `"`}
+	if len(words) == 0 {
+		words = last
 	}
 	if len(words) == 0 {
 		return "the filter said nothing"

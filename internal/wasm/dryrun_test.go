@@ -267,6 +267,42 @@ func TestForeignTextCannotDriveATerminal(t *testing.T) {
 	}
 }
 
+func TestTheLastWordsBeginWithThePanic(t *testing.T) {
+	log := func(level string, texts ...string) (logs []Log) {
+		for _, text := range texts {
+			logs = append(logs, Log{level, text})
+		}
+		return logs
+	}
+	for want, logs := range map[string][]Log{
+		"the filter said nothing":                     log("error", " "),
+		`the filter said: "b"`:                        log("info", "a", "b"),
+		`the filter said: "b", "c", "d"`:              log("warn", "a", "b", "c", "d"),
+		`the filter said: "x"`:                        append(log("error", "x"), log("info", "y")...),
+		`the filter said: "panic: p", "go 1", "main"`: log("error", "a", "panic: p", "", "go 1", "main", "more"),
+	} {
+		if got := lastWords(logs); got != want {
+			t.Errorf("want %s, got %s", want, got)
+		}
+	}
+}
+
+func TestPiecesOfALineOnStandardErrorAreJoined(t *testing.T) {
+	m := fit(function{export: "proxy_on_configure", signature: "ii:i", code: i32(0)})
+	m.imports = []external{{module: "wasi_snapshot_preview1", name: "fd_write", signature: "iiii:i"}}
+	m.data = "panic: on purpose\n\nmore"
+	var code []byte
+	for _, piece := range [][2]int32{{0, 7}, {7, 10}, {17, 1}, {18, 1}, {19, 4}} {
+		store := func(at, value int32) []byte { return join(i32(at), i32(value), []byte{0x36, 2, 0}) }
+		code = join(code, store(0, 1024+piece[0]), store(4, piece[1]), i32(2), i32(0), i32(1), i32(8), call(0), drop)
+	}
+	m.functions[2].code = join(code, i32(0))
+	o, _ := DryRun(t.Context(), m.bytes(), Options{})
+	if got := fmt.Sprint(o.Logs); got != "[{error panic: on purpose} {error more}]" {
+		t.Error(got)
+	}
+}
+
 func TestRunsDoNotDisturbEachOther(t *testing.T) {
 	module := read(t, probe)
 	var g errgroup.Group

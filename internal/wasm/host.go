@@ -60,6 +60,7 @@ type host struct {
 	module api.Module      // the module that made it
 
 	logs   []Log
+	open   uint32 // the file descriptor whose last line has not ended yet; 0 for none
 	wanted uint64 // bytes of memory that were refused
 
 	shared    map[string]sharedValue
@@ -195,6 +196,7 @@ func (h *host) log(level uint32, pointer, size uint32) bool {
 
 func (h *host) line(level uint32, text []byte) {
 	text = text[:min(len(text), maxLine+h.redactor.overhang)]
+	h.open = 0
 	h.logs = append(h.logs, Log{Level: levels[level], Text: string(text)})
 	if len(h.logs) >= 2*(maxLines+1) {
 		h.logs = append([]Log(nil), h.logs[len(h.logs)-maxLines-1:]...)

@@ -54,6 +54,9 @@ func Inspect(ctx context.Context, module []byte) (Report, error) {
 	return report, err
 }
 
+// longestName is how many bytes of a name are shown.
+const longestName = 1024
+
 // examine does everything of Inspect that needs no engine.
 func examine(module []byte) (Report, *layout, error) {
 	sum := sha256.Sum256(module)
@@ -67,24 +70,26 @@ func examine(module []byte) (Report, *layout, error) {
 	}
 	report.ABI, report.Language = abiOf(l), languageOf(l, module)
 	report.MemoryPages, report.MaxMemoryPages = l.memoryMin, l.memoryMax
-	report.Sections = append(report.Sections, l.sections...)
+	for _, name := range l.sections {
+		report.Sections = append(report.Sections, clip(name, longestName))
+	}
 
 	var faults []string
 	if report.ABI == "" {
 		faults = append(faults, "it has no proxy-wasm ABI marker: none of proxy_abi_version_0_1_0, proxy_abi_version_0_2_0 and proxy_abi_version_0_2_1 is exported")
 	}
 	for _, e := range l.imports {
-		report.Imports = append(report.Imports, e.String())
+		report.Imports = append(report.Imports, clip(e.String(), longestName))
 		f, ok := offered(e.module, e.name)
 		switch {
 		case !ok || e.kind != kindFunction || report.ABI != "" && !f.in(report.ABI):
-			report.Missing = append(report.Missing, e.String())
+			report.Missing = append(report.Missing, clip(e.String(), longestName))
 		case f.signature != e.signature:
 			faults = append(faults, fmt.Sprintf("it imports %s as %s, and Envoy offers it as %s", e, show(e.signature), show(f.signature)))
 		}
 	}
 	for _, e := range l.exports {
-		report.Exports = append(report.Exports, e.name)
+		report.Exports = append(report.Exports, clip(e.name, longestName))
 		if want, ok := callback(e.name, report.ABI); ok && e.kind == kindFunction && e.signature != want {
 			faults = append(faults, fmt.Sprintf("it exports %s as %s, and Envoy calls it as %s", e.name, show(e.signature), show(want)))
 		}

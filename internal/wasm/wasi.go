@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"bytes"
 	"crypto/rand"
 	"maps"
 	"slices"
@@ -35,13 +36,15 @@ func fault(ok bool) uint32 {
 	return errnoOK
 }
 
-// write logs what goes to stdout or stderr.
+// write logs what goes to stdout or stderr. Writes that do not end a line, as those of Go's runtime when it
+// panics, are joined; Envoy logs each of them.
 func (h *host) write(fd, vectors, count, writtenAt uint32) uint32 {
 	level, ok := map[uint32]uint32{1: 2, 2: 4}[fd]
 	if !ok {
 		return errnoBadDescriptor
 	}
 	var text []byte
+	var last byte
 	var written uint32
 	keep := maxLine + h.redactor.overhang
 	for i := range uint64(count) {
@@ -57,11 +60,23 @@ func (h *host) write(fd, vectors, count, writtenAt uint32) uint32 {
 		if !ok {
 			return errnoFault
 		}
+		if len(b) > 0 {
+			last = b[len(b)-1]
+		}
 		written += uint32(len(b))
 		text = append(text, b[:min(len(b), keep-len(text))]...)
 	}
-	if written > 0 {
+	text = bytes.TrimSuffix(text, []byte("\n"))
+	switch n := len(h.logs); {
+	case h.open == fd:
+		line := h.logs[n-1].Text
+		h.logs[n-1].Text = line + string(text[:min(len(text), keep-len(line))])
+	case len(text) > 0:
 		h.line(level, text)
+	}
+	h.open = 0
+	if last != '\n' && len(h.logs) > 0 && written > 0 {
+		h.open = fd
 	}
 	return fault(h.put32(writtenAt, written))
 }
