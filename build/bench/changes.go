@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,7 +52,7 @@ func (b *bench) measureChanges(ctx context.Context, a *adapter, upstream string)
 		}
 		for i, c := range changes {
 			x, y := through[a][i], through[raw][i]
-			s.add(fmt.Sprintf("%s, %d proxy", c.name, n), figureOf("ms", x.effect), figureOf("ms", y.effect),
+			s.add(fmt.Sprintf("%s, group of %d", c.name, n), figureOf("ms", x.effect), figureOf("ms", y.effect),
 				figureOf("ms", combine(x.effect, y.effect, minus)), figureOf("ms", x.end), figureOf("ms", y.end))
 		}
 	}
@@ -69,65 +66,72 @@ func (b *bench) measureChanges(ctx context.Context, a *adapter, upstream string)
 	return nil
 }
 
-// life starts a group, takes it through the changes, and returns the first Envoy's memory before, and what the filter added.
+// life starts a group, takes it through the changes, and returns the first Envoy's memory before and what the filter added.
 func (b *bench) life(ctx context.Context, p plane, group string, n int, upstream string, to []series) (was, more float64, err error) {
-	if raw, ok := p.(*bare); ok { // the adapter gives every group an empty chain by itself
-		if err := raw.put(ctx, group, 0, ""); err != nil {
+	if err := p.prepare(ctx, group); err != nil {
+		return 0, 0, err
+	}
+	var proxies []*proxy
+	defer func() { err = errors.Join(err, stopAll(proxies)) }()
+	for i := range n {
+		px, err := b.startSlotted(ctx, group, fmt.Sprintf("%s-%d", group, i), p.addr(), upstream)
+		if err != nil {
 			return 0, 0, err
 		}
+		proxies = append(proxies, px)
 	}
-	proxies, err := b.startGroup(ctx, group, n, p.addr(), upstream)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, stopAll(proxies)) }()
-	if err := pause(ctx, b.settle/4); err != nil {
-		return 0, 0, err
-	}
-	if was, _, err = resident(proxies[0].PID()); err != nil {
+	if was, err = b.settled(ctx, proxies[0]); err != nil {
 		return 0, 0, err
 	}
 	for i, c := range changes {
 		effect, end, err := measureChange(ctx, p, group, proxies, c)
+		if err == nil && i == 0 { // before anything else is asked of it
+			more, err = b.settled(ctx, proxies[0])
+		}
+		if err == nil {
+			err = samePlan(ctx, proxies, group, c)
+		}
 		if err != nil {
 			return 0, 0, fmt.Errorf("%s: %w", c.name, err)
 		}
 		to[i].effect, to[i].end = append(to[i].effect, ms(effect)), append(to[i].end, ms(end))
-		if i == 0 {
-			if err := pause(ctx, b.settle/4); err != nil {
-				return 0, 0, err
-			}
-			now, _, err := resident(proxies[0].PID())
-			if err != nil {
-				return 0, 0, err
-			}
-			more = now - was
-		}
-		if err := samePlan(ctx, proxies, group, c); err != nil {
-			return 0, 0, fmt.Errorf("%s: %w", c.name, err)
-		}
 	}
-	return was, more, nil
+	return was, more - was, nil
+}
+
+// settled is an Envoy's memory a moment later.
+func (b *bench) settled(ctx context.Context, p *proxy) (rss float64, err error) {
+	if err := pause(ctx, b.settle/4); err != nil {
+		return 0, err
+	}
+	rss, _, err = resident(p.PID())
+	return rss, err
 }
 
 // measureChange makes one change while each Envoy is asked, over one new connection after the other, what it does now.
+// No request may fail meanwhile.
 func measureChange(ctx context.Context, p plane, group string, proxies []*proxy, c change) (effect, end time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	seen := make([]time.Time, len(proxies))
 	g, ctx := errgroup.WithContext(ctx)
 	for i, px := range proxies {
 		g.Go(func() error {
-			return poll(ctx, func() error {
-				status, err := get(px.addr, c.path)
+			for {
+				status, err := get(px.listener, c.path)
 				switch {
 				case err != nil:
 					return err
 				case status == c.after:
 					seen[i] = time.Now()
 					return nil
-				default:
-					return fmt.Errorf("%s is answered %d, before it is to be %d and then %d", c.path, status, c.before, c.after)
+				case status != c.before:
+					return fmt.Errorf("%s is answered %d, which is neither %d nor %d", c.path, status, c.before, c.after)
 				}
-			})
+				if err := pause(ctx, time.Millisecond); err != nil {
+					return fmt.Errorf("%s is still answered %d: %w", c.path, status, err)
+				}
+			}
 		})
 	}
 	began := time.Now()
@@ -161,25 +165,4 @@ func samePlan(ctx context.Context, proxies []*proxy, group string, c change) err
 		}
 	}
 	return nil
-}
-
-// get asks over a connection of its own.
-func get(addr, path string) (status int, err error) {
-	c, err := dial(addr)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	return c.roundTrip([]byte("GET " + path + " HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"))
-}
-
-// statusOf reads "HTTP/1.1 200 OK".
-func statusOf(line string) (int, error) {
-	_, rest, _ := strings.Cut(line, " ")
-	code, _, _ := strings.Cut(rest, " ")
-	status, err := strconv.Atoi(strings.TrimSpace(code))
-	if err != nil || status < http.StatusContinue {
-		return 0, fmt.Errorf("no status: %q", line)
-	}
-	return status, nil
 }

@@ -17,7 +17,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
@@ -86,12 +85,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if b.program, err = b.build(ctx, *program); err != nil {
 		return err
 	}
-	b.report.Machine = machine{Cores: runtime.NumCPU(), Memory: memory(), Load: load(), System: runtime.GOOS + "/" + runtime.GOARCH,
-		Go: runtime.Version(), Envoy: b.envoy.Version}
+	b.report.Machine = machine{runtime.NumCPU(), runtime.GOOS + "/" + runtime.GOARCH, b.envoy.Version, runtime.Version(), load(), ""}
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	b.report.LoadAfter = load()
+	b.report.Machine.LoadAfter = load()
 	if err := b.report.print(out); err != nil {
 		return err
 	}
@@ -130,15 +128,15 @@ func (b *bench) measure(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, adapter.stop()) }()
 	// An Envoy that answers at once is the least upstream there is, and its CPU is not in any figure.
-	upstream, err := b.startEnvoy(ctx, []byte(upstreamBootstrap))
+	upstream, err := b.startEnvoy(ctx, static("", `direct_response: {status: 200, body: {inline_string: "ok"}}`, "{address: 127.0.0.1, port_value: 1}"))
 	if err != nil {
 		return fmt.Errorf("start the upstream: %w", err)
 	}
-	defer func() { err = errors.Join(err, upstream.stop()) }()
-	if err := b.measureChanges(ctx, adapter, upstream.addr); err != nil {
+	defer func() { err = errors.Join(err, stopAll([]*proxy{upstream})) }()
+	if err := b.measureChanges(ctx, adapter, upstream.listener); err != nil {
 		return fmt.Errorf("change filters: %w", err)
 	}
-	if err := b.measureRequests(ctx, adapter, upstream.addr); err != nil {
+	if err := b.measureRequests(ctx, adapter, upstream.listener); err != nil {
 		return fmt.Errorf("send requests: %w", err)
 	}
 	return nil
@@ -192,24 +190,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// poll tries every millisecond until there is no error, and returns the last one after a generous time.
-func poll(ctx context.Context, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		if pause(ctx, time.Millisecond) != nil {
-			return err
-		}
-	}
-}
-
-func lastLines(data []byte, n int) string {
-	all := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(all[max(0, len(all)-n):], "\n")
 }

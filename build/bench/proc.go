@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -8,42 +10,28 @@ import (
 	"time"
 )
 
-// tick is the unit of times in /proc, the same on all of Linux's common architectures.
-const tick = 10 * time.Millisecond
-
-// cpuTime is what a process has used so far, in user and kernel mode, all threads.
+// cpuTime is what a process has used so far, in user and kernel mode, all threads. It comes in steps of 10 ms.
 func cpuTime(pid int) (time.Duration, error) {
-	path := fmt.Sprintf("/proc/%d/stat", pid)
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The second field is the program's name in parentheses, with whatever is in it.
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	// The second field is the program's name in parentheses, and may hold spaces itself.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 13 {
-		return 0, fmt.Errorf("%s has %d fields", path, len(fields))
+		return 0, fmt.Errorf("the statistics of process %d cannot be read: %q", pid, data)
 	}
-	var sum time.Duration
-	for _, f := range fields[11:13] { // utime, stime
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", path, err)
-		}
-		sum += time.Duration(n) * tick
-	}
-	return sum, nil
+	utime, err1 := strconv.Atoi(fields[11])
+	stime, err2 := strconv.Atoi(fields[12])
+	return time.Duration(utime+stime) * 10 * time.Millisecond, errors.Join(err1, err2)
 }
 
-// resident is the memory that a process holds, in MiB: all of it, and with its share of what it has in common with others.
+// resident is the memory that a process holds, in MiB: all of it, and with only its share of what others hold as well.
 func resident(pid int) (rss, pss float64, err error) {
 	path := fmt.Sprintf("/proc/%d/smaps_rollup", pid)
-	if rss, err = kilobytes(path, "Rss:"); err != nil {
-		return 0, 0, err
-	}
-	if pss, err = kilobytes(path, "Pss:"); err != nil {
-		return 0, 0, err
-	}
-	return rss / 1024, pss / 1024, nil
+	rss, err1 := kilobytes(path, "Rss:")
+	pss, err2 := kilobytes(path, "Pss:")
+	return rss / 1024, pss / 1024, errors.Join(err1, err2)
 }
 
 // kilobytes reads a line such as "Rss:  12345 kB".
@@ -58,15 +46,6 @@ func kilobytes(path, key string) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s has no %s", path, key)
-}
-
-// memory of the machine in MiB, 0 when it is not known.
-func memory() float64 {
-	kb, err := kilobytes("/proc/meminfo", "MemTotal:")
-	if err != nil {
-		return 0
-	}
-	return kb / 1024
 }
 
 // load is the machine's load averages.

@@ -7,43 +7,40 @@ import (
 	"os"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/meshery/meshery-filters/internal/envoy"
 )
 
 // workers is the number of worker threads of every Envoy, so that figures of machines with more cores compare.
 const workers = 2
 
-const upstreamBootstrap = `
+// static is an Envoy as envoy.Bootstrap makes it, but for the slot and xDS: with these HTTP filters, and this for requests.
+func static(filters, action, upstream string) []byte {
+	return fmt.Appendf(nil, `
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
 static_resources:
   listeners:
-  - name: ` + envoy.ListenerName + `
+  - name: %s
     address: {socket_address: {address: 127.0.0.1, port_value: 0}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: upstream
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {prefix: "/"}
-                direct_response: {status: 200, body: {inline_string: "ok"}}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
-`
+          stat_prefix: ingress
+          use_remote_address: true
+          normalize_path: true
+          merge_slashes: true
+          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: "/"}, %s}]}]}
+          http_filters: [%s {name: envoy.filters.http.router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+  clusters: [{name: upstream, load_assignment: {cluster_name: upstream, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: %s}}}]}]}}]
+`, envoy.ListenerName, action, filters, upstream)
+}
 
 // proxy is a running Envoy.
 type proxy struct {
 	*envoy.Process
-	addr string // of its listener
-	dir  string
+	listener string // its address
+	dir      string
 }
 
 func (b *bench) startEnvoy(ctx context.Context, bootstrap []byte) (*proxy, error) {
@@ -58,97 +55,30 @@ func (b *bench) startEnvoy(ctx context.Context, bootstrap []byte) (*proxy, error
 	p := &proxy{Process: process, dir: dir}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if p.addr, err = p.ListenerAddr(ctx, envoy.ListenerName); err == nil {
+	if p.listener, err = p.ListenerAddr(ctx, envoy.ListenerName); err == nil {
 		err = p.Ready(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.stop())
+		return nil, errors.Join(err, stopAll([]*proxy{p}))
 	}
 	return p, nil
 }
 
-func (p *proxy) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	return errors.Join(p.Stop(ctx), os.RemoveAll(p.dir))
-}
-
-// startGroup starts Envoys with a slot, that belong together.
-func (b *bench) startGroup(ctx context.Context, group string, n int, xdsAddr, upstream string) (proxies []*proxy, err error) {
-	for i := range n {
-		bootstrap, err := slotted(group, fmt.Sprintf("%s-%d", group, i), xdsAddr, upstream)
-		if err == nil {
-			var p *proxy
-			if p, err = b.startEnvoy(ctx, bootstrap); err == nil {
-				proxies = append(proxies, p)
-				continue
-			}
-		}
-		return nil, errors.Join(err, stopAll(proxies))
-	}
-	return proxies, nil
-}
-
-func stopAll(proxies []*proxy) error {
-	var errs []error
-	for _, p := range proxies {
-		errs = append(errs, p.stop())
-	}
-	return errors.Join(errs...)
-}
-
-// slotted is the bootstrap that the project gives to operators.
-func slotted(group, id, xdsAddr, upstream string) ([]byte, error) {
-	return envoy.Bootstrap{Group: group, NodeID: id, XDSAddr: xdsAddr, Listen: "127.0.0.1:0", Upstream: upstream, Admin: "127.0.0.1:0"}.YAML()
-}
-
-// withFilter is the same bootstrap with another filter, or none, in the slot's place and without xDS.
-func withFilter(id, upstream, filter string) ([]byte, error) {
-	text, err := slotted("static", id, upstream, upstream)
+// startSlotted starts an Envoy with the bootstrap that the project gives to operators.
+func (b *bench) startSlotted(ctx context.Context, group, id, xdsAddr, upstream string) (*proxy, error) {
+	bootstrap, err := envoy.Bootstrap{Group: group, NodeID: id, XDSAddr: xdsAddr, Listen: "127.0.0.1:0", Upstream: upstream, Admin: "127.0.0.1:0"}.YAML()
 	if err != nil {
 		return nil, err
 	}
-	var bootstrap map[string]any
-	if err := yaml.Unmarshal(text, &bootstrap); err != nil {
-		return nil, fmt.Errorf("read the bootstrap: %w", err)
-	}
-	delete(bootstrap, "dynamic_resources")
-	replaced := 0
-	replaceSlot(bootstrap, filter, &replaced)
-	if replaced != 1 {
-		return nil, fmt.Errorf("the bootstrap has %d slots", replaced)
-	}
-	return yaml.Marshal(bootstrap)
+	return b.startEnvoy(ctx, bootstrap)
 }
 
-func replaceSlot(node any, filter string, replaced *int) {
-	switch n := node.(type) {
-	case []any:
-		for _, v := range n {
-			replaceSlot(v, filter, replaced)
-		}
-	case map[string]any:
-		for k, v := range n {
-			filters, ok := v.([]any)
-			if k != "http_filters" || !ok {
-				replaceSlot(v, filter, replaced)
-				continue
-			}
-			var kept []any
-			for _, f := range filters {
-				if m, _ := f.(map[string]any); m["name"] != envoy.SlotName {
-					kept = append(kept, f)
-					continue
-				}
-				*replaced++
-				if filter != "" {
-					var other any
-					if yaml.Unmarshal([]byte(filter), &other) == nil {
-						kept = append(kept, other)
-					}
-				}
-			}
-			n[k] = kept
-		}
+func stopAll(proxies []*proxy) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var errs []error
+	for _, p := range proxies {
+		errs = append(errs, p.Stop(ctx), os.RemoveAll(p.dir))
 	}
+	return errors.Join(errs...)
 }

@@ -11,20 +11,19 @@ import (
 
 // report is what a run found.
 type report struct {
-	Machine   machine   `json:"machine"`
-	LoadAfter string    `json:"loadAfter"` // as Machine.Load, at the end
-	Sections  []section `json:"sections"`
-	Notes     []string  `json:"notes"`
+	Machine  machine   `json:"machine"`
+	Sections []section `json:"sections"`
+	Notes    []string  `json:"notes"`
 }
 
-// machine is where it ran.
+// machine is where it ran. The loads are averages over 1, 5 and 15 minutes, before and after.
 type machine struct {
-	Cores  int     `json:"cores"`
-	Memory float64 `json:"memoryMiB"`
-	Load   string  `json:"load"` // averages over 1, 5 and 15 minutes when the run began
-	System string  `json:"system"`
-	Go     string  `json:"go"`
-	Envoy  string  `json:"envoy"`
+	Cores     int    `json:"cores"`
+	System    string `json:"system"`
+	Envoy     string `json:"envoy"`
+	Go        string `json:"go"`
+	Load      string `json:"load"`
+	LoadAfter string `json:"loadAfter"`
 }
 
 // section is one table.
@@ -89,8 +88,7 @@ func (s *section) add(name string, cells ...figure) {
 
 func (r report) print(w io.Writer) error {
 	m := r.Machine
-	fmt.Fprintf(w, "%d cores, %.0f MiB of memory, %s; Envoy %s, %s; load averages %s before, %s after.\n",
-		m.Cores, m.Memory, m.System, m.Envoy, m.Go, m.Load, r.LoadAfter)
+	fmt.Fprintf(w, "%d cores, %s; Envoy %s, %s; load averages %s before, %s after.\n", m.Cores, m.System, m.Envoy, m.Go, m.Load, m.LoadAfter)
 	fmt.Fprintln(w, "Each figure is a median, with the lowest and the highest value in parentheses.")
 	for _, s := range r.Sections {
 		fmt.Fprintf(w, "\n%s\n", s.Title)

@@ -620,8 +620,9 @@ func answerAll(c net.Conn) {
 	buf := make([]byte, 0, 8<<10)
 	for {
 		if end := bytes.Index(buf, []byte("\r\n\r\n")); end >= 0 {
+			last := bytes.Contains(bytes.ToLower(buf[:end]), []byte("connection: close"))
 			buf = append(buf[:0], buf[end+4:]...)
-			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"); err != nil {
+			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"); err != nil || last {
 				return
 			}
 			continue

@@ -47,9 +47,9 @@ type Load struct {
 	Requests []Request
 	// Rate in requests a second, of all of them together.
 	Rate int
-	// Judge says what is wrong with an answer that came in time. It is called from many goroutines. Default: nothing is.
+	// Judge says what is wrong with an answer. It is called from many goroutines. Default: nothing is.
 	Judge func(Answer) error
-	// Slow is how long after it was sent a request may be answered without having failed. Default: 1 s.
+	// Slow is how long after it was sent a request may be answered without counting as slow. Default: 1 s.
 	Slow time.Duration
 	// InFlight bounds the requests, and with them the goroutines, that wait for an answer. At the bound sending stops,
 	// and what is sent afterwards counts as late. Default: 2000, which only a server can reach that has failed already.
@@ -61,7 +61,7 @@ type Load struct {
 const LateAfter = 100 * time.Millisecond
 
 // giveUp ends a request that is not answered at all.
-const giveUp = 5 * time.Second
+const giveUp = 20 * time.Second
 
 // Of the kept-alive connections to each address at least spread wait for a request, so that requests meet old and new
 // connections on every worker of the server however quick it is, and at most idleConnections.
@@ -79,9 +79,15 @@ type Sample struct {
 
 // Report tells how a load went.
 type Report struct {
-	Sent, Failed int
+	Sent int
+	// Failed counts the requests that had no answer, or one that Judge does not accept.
+	Failed int
+	// Slow are those that were answered well, and later than Load.Slow after they had been sent.
+	Slow []Sample
 	// Late is how many requests the generator itself sent more than LateAfter after they were due.
 	Late int
+	// Start is when the load began, which samples are measured from.
+	Start time.Time
 	// Elapsed is the time from the start to the last request sent.
 	Elapsed time.Duration
 	// Failures are the first few that failed, in words.
@@ -96,8 +102,8 @@ func (r Report) Rate() float64 { return float64(r.Sent) / r.Elapsed.Seconds() }
 func (r Report) String() string {
 	sent := func(s Sample) time.Duration { return s.Done - s.Sent }
 	due := func(s Sample) time.Duration { return s.Done - s.Due }
-	return fmt.Sprintf("%d requests at %.0f/s, %d failed, %d sent late; answered after sending p50 %s p99 %s max %s, after being due p99 %s max %s",
-		r.Sent, r.Rate(), r.Failed, r.Late, Percentile(r.Samples, 50, sent), Percentile(r.Samples, 99, sent), Percentile(r.Samples, 100, sent),
+	return fmt.Sprintf("%d requests at %.0f/s, %d failed, %d slow, %d sent late; answered after sending p50 %s p99 %s max %s, after being due p99 %s max %s",
+		r.Sent, r.Rate(), r.Failed, len(r.Slow), r.Late, Percentile(r.Samples, 50, sent), Percentile(r.Samples, 99, sent), Percentile(r.Samples, 100, sent),
 		Percentile(r.Samples, 99, due), Percentile(r.Samples, 100, due))
 }
 
@@ -144,6 +150,7 @@ func (l Load) Start(ctx context.Context) *Run {
 	l.InFlight = cmp.Or(l.InFlight, 2000)
 	ctx, stop := context.WithCancel(ctx)
 	r := &Run{load: l, start: time.Now(), stop: stop, ended: make(chan struct{})}
+	r.report.Start = r.start
 	go r.schedule(ctx)
 	return r
 }
@@ -202,13 +209,8 @@ func (r *Run) send(q Request, due time.Time) Answer {
 
 // note judges an answer and writes it down.
 func (r *Run) note(a Answer) {
-	took := a.Done.Sub(a.Sent)
 	wrong := a.Err
-	switch {
-	case wrong != nil:
-	case took > r.load.Slow:
-		wrong = fmt.Errorf("answered with %d after %s", a.Status, took)
-	case r.load.Judge != nil:
+	if wrong == nil && r.load.Judge != nil {
 		wrong = r.load.Judge(a)
 	}
 	r.mu.Lock()
@@ -219,8 +221,12 @@ func (r *Run) note(a Answer) {
 	if a.Sent.Sub(a.Due) > LateAfter {
 		p.Late++
 	}
-	p.Samples = append(p.Samples, Sample{a.Due.Sub(r.start), a.Sent.Sub(r.start), a.Done.Sub(r.start), a.Status, a.Request.Fresh})
+	s := Sample{a.Due.Sub(r.start), a.Sent.Sub(r.start), a.Done.Sub(r.start), a.Status, a.Request.Fresh}
+	p.Samples = append(p.Samples, s)
 	if wrong == nil {
+		if s.Done-s.Sent > r.load.Slow {
+			p.Slow = append(p.Slow, s)
+		}
 		return
 	}
 	p.Failed++

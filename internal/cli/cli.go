@@ -32,11 +32,14 @@ func Run(ctx context.Context, args []string, io IO, build Build) int {
 	root.SetOut(io.Out)
 	root.SetErr(io.Err)
 	root.SetArgs(append([]string{}, args...)) // never nil, which would mean os.Args
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
 	f := explain(err, a.began)
+	if f.exit == exitUsage && f.remedy == "" {
+		f.remedy = "`" + cmd.CommandPath() + " --help` shows how it is used"
+	}
 	f.print(io.Err)
 	return f.exit
 }

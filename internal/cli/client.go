@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -71,6 +72,9 @@ func (c *client) close() { _ = c.conn.Close() }
 
 // dial makes a client. It does not connect yet: the first call does.
 func (a *app) dial() (*client, error) {
+	if _, _, err := net.SplitHostPort(a.adapter.server); err != nil {
+		return nil, usage("--server or $%s: %q is not HOST:PORT", envServer, a.adapter.server)
+	}
 	creds, err := a.adapter.credentials()
 	if err != nil {
 		return nil, err

@@ -149,6 +149,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if werr := d.writeReport(); werr != nil {
 		err = errors.Join(err, werr)
 	}
+	if ctx.Err() != nil {
+		return exitError{errors.New("the demo was interrupted\nWhat it started is stopped."), exitInterrupted}
+	}
 	if err != nil {
 		return fmt.Errorf("the demo does not hold: %w", err)
 	}

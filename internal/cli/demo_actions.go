@@ -305,8 +305,6 @@ func (d *demo) holds(ctx context.Context, names ...string) error {
 	return nil
 }
 
-const statUpdateRejected = "extension_config_discovery.http_filter." + envoy.SlotName + ".config_reload"
-
 // demoStats are the statistics that go into the report.
 const demoStats = `extension_config_discovery|wasm\.|http\..*downstream_rq_[1-5]xx|listener_manager`
 

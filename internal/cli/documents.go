@@ -151,12 +151,20 @@ func readFile(name string, limit int64) ([]byte, error) {
 
 // bodyOf is the documents as the adapter takes them.
 func bodyOf(docs []filter.Document) (string, error) {
+	tooLarge := usage("the documents and their modules have more than the %d bytes that one operation takes; apply them one by one", filter.MaxBody)
+	modules := 0
+	for _, d := range docs {
+		modules += len(d.Spec.Module.Inline)
+	}
+	if modules > filter.MaxBody { // known before a copy of all is made
+		return "", tooLarge
+	}
 	data, err := marshal(docs)
 	if err != nil {
 		return "", err
 	}
 	if len(data) > filter.MaxBody {
-		return "", usage("the documents and their modules have %d bytes together, more than the %d that one operation takes; apply them one by one", len(data), filter.MaxBody)
+		return "", tooLarge
 	}
 	return string(data), nil
 }

@@ -78,7 +78,8 @@ func explain(err error, began bool) failure {
 	var p *problem.Problem
 	switch {
 	case errors.As(err, &wrong) || !began:
-		return failure{exit: exitUsage, summary: err.Error(), remedy: "add --help to the command to see how it is used"}
+		summary, details, _ := strings.Cut(err.Error(), "\n")
+		return failure{exit: exitUsage, summary: summary, details: lines(details)}
 	case errors.As(err, &p):
 		f := ofProblem(p)
 		if errors.As(err, &coded) {
@@ -113,10 +114,13 @@ func ofProblem(p *problem.Problem) failure {
 }
 
 func lines(text string) []string {
-	if text = strings.TrimSpace(text); text == "" {
-		return nil
+	var out []string
+	for _, l := range strings.Split(text, "\n") {
+		if l = strings.TrimRight(l, " \t\r"); l != "" {
+			out = append(out, l)
+		}
 	}
-	return strings.Split(text, "\n")
+	return out
 }
 
 func (f failure) print(w io.Writer) {

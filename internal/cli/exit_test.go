@@ -21,6 +21,8 @@ func TestMisuseIsExitCode2AndSaysWhatToDo(t *testing.T) {
 		says string
 	}{
 		{"bogus", "unknown command"},
+		{"aply", "apply"}, // a suggestion
+		{"list --server nowhere", "is not HOST:PORT"},
 		{"list --bogus", "unknown flag"},
 		{"list surplus", "unknown command"},
 		{"list -o xml", "write table, json or yaml"},
@@ -31,8 +33,9 @@ func TestMisuseIsExitCode2AndSaysWhatToDo(t *testing.T) {
 		{"remove", "a filter's name"},
 		{"remove NOT/a/name", "is not a filter's name"},
 		{"render", "-f FILE"},
-		{"run", "accepts 1 arg"},
-		{"inspect", "accepts 1 arg"},
+		{"run", "which operation"},
+		{"run a b", "too many"},
+		{"inspect", "FILE.wasm"},
 		{"inspect /does/not/exist.wasm", "/does/not/exist.wasm"},
 		{"inspect exit_test.go", "meshery-filters-1013"},
 		{"try /does/not/exist.wasm", "/does/not/exist.wasm"},

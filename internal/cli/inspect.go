@@ -23,7 +23,7 @@ was written in where that can be told, and the functions that it imports and Env
 Nothing of the module is run, and no adapter is needed. The exit code is 2 when Envoy could not run it.`,
 		Example: `  meshery-filters inspect target/wasm32-unknown-unknown/release/audit.wasm
   meshery-filters inspect audit.wasm -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("say which module to inspect: FILE.wasm"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			module, err := readFile(args[0], filter.MaxModule)
 			if err != nil {

@@ -30,7 +30,6 @@ Exit codes:
   meshery-filters status`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		PersistentPreRun: func(*cobra.Command, []string) {
 			a.began = true
 		},
@@ -61,6 +60,19 @@ Exit codes:
 	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	return root
+}
+
+// oneArg takes exactly one argument, and says what it is for when it is not there.
+func oneArg(missing string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch len(args) {
+		case 0:
+			return usage("%s", missing)
+		case 1:
+			return nil
+		}
+		return usage("there is one argument too many: %q", args[1])
+	}
 }
 
 // usageTemplate is cobra's, less the root's own flags and with the example before lists.

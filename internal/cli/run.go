@@ -19,7 +19,7 @@ func newRun(a *app) *cobra.Command {
 		Example: `  meshery-filters run imagehub
   meshery-filters run imagehub_rate_limit
   meshery-filters run imagehub_rate_limit --delete`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("say which operation to run; `meshery-filters operations` lists them"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &meshes.ApplyRuleRequest{OpName: args[0], Namespace: a.namespace, DeleteOp: remove}
 			if len(files) > 0 {

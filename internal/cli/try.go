@@ -49,7 +49,7 @@ It prints the address to send requests to, the filter's log lines as they come a
 It runs until interrupted, or with --once until the requests of --path were answered.`,
 		Example: `  meshery-filters try audit.wasm --config '{"level": "all"}' --watch
   meshery-filters try audit.wasm --config-file audit.json --path /orders -H 'x-user: ann' --once`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("say which module to try: FILE.wasm"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t.file = args[0]
 			return t.run(cmd.Context())

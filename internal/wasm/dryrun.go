@@ -62,7 +62,7 @@ type Log struct {
 //
 // Calls to other services are accepted and never answered; the foreign functions for signatures and
 // compression answer that they are not implemented. The module is interpreted: its calls may nest 2000 deep, and
-// long computations take some ten times as long as in Envoy.
+// long computations take many times as long as in Envoy.
 func DryRun(ctx context.Context, module []byte, o Options) (Outcome, error) {
 	begin := time.Now()
 	if o.Timeout <= 0 {
