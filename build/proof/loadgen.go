@@ -8,7 +8,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,7 +24,7 @@ type Request struct {
 	Addr   string // host:port that is connected to
 	Path   string
 	Header map[string]string
-	// Fresh sends it on a connection of its own, which the server is asked to close. Otherwise a kept-alive one is used.
+	// Fresh sends it on a connection of its own, which is closed after the answer. Otherwise a kept-alive one is used.
 	Fresh bool
 }
 
@@ -282,12 +281,6 @@ func (w *wire) exchange(q Request, deadline time.Time) (status int, h http.Heade
 	}
 	if err != nil {
 		return resp.StatusCode, resp.Header, false, err
-	}
-	if q.Fresh {
-		// Whoever closes first keeps the connection's port for a minute, which should be the server.
-		if _, err := w.read.ReadByte(); !errors.Is(err, io.EOF) {
-			return resp.StatusCode, resp.Header, false, fmt.Errorf("the server was asked to close the connection: %w", cmp.Or(err, errors.New("it sent more")))
-		}
 	}
 	return resp.StatusCode, resp.Header, !resp.Close && !q.Fresh, nil
 }

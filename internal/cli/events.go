@@ -12,9 +12,6 @@ import (
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
-// settle is how long a stream of events that are held already may pause before it counts as read to its end.
-const settle = 500 * time.Millisecond
-
 // newEvents makes `events`.
 func newEvents(a *app) *cobra.Command {
 	var operation string
@@ -82,16 +79,11 @@ func (a *app) follow(ctx context.Context, c *client, q *filterspb.WatchRequest) 
 	return err
 }
 
-// held prints the events that the adapter has. It hands them out without a pause, so the first one is their end.
+// held prints the events that the adapter has.
 func (a *app) held(ctx context.Context, c *client, q *filterspb.WatchRequest) error {
-	watching, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// It is not set before the adapter answers, however long that takes.
-	quiet := time.AfterFunc(callTimeout, cancel)
-	defer quiet.Stop()
+	q.UntilNow = true
 	rows := [][]string{}
-	err := a.watch(watching, c, q, func() { quiet.Reset(settle) }, func(e eventView) error {
-		quiet.Reset(settle)
+	err := a.watch(ctx, c, q, nil, func(e eventView) error {
 		if a.output != formTable {
 			return a.printLine(e)
 		}
@@ -99,12 +91,8 @@ func (a *app) held(ctx context.Context, c *client, q *filterspb.WatchRequest) er
 		return nil
 	})
 	switch {
-	case ctx.Err() != nil:
-		return context.Canceled
-	case err != nil && !errors.Is(err, context.Canceled):
+	case err != nil || a.output != formTable:
 		return err
-	case a.output != formTable:
-		return nil
 	case len(rows) == 0:
 		_, err := io.WriteString(a.Out, "No events are held.\n")
 		return err

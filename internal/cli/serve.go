@@ -344,26 +344,33 @@ func readPrepared(folder string) (map[string]string, error) {
 // configFlags gives a command a flag for every key of the configuration, and returns what reads all of it.
 func configFlags(a *app, cmd *cobra.Command) (load func() (config.Config, error)) {
 	file := cmd.Flags().String("config", "", "configuration `file`")
-	values := map[string]*string{}
+	values := map[string]*configValue{}
 	for _, k := range config.Keys() {
-		v := new(string)
-		values[k.Path] = v
-		doc := strings.TrimSuffix(k.Doc, ".")
-		cmd.Flags().StringVar(v, k.Flag, k.Default, fmt.Sprintf("%s; $%s", doc, k.Env))
+		v := configValue{text: k.Default, kind: k.Type}
+		values[k.Path] = &v
+		f := cmd.Flags().VarPF(&v, k.Flag, "", fmt.Sprintf("%s; $%s", strings.TrimSuffix(k.Doc, "."), k.Env))
 		if k.Type == "bool" {
-			cmd.Flags().Lookup(k.Flag).NoOptDefVal = "true"
+			f.NoOptDefVal = "true"
 		}
 	}
 	return func() (config.Config, error) {
 		given := map[string]string{}
 		for _, k := range config.Keys() {
 			if cmd.Flags().Changed(k.Flag) {
-				given[k.Path] = *values[k.Path]
+				given[k.Path] = values[k.Path].text
 			}
 		}
 		return config.Load(*file, a.Env, given)
 	}
 }
+
+// configValue is the flag of one key. Its text is checked where the whole configuration is, so that all mistakes come
+// at once.
+type configValue struct{ text, kind string }
+
+func (v *configValue) String() string     { return v.text }
+func (v *configValue) Set(s string) error { v.text = s; return nil }
+func (v *configValue) Type() string       { return v.kind }
 
 // writeAddresses replaces the file at once, so that whoever waits for it never reads half of it.
 func writeAddresses(stateDir string, a addresses) error {

@@ -163,6 +163,7 @@ func TestBadInputIsRefusedByEveryCallAndTheServerGoesOn(t *testing.T) {
 		{"not an operation id", filterService + "Watch", text(1, "a b"), codes.InvalidArgument, "operation_id"},
 		{"not a cursor", filterService + "Watch", text(2, "yesterday"), codes.InvalidArgument, "cursor"},
 		{"a negative cursor", filterService + "Watch", text(2, "x.-1"), codes.InvalidArgument, "cursor"},
+		{"from_now and until_now", filterService + "Watch", join(number(3, 1), number(4, 1)), codes.InvalidArgument, "until_now"},
 		{"a cursor and from_now", filterService + "Watch", join(text(2, "x.1"), number(3, 1)), codes.InvalidArgument, "from_now"},
 	}
 	for _, m := range []string{meshService + "ApplyOperation", meshService + "ProcessOAM", meshService + "Provision", filterService + "Plan", filterService + "Watch"} {

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,8 +64,16 @@ func (f *filterServer) Watch(r *filterspb.WatchRequest, out filterspb.FilterServ
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(out.Context())
+	defer cancel()
+	if r.GetUntilNow() {
+		cancel() // Next gives what is held all the same, and does not wait for more
+	}
 	for {
-		e, err := sub.Next(out.Context())
+		e, err := sub.Next(ctx)
+		if err != nil && r.GetUntilNow() && errors.Is(err, context.Canceled) {
+			return out.Context().Err()
+		}
 		if err != nil {
 			return err
 		}
@@ -86,6 +95,9 @@ func (s *Server) begin(r *filterspb.WatchRequest) (uint64, error) {
 	}
 	if r.GetFromNow() && r.GetCursor() != "" {
 		mistakes = append(mistakes, problem.Field{Path: "from_now", Cause: "it contradicts cursor", Remedy: "set one of the two"})
+	}
+	if r.GetFromNow() && r.GetUntilNow() {
+		mistakes = append(mistakes, problem.Field{Path: "until_now", Cause: "together with from_now there is nothing to send", Remedy: "set one of the two"})
 	}
 	run, position, _ := strings.Cut(r.GetCursor(), ".")
 	at, err := strconv.ParseUint(position, 10, 64)

@@ -270,7 +270,6 @@ type scanner struct {
 	locals    int
 	results   int // the most that any type has
 	elements  int
-	tables    int
 	tableSum  uint32
 }
 

@@ -292,3 +292,40 @@ func TestRealEnvoysTakeRefuseKeepAndDropAChainWhileRequestsFlow(t *testing.T) {
 		t.Errorf("late rejections: %+v", late)
 	}
 }
+
+func TestRealEnvoysRefuseTheSameChainEveryTimeItIsOffered(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer upstream.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	r := newRig(t)
+	a := r.startEnvoy("a", strings.TrimPrefix(upstream.URL, "http://"))
+	a.ready()
+	good := r.put(r.planOf(filter.Chain{Mesh: "envoy", Target: edge}.With(r.wasm("filters/headers.wasm", "headers", `{"response":{"x-chain":"1"}}`)), all))
+	r.await(good, "a=running")
+	bad := r.planOf(filter.Chain{Mesh: "envoy", Target: edge}.With(r.wasm("build/testfilters/probe.wasm", "probe", `{"refuse":"not today"}`)), all)
+	for n := range uint64(4) { // with nothing in between
+		r.apply(bad)
+		r.await(bad, "a=rejected")
+		eventually(t, "Envoy counts one more rejection", func() bool { return a.rejected() == n+1 })
+	}
+	r.commit(bad) // as if it had been accepted by others
+	r.apply(bad)
+	eventually(t, "Envoy rejects it once more", func() bool { return a.rejected() == 5 })
+	r.await(bad, "a=rejected")
+
+	r.stop() // and the next adapter knows nothing of all this
+	r.start()
+	eventually(t, "the Envoy is back", func() bool { return r.has("a") })
+	stored, err := r.b.Chain(t.Context(), edge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.put(r.planOf(stored, all))
+	r.await(bad, "a=rejected")
+	if a.header("x-chain") != "1" {
+		t.Error("the chain that worked last does not act")
+	}
+	r.apply(good)
+	r.await(good, "a=running")
+	a.runs(good)
+}

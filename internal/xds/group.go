@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"unicode"
@@ -17,6 +18,14 @@ import (
 type version struct {
 	id        string
 	resources []*anypb.Any
+	varied    []*anypb.Any // the same for a proxy, in other bytes; made when first needed
+	salt      uint32       // of varied; 0 is that of resources
+}
+
+// refusal is what a node rejected last.
+type refusal struct {
+	version string
+	salt    uint32
 }
 
 // group is a set of proxies that get the same chain. Everything in it is guarded by Backend.mu.
@@ -28,6 +37,7 @@ type group struct {
 	proxies  map[string]*proxy
 	watchers map[chan struct{}]struct{} // of capacity 1: told that something changed
 	reported map[string]string          // by proxy: the version whose late rejection was reported
+	refusals map[string]refusal         // by node id: they outlive streams, as what Envoy remembers does
 }
 
 // offer is a version on trial with the proxies that were connected when it was applied.
@@ -61,6 +71,7 @@ type proxy struct {
 	refused  string // the version rejected last, which it is not sent again
 	text     string // its own words about that
 	bad      bool   // the last answer was a rejection
+	salt     uint32 // of the version's bytes in the last response; only the stream's goroutine touches it
 }
 
 func newGroup(name string) *group {
@@ -71,6 +82,7 @@ func newGroup(name string) *group {
 		proxies:  map[string]*proxy{},
 		watchers: map[chan struct{}]struct{}{},
 		reported: map[string]string{},
+		refusals: map[string]refusal{},
 	}
 }
 
@@ -209,11 +221,16 @@ func (g *group) answer(p *proxy, r *discovery.DiscoveryRequest) (rejected, late 
 		}
 		p.answered, p.acked, p.bad = true, p.sent, false
 		delete(g.reported, p.ID)
+		delete(g.refusals, p.nodeID) // Envoy remembers only the bytes it saw last
 		g.settle(false)
 		return false, false
 	}
 	p.answered, p.bad = true, true
 	p.refused, p.text = p.sent, plainText(r.GetErrorDetail().GetMessage())
+	if len(g.refusals) > 2*len(g.proxies)+100 { // of nodes that came and went
+		clear(g.refusals)
+	}
+	g.refusals[p.nodeID] = refusal{p.sent, p.salt}
 	if o := g.offer; o != nil && o.version.id == p.sent && o.members[p.ID] != nil {
 		m := o.members[p.ID]
 		m.rejected, m.text = true, p.text
@@ -291,9 +308,36 @@ func (p *proxy) push() {
 	case <-p.out:
 	default:
 	}
-	if v := p.group.wants(p); v != nil && v.id != p.sent {
-		p.out <- &response{request: p.request, version: v}
+	v := p.group.wants(p)
+	if v == nil || v.id == p.sent {
+		return
 	}
+	r := &response{request: p.request, version: v, proxy: p, resources: v.resources}
+	if p.suspect(v) {
+		r.resources, r.salt = v.other(p.group.refusals[p.nodeID])
+	}
+	p.out <- r
+}
+
+// suspect says whether the proxy may have rejected the version before. Envoy accepts bytes that it has just rejected
+// without looking at them again, and then seems to run what it does not: it must be sent others. One that connects with
+// a version of its own may have rejected this one in an earlier life of the adapter; one that connects with none has
+// most likely just started.
+func (p *proxy) suspect(v *version) bool {
+	if p.group.refusals[p.nodeID].version == v.id {
+		return true
+	}
+	accepted := p.request.GetVersionInfo()
+	return p.nonce == "" && accepted != "" && accepted != v.id
+}
+
+// other returns the version in bytes that the node did not reject last.
+func (v *version) other(last refusal) ([]*anypb.Any, uint32) {
+	if v.varied == nil || last.version == v.id && last.salt == v.salt {
+		v.salt = rand.Uint32() | 1
+		v.varied = vary(v.resources, v.salt)
+	}
+	return v.varied, v.salt
 }
 
 // plainText bounds what a proxy says and takes out what could garble a log or a terminal.

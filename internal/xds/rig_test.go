@@ -347,15 +347,34 @@ func (s *sim) next() *discovery.DiscoveryResponse {
 	return nil
 }
 
-// want waits for the next response, which must be of the plan.
-func (s *sim) want(p plan.Plan) *discovery.DiscoveryResponse {
+// wantVersion waits for the next response, which must be of the plan's version, in whatever bytes.
+func (s *sim) wantVersion(p plan.Plan) *discovery.DiscoveryResponse {
 	s.t.Helper()
 	m := s.next()
 	if m.GetVersionInfo() != p.Version {
 		s.t.Fatalf("got version %s, want %s (%v)", m.GetVersionInfo(), p.Version, p.Chain.Names())
 	}
+	return m
+}
+
+// want waits for the next response, which must be the plan's resource.
+func (s *sim) want(p plan.Plan) *discovery.DiscoveryResponse {
+	s.t.Helper()
+	m := s.wantVersion(p)
 	if !proto.Equal(m.GetResources()[0], p.Resources[0]) {
 		s.t.Fatal("the resource is not the plan's")
+	}
+	return m
+}
+
+// wantOther waits for the next response, which must be of the plan and in other bytes than the ones given.
+func (s *sim) wantOther(p plan.Plan, seen ...[]byte) *discovery.DiscoveryResponse {
+	s.t.Helper()
+	m := s.wantVersion(p)
+	for _, bytes := range append(seen, p.Resources[0].Value) {
+		if slices.Equal(m.GetResources()[0].GetValue(), bytes) {
+			s.t.Fatal("these bytes were rejected before, and Envoy would accept them unseen")
+		}
 	}
 	return m
 }

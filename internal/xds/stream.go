@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -222,17 +223,21 @@ func (s *session) unsubscribe() {
 
 // response is one version on its way to one proxy.
 type response struct {
-	request *discovery.DiscoveryRequest
-	version *version
+	request   *discovery.DiscoveryRequest
+	version   *version
+	proxy     *proxy
+	resources []*anypb.Any // the version's, in one form or another
+	salt      uint32
 }
 
 // GetDiscoveryResponse makes a message of its own for each proxy, because the library writes the nonce into it; the
 // resources in it are shared.
 func (r *response) GetDiscoveryResponse() (*discovery.DiscoveryResponse, error) {
+	r.proxy.salt = r.salt
 	return &discovery.DiscoveryResponse{
 		VersionInfo: r.version.id,
 		TypeUrl:     resource.ExtensionConfigType,
-		Resources:   r.version.resources,
+		Resources:   r.resources,
 	}, nil
 }
 

@@ -802,7 +802,9 @@ type WatchRequest struct {
 	// The cursor of the last response that the caller has seen. Empty: from the oldest event that the adapter holds.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Start with the next event that happens. Not together with a cursor.
-	FromNow       bool `protobuf:"varint,3,opt,name=from_now,json=fromNow,proto3" json:"from_now,omitempty"`
+	FromNow bool `protobuf:"varint,3,opt,name=from_now,json=fromNow,proto3" json:"from_now,omitempty"`
+	// End with OK once the events that are held were sent, instead of waiting for more. Not together with from_now.
+	UntilNow      bool `protobuf:"varint,4,opt,name=until_now,json=untilNow,proto3" json:"until_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -854,6 +856,13 @@ func (x *WatchRequest) GetCursor() string {
 func (x *WatchRequest) GetFromNow() bool {
 	if x != nil {
 		return x.FromNow
+	}
+	return false
+}
+
+func (x *WatchRequest) GetUntilNow() bool {
+	if x != nil {
+		return x.UntilNow
 	}
 	return false
 }
@@ -1109,11 +1118,12 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x04Loss\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"d\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x81\x01\n" +
 	"\fWatchRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x19\n" +
-	"\bfrom_now\x18\x03 \x01(\bR\afromNow\"X\n" +
+	"\bfrom_now\x18\x03 \x01(\bR\afromNow\x12\x1b\n" +
+	"\tuntil_now\x18\x04 \x01(\bR\buntilNow\"X\n" +
 	"\rWatchResponse\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12/\n" +
 	"\x05event\x18\x02 \x01(\v2\x19.meshery.filters.v1.EventR\x05event\"\xd9\x03\n" +
