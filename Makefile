@@ -35,7 +35,7 @@ demo: build envoy ## show the whole idea on this machine; BREAK=digest|nofilter|
 	$(BIN) demo $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
 
 .PHONY: check
-check: fmt vet lint ## format, vet, linters, unit and golden tests: under a minute once built
+check: fmt vet lint ## format, vet, linters, unit and golden tests, without an Envoy: under a minute once built
 	$(GO) test -short ./...
 	@for module in $(NESTED); do $(GO) -C $$module test -short ./... || exit 1; done
 

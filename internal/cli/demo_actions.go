@@ -118,6 +118,9 @@ func (d *demo) startEnvoys(ctx context.Context, binary envoy.Binary) error {
 			return err
 		}
 		d.envoys = append(d.envoys, p)
+		if err := p.Ready(ctx); err != nil { // the listener opens once the chain is there
+			return err
+		}
 		addr, err := p.ListenerAddr(ctx, envoy.ListenerName)
 		if err != nil {
 			return err

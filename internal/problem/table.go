@@ -106,6 +106,9 @@ var (
 	Drift = &Kind{"meshery-filters-1034", codes.OK, "proxies differ from what was applied",
 		"A proxy rejected the chain, has not answered yet or runs an older version of it.",
 		"Look at the proxies that are named; applying the filter again offers the chain once more."}
+	StateInUse = &Kind{"meshery-filters-1035", codes.FailedPrecondition, "the state directory is in use",
+		"Another adapter runs with the same state directory, and only one may write to it.",
+		"Stop the other adapter, or give this one a directory of its own with --state-dir."}
 )
 
 // All lists the table in the order of its codes.
@@ -114,5 +117,5 @@ func All() []*Kind {
 		MeshNotSupported, MeshAmbiguous, NotSupported, FilterNotFound, ModuleUnavailable, DigestMismatch, ModuleInvalid,
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
-		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift}
+		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, StateInUse}
 }

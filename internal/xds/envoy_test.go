@@ -31,6 +31,9 @@ type realEnvoy struct {
 func (r *rig) startEnvoy(id, upstream string) *realEnvoy {
 	t := r.t
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it runs real Envoys")
+	}
 	bin, err := envoy.Find(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
