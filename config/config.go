@@ -27,7 +27,7 @@ type Config struct {
 	XDSAddr string `yaml:"xdsAddr"`
 	// TLS of the xDS listener.
 	XDSTLS TLS `yaml:"xdsTLS"`
-	// Where /healthz and /readyz answer over HTTP.
+	// Where the page in the browser, /healthz and /readyz answer over HTTP.
 	HTTPAddr string `yaml:"httpAddr"`
 	// TLS of the HTTP listener.
 	HTTPTLS TLS `yaml:"httpTLS"`

@@ -165,8 +165,24 @@ var findEnvoy = sync.OnceValues(func() (envoy.Binary, error) {
 	return envoy.Find(ctx, "")
 })
 
-// proxy starts an Envoy that gets its filters from the adapter, and returns its address and what stops it.
+// proxy starts an Envoy that gets its filters from the adapter, and waits until its listener is open.
 func (a *adapter) proxy(id, group, upstream string) (addr string, stop func()) {
+	a.t.Helper()
+	p, stop := a.startProxy(id, group, upstream)
+	ctx, cancel := context.WithTimeout(a.t.Context(), patience)
+	defer cancel()
+	addr, err := p.ListenerAddr(ctx, envoy.ListenerName)
+	if err == nil {
+		err = p.Ready(ctx)
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return addr, stop
+}
+
+// startProxy starts one and waits for nothing.
+func (a *adapter) startProxy(id, group, upstream string) (p *envoy.Process, stop func()) {
 	a.t.Helper()
 	binary, err := findEnvoy()
 	if err != nil {
@@ -177,7 +193,7 @@ func (a *adapter) proxy(id, group, upstream string) (addr string, stop func()) {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	p, err := envoy.Start(a.t.Context(), binary, envoy.ProcessOptions{Bootstrap: bootstrap, Dir: a.t.TempDir(), Concurrency: 1, Log: &text{}})
+	p, err = envoy.Start(a.t.Context(), binary, envoy.ProcessOptions{Bootstrap: bootstrap, Dir: a.t.TempDir(), Concurrency: 1, Log: &text{}})
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -187,13 +203,5 @@ func (a *adapter) proxy(id, group, upstream string) (addr string, stop func()) {
 		}
 	})
 	a.t.Cleanup(stop)
-	ctx, cancel := context.WithTimeout(a.t.Context(), patience)
-	defer cancel()
-	if addr, err = p.ListenerAddr(ctx, envoy.ListenerName); err == nil {
-		err = p.Ready(ctx)
-	}
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return addr, stop
+	return p, stop
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/page"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -54,7 +55,7 @@ func newServe(a *app) *cobra.Command {
 		Use:   "serve",
 		Short: "Run the adapter: Meshery's gRPC service, and the xDS that proxies connect to",
 		Long: `Serve runs the adapter until it is interrupted. Meshery and the other commands talk to its gRPC address, plain Envoys
-connect to its xDS address, and /healthz and /readyz answer on its HTTP address.
+connect to its xDS address, and its HTTP address shows in a browser what runs where, and answers /healthz and /readyz.
 
 Every key of the configuration can be set in a file (--config), in the environment or by a flag; later ones win.
 What it keeps is in the state directory: an adapter that is started again on it goes on where it was.`,
@@ -205,6 +206,14 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	grpcListener, xdsListener, httpListener := listeners[0], listeners[1], listeners[2]
 
+	// The page: what the runner and the backend say, and the hub's events.
+	view, err := page.New(page.Options{Groups: func() []page.Group { return pageGroups(envoys.Groups()) }, Chains: runner.List, Events: hub,
+		Version: build.Version, Component: component, Loopback: isLoopback(httpListener.Addr()), Log: log})
+	if err != nil {
+		closeAll(listeners[:])
+		return err
+	}
+
 	// What proxies had before, they get again, before the first of them is answered.
 	if err := runner.Restore(ctx); err != nil {
 		closeAll(listeners[:])
@@ -226,7 +235,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	g.Go(func() error { return api.Serve(outlive, grpcListener) })
 	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys) })
-	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, log) })
+	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
 	g.Go(func() error {
 		<-running.Done()
 		ready.Store(false)
@@ -283,9 +292,24 @@ func ignoreStopped(err error) error {
 	return err
 }
 
-// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken).
-func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, log *slog.Logger) error {
+// pageGroups hands the backend's groups to the page.
+func pageGroups(groups []xds.GroupStatus) []page.Group {
+	all := make([]page.Group, len(groups))
+	for i, g := range groups {
+		all[i] = page.Group{Chain: g.Chain, Version: g.Version, Held: g.Held, Proxies: g.Proxies, Offered: g.Offered, OfferedProxies: g.OfferedProxies}
+	}
+	return all
+}
+
+func isLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken), and shows the page.
+func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, view http.Handler, log *slog.Logger) error {
 	mux := http.NewServeMux()
+	mux.Handle("/", view)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready.Load() {

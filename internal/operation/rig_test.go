@@ -240,6 +240,7 @@ const (
 	accept answer = iota
 	refuse
 	ignore
+	quote // refuses, and quotes a secret of the configuration as Envoy may
 )
 
 const refusal = "Unable to create Wasm plugin: no"
@@ -287,6 +288,8 @@ func (r *rig) versionedProxy(id, group string, minor uint32, decide func(nth int
 				version = m.GetVersionInfo()
 			case refuse:
 				q.ErrorDetail = &rpcstatus.Status{Message: refusal}
+			case quote:
+				q.ErrorDetail = &rpcstatus.Status{Message: refusal + ": " + hubKey}
 			}
 			q.VersionInfo = version
 			if a != ignore && stream.Send(q) != nil {

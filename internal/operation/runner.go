@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -320,7 +321,7 @@ func (r *Runner) lock(chain string) (unlock func()) {
 	}
 }
 
-// List tells every chain and how far its proxies are.
+// List tells every chain and how far its proxies are. What proxies say may quote secrets, which are hidden.
 func (r *Runner) List(ctx context.Context) ([]Status, error) {
 	var out []Status
 	for _, b := range r.Backends {
@@ -341,6 +342,11 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 				}
 				st.Loaded = l
 				break
+			}
+			st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
+			redact := r.redactor(c)
+			for i, proxy := range st.Loaded.Proxies {
+				st.Loaded.Proxies[i].Detail = redact(proxy.Detail)
 			}
 			out = append(out, st)
 		}

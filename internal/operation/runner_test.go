@@ -13,6 +13,7 @@ import (
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -297,6 +298,28 @@ func TestSecretsReachTheProxyAndNothingElse(t *testing.T) {
 		}
 		if strings.Contains(text, hubKey) {
 			t.Errorf("the %s show the secret:\n%s", what, text)
+		}
+	}
+}
+
+func TestAListHidesTheSecretsThatAProxyQuotes(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(quote))
+	r.ok(apply(doc("x", "config: {response: {x-key: {$secret: {name: imagehub, key: token-key}}}}", "wait: {for: none}")))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		statuses, err := r.runner.List(t.Context())
+		if err != nil || len(statuses) != 1 || len(statuses[0].Loaded.Proxies) != 1 {
+			t.Fatalf("%v, %v", statuses, err)
+		}
+		p := statuses[0].Loaded.Proxies[0]
+		if p.State == plan.Rejected {
+			if p.Detail != refusal+": [redacted]" {
+				t.Errorf("the list says %q", p.Detail)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy is %s", p.State)
 		}
 	}
 }

@@ -80,7 +80,8 @@ type GroupStatus struct {
 	Version string       // the committed one; empty while Held
 	Offered string       // the version that is being offered; empty when none is
 	Held    bool         // the stored chain was not applied since the start, so the proxies are not answered yet
-	Proxies []plan.ProxyStatus
+	// Proxies is how far the proxies are with Version, and OfferedProxies with Offered.
+	Proxies, OfferedProxies []plan.ProxyStatus
 }
 
 // Backend serves the proxies' streams and keeps the groups' chains.
@@ -212,6 +213,9 @@ func (b *Backend) Groups() []GroupStatus {
 		s := GroupStatus{Target: g.target, Chain: g.chain, Held: g.good == nil}
 		if g.offer != nil {
 			s.Offered = g.offer.version.id
+			l := g.loaded(s.Offered)
+			l.Sort()
+			s.OfferedProxies = l.Proxies
 		}
 		if g.good != nil {
 			s.Version = g.good.id

@@ -64,12 +64,20 @@ func TestOffers(t *testing.T) {
 			r.apply(p)
 			m := a.want(p)
 			r.await(p, "a=waiting b=held c=held")
+			g := r.b.Groups()[0]
+			if g.Version != empty.Version || g.Offered != p.Version || len(g.OfferedProxies) != 3 || g.OfferedProxies[0].State != plan.Waiting ||
+				g.OfferedProxies[1].State != plan.Held || g.Proxies[1].State != plan.Running {
+				t.Errorf("the group during the offer: %+v", g)
+			}
 			a.ack(m)
 			b.ack(b.want(p))
 			r.await(p, "a=running b=running c=waiting")
 			c.ack(c.want(p))
 			r.await(p, "a=running b=running c=running")
 			r.commit(p)
+			if g := r.b.Groups()[0]; g.Offered != "" || g.OfferedProxies != nil {
+				t.Errorf("the group after it: %+v", g)
+			}
 			q := r.put(r.plan(all, "one", "two"))
 			for _, s := range []*sim{a, b, c} {
 				s.ack(s.want(q))
