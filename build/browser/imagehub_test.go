@@ -107,6 +107,21 @@ func TestAnImageHubUserMeetsTheLimitUpgradesAndPullsOn(t *testing.T) {
 	if got := b.focused(); got != "login-username" {
 		t.Errorf("after the log-out the focus is at %q", got)
 	}
+
+	// A limiter that knows another key takes no token: the page says so and asks for the password.
+	b.keys("ada" + keyTab + "lovelace" + keyEnter)
+	b.shows("#who-plan", "Team")
+	a.command(`{"apiVersion": "filters.meshery.io/v1alpha1", "kind": "Filter", "metadata": {"name": "other"},
+		"spec": {"module": {"builtin": "ratelimit"}, "config": {"auth": {"mode": "jwt", "key": "another key of thirty-two bytes!"}}}}`, "apply", "-f", "-")
+	if line := b.pullOnce(); !strings.Contains(line, "401") {
+		t.Errorf("a pull with a token of another key: %s", line)
+	}
+	b.shows("#answer", "Log in again", "not accepted")
+	var name string
+	b.js("document.querySelector('#login-username').value", &name)
+	if got := b.focused(); got != "login-password" || name != "ada" {
+		t.Errorf("after a refused token the focus is at %q, and the name is %q", got, name)
+	}
 	b.clean("401", "429")
 }
 
