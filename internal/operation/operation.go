@@ -64,7 +64,8 @@ type Status struct {
 	Chain   filter.Chain `json:"chain"`
 	Version string       `json:"version"`
 	Loaded  plan.Loaded  `json:"loaded"`
-	// Problem says why the chain cannot be planned now, such as a secret that is missing; else it is empty.
+	// Problem says why it is not known how far the proxies are: the chain cannot be planned now, or would be another,
+	// because a secret is missing or has changed. Else it is empty.
 	Problem string `json:"problem,omitempty"`
 }
 

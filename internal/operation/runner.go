@@ -337,8 +337,11 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 			}
 			st := Status{Chain: c, Version: p.Version}
 			for l, err := range b.Loaded(ctx, p) {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
 				if err != nil {
-					return nil, err
+					st.Problem = "it was applied with other values, such as a secret that has changed since; applying it again brings the new ones to its proxies"
 				}
 				st.Loaded = l
 				break

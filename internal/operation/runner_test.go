@@ -324,6 +324,30 @@ func TestAListHidesTheSecretsThatAProxyQuotes(t *testing.T) {
 	}
 }
 
+func TestASecretThatChangedIsToldInTheStatus(t *testing.T) {
+	key := hubKey
+	r := newRig(t, func(o *operation.Options) {
+		o.Secret = func(string, string) (string, error) {
+			if key == "" {
+				return "", problem.SecretMissing.New("imagehub/token-key")
+			}
+			return key, nil
+		}
+	})
+	r.ok(operation.Request{Operation: "imagehub_rate_limit"})
+	for _, c := range []struct{ key, want string }{{strings.Repeat("k", 40), "applying it again"}, {"", "imagehub/token-key"}} {
+		key = c.key
+		statuses, err := r.runner.List(t.Context())
+		if err != nil || len(statuses) != 1 || !strings.Contains(statuses[0].Problem, c.want) {
+			t.Errorf("with the key %q: %+v, %v", c.key, statuses, err)
+		}
+		events := r.ok(operation.Request{Operation: "filters_status"})
+		if events[0].Code != problem.Drift.Code || !strings.Contains(events[0].Details, c.want) {
+			t.Errorf("with the key %q: %v", c.key, texts(events))
+		}
+	}
+}
+
 func TestUnsignedTokensAreWarnedOfAtEveryApply(t *testing.T) {
 	r := newRig(t)
 	wasm, _ := filters.Builtin("ratelimit")
