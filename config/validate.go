@@ -98,10 +98,15 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	if c.StateDir == "" {
 		fail("stateDir", "name a folder", "there is no place to keep state")
 	}
-	for u := range strings.SplitSeq(c.NATSURL, ",") {
-		if c.NATSURL != "" {
-			checkURL("natsURL", strings.TrimSpace(u), []string{"nats", "tls", "ws", "wss"}, "put them in natsCredsFile", fail)
+	for _, n := range []struct{ path, urls, creds string }{{"storeURL", c.StoreURL, "storeCredsFile"}, {"natsURL", c.NATSURL, "natsCredsFile"}} {
+		for u := range strings.SplitSeq(n.urls, ",") {
+			if n.urls != "" {
+				checkURL(n.path, strings.TrimSpace(u), []string{"nats", "tls", "ws", "wss"}, "put them in "+n.creds, fail)
+			}
 		}
+	}
+	if !slices.Contains([]string{"always", "interval"}, c.Sync) {
+		fail("sync", "write always or interval", "%q is not a way to keep things", c.Sync)
 	}
 	if c.MesheryServer != "" {
 		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "take them out", fail)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/meshery/meshery-filters/internal/envoy"
 )
@@ -264,11 +265,13 @@ func TestAWaitEndsWithTheOperationIDAndNotWithTheOperation(t *testing.T) {
 	waiting.err.waitFor(t, time.Second, "stopped waiting", "goes on", "events --operation")
 
 	// Both went on.
-	_, after, _ := strings.Cut(r.err, "operation ")
-	id, _, _ = strings.Cut(after, " ")
+	followed := func(text string) string { // the id in the command that is named
+		_, after, _ := strings.Cut(text, "events --operation ")
+		return after[:strings.IndexFunc(after, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })]
+	}
+	id = followed(r.err)
 	a.cli("events", "--operation", id, "--follow").want(t, exitOK, "error", "not every proxy answered in time")
-	_, after, _ = strings.Cut(waiting.err.String(), "operation ")
-	id, _, _ = strings.Cut(after, " ")
+	id = followed(waiting.err.String())
 	a.cli("events", "--operation", id, "--follow").want(t, exitOK, "not every proxy answered in time")
 	if got := fetch(t, url).Header.Values("x-stamp"); len(got) == 0 {
 		t.Error("the proxy that answers does not run the filters")

@@ -14,6 +14,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 func TestAFilterIsAppliedAndRemovedOnEveryProxy(t *testing.T) {
@@ -502,8 +503,9 @@ func TestPreparedDocumentsAreOperations(t *testing.T) {
 	}
 }
 
-func TestStoppingFinishesWhatRunsAndTellsOfTheRest(t *testing.T) {
-	r := newRig(t, func(o *operation.Options) { o.Workers = 1 })
+func TestStoppingFinishesWhatRunsAndTheRestFollowsAfterTheNextStart(t *testing.T) {
+	state := t.TempDir()
+	r := startRig(t, state, func(o *operation.Options) { o.Workers = 1 })
 	asked, release := make(chan struct{}), make(chan struct{})
 	r.proxy("a", "default", func(nth int) answer {
 		if nth == 1 {
@@ -521,26 +523,126 @@ func TestStoppingFinishesWhatRunsAndTellsOfTheRest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stories := make(chan []event.Event, 2)
-	for _, id := range []string{running, waiting} {
-		go func() { stories <- r.story(id) }()
-	}
+	stories := make(chan []event.Event, 1)
+	go func() { stories <- r.story(running) }()
 	stopped := make(chan error, 1)
 	go func() { stopped <- r.stop() }()
-	first := <-stories // the one that waited is told at once
-	if last := first[len(first)-1]; last.Operation != waiting || last.Code != problem.ShuttingDown.Code {
-		t.Errorf("the waiting operation: %v", texts(first))
+	for { // until the queue is closed
+		if _, err := r.runner.Submit(t.Context(), apply(doc("z"))); errors.Is(err, problem.ShuttingDown) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
 	}
 	close(release)
-	second := <-stories
-	if last := second[len(second)-1]; last.Operation != running || last.Type == event.Error {
-		t.Errorf("the running operation: %v", texts(second))
+	first := <-stories
+	if last := first[len(first)-1]; last.Operation != running || last.Type == event.Error {
+		t.Errorf("the running operation: %v", texts(first))
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	if _, err := r.runner.Submit(t.Context(), apply(doc("z"))); !errors.Is(err, problem.ShuttingDown) {
-		t.Errorf("a request after the stop: %v", err)
+	r = startRig(t, state)
+	second := r.story(waiting)
+	if first := second[0]; first.Summary != "Waits for operation "+running {
+		t.Errorf("it does not say that it waits: %v", texts(second))
+	}
+	if last := second[len(second)-1]; last.Type == event.Error || !strings.Contains(last.Summary, "default/y") {
+		t.Errorf("the operation that waited: %v", texts(second))
+	}
+	if got := r.order("default"); !strings.HasPrefix(got, "default/x default/y") {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+func TestWhatWasCutOffGoesOnAfterTheNextStartAndTellsNothingTwice(t *testing.T) {
+	state := t.TempDir()
+	grace := func(o *operation.Options) { o.Grace = time.Millisecond }
+	r := startRig(t, state, grace)
+	asked := make(chan struct{})
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 1 {
+			close(asked)
+		}
+		return ignore
+	})
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	if again, err := r.runner.Submit(t.Context(), operation.Request{Operation: "apply_filter", ID: id, Body: doc("x")}); again != id || err != nil {
+		t.Errorf("the same request again: %q, %v", again, err)
+	}
+	if _, err := r.runner.Submit(t.Context(), operation.Request{Operation: "apply_filter", ID: id, Body: doc("y")}); !errors.Is(err, problem.OperationExists) {
+		t.Errorf("another with its id: %v", err)
+	}
+	events := r.story(id)
+	told := map[string]int{}
+	for _, e := range events {
+		told[e.Summary]++
+	}
+	if last := events[len(events)-1]; last.Type == event.Error || told["Module of default/x accepted its configuration in a dry run"] != 1 || len(events) != 4 {
+		t.Errorf("%v", texts(events))
+	}
+	if got := r.order("default"); got != "default/x" {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+// idle is a queue that gives nothing.
+type idle struct {
+	store.Queue
+	closed chan struct{}
+}
+
+func (q idle) Next(context.Context) (store.Claim, error) {
+	<-q.closed
+	return nil, problem.ShuttingDown.New("idle")
+}
+func (q idle) Close() { close(q.closed) }
+
+func TestAnOperationThatEndsItsProcessThreeTimesIsSetAside(t *testing.T) {
+	state := t.TempDir()
+	kept := func() *store.Store {
+		s, err := store.Open(t.Context(), store.Options{StateDir: state, SyncInterval: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	r := startRig(t, state, func(o *operation.Options) { o.Queue = idle{o.Queue, make(chan struct{})} })
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	removal, err := r.runner.Submit(t.Context(), remove(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s := kept()
+		if c, err := s.Queue().Next(t.Context()); err != nil || c.Entry().ID != id {
+			t.Fatal(c, err)
+		}
+		s.Close()
+	}
+	r = startRig(t, state)
+	events := r.story(id)
+	if last := events[len(events)-1]; last.Code != problem.Poisoned.Code || last.Type != event.Error || len(events) != 1 {
+		t.Errorf("%v", texts(events))
+	}
+	// Those behind it go on.
+	events = r.story(removal)
+	if last := events[len(events)-1]; last.Code != problem.FilterNotFound.Code {
+		t.Errorf("%v", texts(events))
 	}
 }
 

@@ -4,23 +4,23 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"path/filepath"
+	"errors"
 	"regexp"
 	"sync"
 	"unsafe"
 	"weak"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
-const (
-	blobSuffix = ".wasm"
-	maxBlob    = 64 << 20 // bytes
-)
+const maxBlob = 64 << 20 // bytes
 
-// blobs shares the bytes of a blob among everybody who holds them, and holds none itself.
-type blobs struct {
-	dir *Dir
+// blobsInObjects shares the bytes of a blob among everybody who holds them, and holds none itself.
+type blobsInObjects struct {
+	objects jetstream.ObjectStore
+	where   string
 
 	mu     sync.Mutex
 	shared map[string]sharedBytes // by digest
@@ -33,14 +33,12 @@ type sharedBytes struct {
 	size  int
 }
 
-var _ Blobs = (*blobs)(nil)
+var _ Blobs = (*blobsInObjects)(nil)
 
 var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-func blobName(digest string) string { return filepath.Join(blobsName, digest+blobSuffix) }
-
-// Put of bytes whose file is damaged mends the file.
-func (b *blobs) Put(ctx context.Context, data []byte) (string, error) {
+// Put of bytes that are damaged mends them.
+func (b *blobsInObjects) Put(ctx context.Context, data []byte) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -52,10 +50,15 @@ func (b *blobs) Put(ctx context.Context, data []byte) (string, error) {
 	if _, err := b.Get(ctx, digest); err == nil {
 		return digest, nil
 	}
-	return digest, b.dir.write(blobName(digest), data)
+	ctx, cancel := context.WithTimeout(ctx, 3*patience)
+	defer cancel()
+	if _, err := b.objects.PutBytes(ctx, digest, data); err != nil {
+		return "", storeFailed("storing module "+digest, err)
+	}
+	return digest, nil
 }
 
-func (b *blobs) Get(ctx context.Context, digest string) ([]byte, error) {
+func (b *blobsInObjects) Get(ctx context.Context, digest string) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -71,20 +74,28 @@ func (b *blobs) Get(ctx context.Context, digest string) ([]byte, error) {
 		}
 		delete(b.shared, digest)
 	}
-	name := blobName(digest)
-	data, err := b.dir.read(name, maxBlob)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	data, err := b.objects.GetBytes(ctx, digest)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, problem.ModuleUnavailable.New("no module with the digest %s is stored in %s", digest, b.where)
 	}
-	if data == nil {
-		return nil, problem.ModuleUnavailable.New("no module with the digest %s is stored in %s", digest, b.dir.path)
+	if errors.Is(err, jetstream.ErrDigestMismatch) {
+		return nil, b.damaged(digest)
+	}
+	if err != nil {
+		return nil, storeFailed("reading module "+digest, err)
 	}
 	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != digest {
-		return nil, b.dir.damaged(name, "its content does not match its name", "apply the filters that use this module again, which mends it")
+		return nil, b.damaged(digest)
 	}
 	if b.shared == nil {
 		b.shared = map[string]sharedBytes{}
 	}
 	b.shared[digest] = sharedBytes{weak.Make(&data[0]), len(data)}
 	return data, nil
+}
+
+func (b *blobsInObjects) damaged(digest string) error {
+	return problem.StoreFailed.New("module %s in %s is damaged; restore the folder from a copy, or apply the filters that use it again, which mends it", digest, b.where)
 }
