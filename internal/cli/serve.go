@@ -183,7 +183,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	api := server.New(server.Options{Operations: runner, Events: hub, Log: log, Version: build.Version, GitSHA: build.Commit,
+	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
 		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, ShutdownTimeout: c.ShutdownTimeout})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.

@@ -112,15 +112,15 @@ func (s *Server) begin(r *filterspb.WatchRequest) (uint64, error) {
 		return s.Events.Cursor(), nil
 	case r.GetCursor() == "":
 		return s.Events.Oldest(), nil
-	case run != s.run:
-		return 0, problem.EventsMissed.New("the adapter was started anew after the cursor; an empty one gives what it holds since")
+	case run != s.EventsID:
+		return 0, problem.EventsMissed.New("the cursor is one of other events than the adapter keeps now; an empty one gives what it holds")
 	}
 	return at, nil
 }
 
 // cursor is a position as clients see it.
 func (s *Server) cursor(position uint64) string {
-	return s.run + "." + strconv.FormatUint(position, 10)
+	return s.EventsID + "." + strconv.FormatUint(position, 10)
 }
 
 func toEvent(e event.Event) *filterspb.Event {

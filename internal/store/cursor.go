@@ -33,30 +33,37 @@ func (s *Store) Cursor(name string) Cursor { return &cursor{store: s, name: name
 
 func (c *cursor) subject() string { return "$KV." + cursorsBucket + "." + encodeKey(c.name) }
 
-func (c *cursor) Take(ctx context.Context) (position uint64, found bool, err error) {
+// load reads the cursor's message, and notes its sequence.
+func (c *cursor) load(ctx context.Context) (p place, err error) {
 	if c.stream == nil {
 		if c.stream, err = try(ctx, c.store, func(ctx context.Context) (jetstream.Stream, error) {
 			return c.store.js.Stream(ctx, "KV_"+cursorsBucket)
 		}); err != nil {
-			return 0, false, storeFailed("opening the cursors", err)
+			return p, storeFailed("opening the cursors", err)
 		}
 	}
+	m, err := c.store.last(ctx, c.stream, c.subject())
+	if err != nil {
+		return p, err
+	}
+	if c.last = 0; m != nil {
+		c.last = m.Sequence
+		if err := json.Unmarshal(m.Data, &p); err != nil {
+			return p, problem.StoreFailed.New("the cursor %s is damaged: %w", c.name, err)
+		}
+	}
+	return p, nil
+}
+
+func (c *cursor) Take(ctx context.Context) (position uint64, found bool, err error) {
 	for {
-		m, err := c.store.last(ctx, c.stream, c.subject())
+		p, err := c.load(ctx)
 		if err != nil {
 			return 0, false, err
 		}
-		var p place
-		c.last = 0
-		if m != nil {
-			c.last = m.Sequence
-			if err := json.Unmarshal(m.Data, &p); err != nil {
-				return 0, false, problem.StoreFailed.New("the cursor %s is damaged: %w", c.name, err)
-			}
-		}
 		if !c.store.shared || p.Owner == c.store.owner || time.Now().After(p.Until) {
-			if !c.store.shared || m == nil {
-				return p.Position, m != nil, nil
+			if !c.store.shared || c.last == 0 {
+				return p.Position, c.last > 0, nil
 			}
 			err := c.Save(ctx, p.Position)
 			if !errors.Is(err, ErrLost) {
@@ -86,4 +93,28 @@ func (c *cursor) Save(ctx context.Context, position uint64) error {
 	}
 	c.last = sequence
 	return nil
+}
+
+// Position is a cursor that nobody holds.
+type Position struct{ cursor }
+
+// Position returns the position of that name, which is made when it is first saved.
+func (s *Store) Position(name string) *Position { return &Position{cursor{store: s, name: name}} }
+
+// Load returns the position, and whether it was ever saved.
+func (p *Position) Load(ctx context.Context) (position uint64, found bool, err error) {
+	at, err := p.load(ctx)
+	return at.Position, p.last > 0, err
+}
+
+// Save replaces the position, whoever saved it last.
+func (p *Position) Save(ctx context.Context, position uint64) error {
+	for {
+		if _, err := p.load(ctx); err != nil {
+			return err
+		}
+		if err := p.cursor.Save(ctx, position); !errors.Is(err, ErrLost) {
+			return err
+		}
+	}
 }

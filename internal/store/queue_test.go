@@ -227,7 +227,7 @@ func TestWhatIsSecretIsOverwrittenAtTheEnd(t *testing.T) {
 			if err != nil || entry.IsDir() {
 				return nil // JetStream removes files while this runs
 			}
-			data, err := os.ReadFile(name)
+			data, _ := os.ReadFile(name)
 			n += bytes.Count(data, secret)
 			return nil
 		})
