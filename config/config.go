@@ -49,6 +49,10 @@ type Config struct {
 	NATSURL string `yaml:"natsURL"`
 	// Credentials file (.creds) for the servers of natsURL. Empty: none.
 	NATSCredsFile string `yaml:"natsCredsFile"`
+	// Secret that kubeconfigs in waiting operations are sealed with, of 16 bytes or more. Empty: a key that is made up and
+	// kept in stateDir, which protects a store elsewhere and not copies of stateDir. Adapters that share a store need the
+	// same one.
+	SealKey SealKey `yaml:"sealKey"`
 	// Image Hub, the sample application.
 	ImageHub ImageHub `yaml:"imagehub"`
 	// Folder of Filter documents, each of which is an operation. Empty: operations.d beside the configuration file, if
@@ -98,6 +102,14 @@ type SecretRef struct {
 	// Name, under secrets, of the secret that Image Hub's tokens are signed with.
 	Name string `yaml:"name"`
 	// Key within the secret that Image Hub's tokens are signed with.
+	Key string `yaml:"key"`
+}
+
+// SealKey names an entry of Secrets.
+type SealKey struct {
+	// Name, under secrets, of the secret that kubeconfigs are sealed with.
+	Name string `yaml:"name"`
+	// Key within the secret that kubeconfigs are sealed with.
 	Key string `yaml:"key"`
 }
 

@@ -57,6 +57,9 @@ func (c Config) Warnings() []string {
 				l.key, l.addr, l.insecureAt))
 		}
 	}
+	if c.StoreURL != "" && c.SealKey.Name == "" {
+		w = append(w, "kubeconfigs in the store can be opened by this adapter only, because sealKey is not set")
+	}
 	if c.AllowLoopbackModules {
 		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
 	}
@@ -145,10 +148,12 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 			}
 		}
 	}
-	if k := c.ImageHub.Key; (k.Name == "") != (k.Key == "") {
-		fail("imagehub.key", "set both, or neither", "name and key go together")
-	} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {
-		fail("imagehub.key", "add it under secrets", "there is no secret %s/%s", k.Name, k.Key)
+	for path, k := range map[string]SecretRef{"imagehub.key": c.ImageHub.Key, "sealKey": SecretRef(c.SealKey)} {
+		if (k.Name == "") != (k.Key == "") {
+			fail(path, "set both, or neither", "name and key go together")
+		} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {
+			fail(path, "add it under secrets", "there is no secret %s/%s", k.Name, k.Key)
+		}
 	}
 	slices.SortStableFunc(mistakes, func(a, b problem.Field) int { return strings.Compare(a.Path, b.Path) })
 	return mistakes

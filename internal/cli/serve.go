@@ -145,6 +145,20 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return c.Secret(name, key)
 	}
 
+	sealKey := ""
+	if k := c.SealKey; k.Name != "" {
+		sealKey, err = c.Secret(k.Name, k.Key)
+	} else {
+		sealKey, err = kept.SealKey()
+	}
+	if err != nil {
+		return err
+	}
+	seal, err := store.NewSeal(sealKey)
+	if err != nil {
+		return err
+	}
+
 	// Operations: over modules by digest and the backend of plain Envoy.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
@@ -173,7 +187,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	runner, err = operation.NewRunner(operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
-		Queue: kept.Queue(), Events: events, Component: component,
+		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log,
 	})
 	if err != nil {

@@ -95,6 +95,10 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 	if err != nil {
 		t.Fatal(err)
 	}
+	seal, err := store.NewSeal("the key of the tests' seal")
+	if err != nil {
+		t.Fatal(err)
+	}
 	limiter, _ := templates.ImageHubLimiter("envoy")
 	o := operation.Options{
 		Backends:    map[string]operation.Backend{"envoy": r.envoys},
@@ -106,7 +110,7 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 			}
 			return "", problem.SecretMissing.New("%s/%s", name, key)
 		},
-		Queue: dir.Queue(), Events: r.events, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
+		Queue: dir.Queue(), Events: r.events, Seal: seal, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
 	}
 	for _, c := range change {
 		c(&o)

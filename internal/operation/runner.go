@@ -50,6 +50,7 @@ type Options struct {
 	Secret    func(name, key string) (string, error)
 	Queue     store.Queue
 	Events    Events
+	Seal      Seal
 	Component string // UUID of this adapter
 	Workers   int    // operations that run side by side
 	// Grace bounds how long running operations may take to finish once Run's context has ended.
@@ -64,6 +65,12 @@ type Events interface {
 	Append(ctx context.Context, e event.Event, after uint64) (position uint64, err error)
 	// Of returns an operation's events, and the position of the last.
 	Of(ctx context.Context, operation string) (events []event.Event, last uint64, err error)
+}
+
+// Seal hides the credentials that a waiting operation carries; store.Seal does.
+type Seal interface {
+	Close(text []byte, label string) []byte
+	Open(sealed []byte, label string) ([]byte, error)
 }
 
 // Runner takes requests from acceptance to their last event. What it accepted it finishes, and if it has to be after a
@@ -114,6 +121,16 @@ type job struct {
 	Remove    []filter.Key    `json:"remove,omitempty"`
 	Rollout   filter.Rollout  `json:"rollout,omitempty"` // of a removal
 	Wait      filter.Wait     `json:"wait"`              // of a removal
+	Undo      *undo           `json:"undo,omitempty"`    // what Filters or Remove came from
+	Sealed    []byte          `json:"sealed,omitempty"`  // the kubeconfigs
+
+	kubeconfigs []string // opened
+}
+
+// undo is what an Undo asks for.
+type undo struct {
+	Key      filter.Key `json:"key"`
+	Revision uint64     `json:"revision"` // 0: the one before the last
 }
 
 var (
@@ -158,9 +175,31 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
+	// The digest is of what was asked for: what an Undo comes to changes, and a seal is another each time.
+	hash := sha256.New()
+	hash.Write(data)
+	if u.Body == bodyDocuments && len(q.Kubeconfigs) > 0 {
+		secret, err := json.Marshal(q.Kubeconfigs)
+		if err != nil {
+			return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+		}
+		hash.Write(secret)
+		j.Sealed = r.Seal.Close(secret, q.ID)
+	}
+	digest := hex.EncodeToString(hash.Sum(nil))
+	if j.Undo != nil {
+		if again, err := r.Queue.Known(ctx, q.ID, digest); again || err != nil {
+			return q.ID, err
+		}
+		if err := r.readUndo(ctx, &j); err != nil {
+			return "", err
+		}
+	}
+	if data, err = json.Marshal(j); err != nil {
+		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+	}
 
-	digest := sha256.Sum256(data)
-	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data, Digest: hex.EncodeToString(digest[:])})
+	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data, Digest: digest, Secret: j.Sealed != nil})
 	if err != nil {
 		return "", err
 	}
@@ -323,6 +362,10 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 		s.fail(problem.UnknownOperation.New("%q", j.Operation))
 		return
 	}
+	if err := r.unseal(&j); err != nil {
+		s.fail(err)
+		return
+	}
 	summary, details, err := u.run(ctx, s, j)
 	switch {
 	case ctx.Err() != nil && err != nil:
@@ -332,6 +375,21 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	default:
 		s.done(summary, details)
 	}
+}
+
+// unseal opens the kubeconfigs for the backends of clusters.
+func (r *Runner) unseal(j *job) error {
+	if j.Sealed == nil {
+		return nil
+	}
+	text, err := r.Seal.Open(j.Sealed, j.ID)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, &j.kubeconfigs); err != nil {
+		return problem.Sealed.New("%s: it holds no kubeconfigs", j.ID) // the error would show them
+	}
+	return nil
 }
 
 // chainLock is one chain's lock, and how many hold it or wait for it.

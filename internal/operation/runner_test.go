@@ -3,8 +3,12 @@ package operation_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -669,5 +673,166 @@ func TestAPreviewChangesNothing(t *testing.T) {
 	}
 	if _, err := r.runner.Plan(t.Context(), remove(doc("nope"))); !errors.Is(err, problem.FilterNotFound) {
 		t.Errorf("of a removal of nothing: %v", err)
+	}
+}
+
+func undo(name string, revision uint64) operation.Request {
+	return operation.Request{Operation: "custom", Body: fmt.Sprintf("apiVersion: filters.meshery.io/v1alpha1\nkind: Undo\nmetadata: {name: %s}\nspec: {revision: %d}\n", name, revision)}
+}
+
+func TestAFilterIsBroughtBackToWhatItWas(t *testing.T) {
+	state := t.TempDir()
+	r := startRig(t, state)
+	story := func() (changes []string, numbers []uint64) {
+		t.Helper()
+		revisions, err := r.runner.History(t.Context(), "", "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rev := range revisions {
+			changes = append(changes, fmt.Sprintf("%s %s %d", rev.Change, rev.Filter.Spec.Target.Name, rev.Filter.Spec.Priority))
+			numbers = append(numbers, rev.Number)
+		}
+		return changes, numbers
+	}
+	if _, err := r.runner.History(t.Context(), "", "a"); !errors.Is(err, problem.FilterNotFound) {
+		t.Errorf("of a filter that never was: %v", err)
+	}
+	if _, err := r.runner.History(t.Context(), "", "A b"); !errors.Is(err, problem.InvalidRequest) {
+		t.Errorf("of no name: %v", err)
+	}
+	r.ok(apply(doc("a", "priority: 1")))
+	r.ok(apply(doc("other")))
+	r.ok(apply(doc("a", "priority: 2")))
+	r.ok(apply(doc("a", "priority: 2"))) // nothing changes
+	r.ok(apply(doc("a", "priority: 3", "target: {kind: ProxyGroup, name: edge}")))
+	r.ok(remove(doc("a")))
+	want := []string{"applied default 1", "changed default 2", "moved edge 3", "removed edge 3"}
+	changes, numbers := story()
+	if !slices.Equal(changes, want) || !slices.IsSorted(numbers) {
+		t.Fatalf("history %v (%v), want %v", changes, numbers, want)
+	}
+
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	// The last change was the removal.
+	back := undo("a", 0)
+	back.ID = "back"
+	r.ok(back)
+	if got := r.order("edge"); got != "default/a" {
+		t.Errorf("edge has %q", got)
+	}
+	// The same request again is the same operation, not the undoing of the undoing.
+	if id, err := r.runner.Submit(t.Context(), back); id != "back" || err != nil {
+		t.Errorf("%q, %v", id, err)
+	}
+	r.ok(undo("a", numbers[0]))
+	if edge, group := r.order("edge"), r.order("default"); edge != "" || group != "default/a default/other" {
+		t.Errorf("edge has %q, default %q", edge, group)
+	}
+	if changes, _ = story(); !slices.Equal(changes[4:], []string{"applied edge 3", "moved default 1"}) {
+		t.Errorf("history %v", changes)
+	}
+	// Undoing what was applied for the first time takes it away.
+	r.ok(undo("other", 0))
+	if got := r.order("default"); got != "default/a" {
+		t.Errorf("default has %q", got)
+	}
+	previews, err := r.runner.Plan(t.Context(), undo("other", 0))
+	if err != nil || len(previews) != 1 || strings.Join(previews[0].Order, " ") != "default/a default/other" {
+		t.Errorf("preview %+v, %v", previews, err)
+	}
+	for name, c := range map[string]struct {
+		kind *problem.Kind
+		q    operation.Request
+	}{
+		"a revision that is none":    {problem.RevisionNotFound, undo("a", 12345)},
+		"a filter that never was":    {problem.FilterNotFound, undo("nobody", 0)},
+		"by another operation":       {problem.InvalidDocument, operation.Request{Operation: "apply_filter", Body: undo("a", 0).Body}},
+		"with another document":      {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body + "---\n" + doc("x")}},
+		"behind another document":    {problem.InvalidDocument, operation.Request{Operation: "custom", Body: doc("x") + "---\n" + undo("a", 0).Body}},
+		"with a field that is none":  {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body + "more: 1\n"}},
+		"to a revision that is text": {problem.InvalidDocument, operation.Request{Operation: "custom", Body: strings.Replace(undo("a", 0).Body, "revision: 0", "revision: one", 1)}},
+		"deleting it":                {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body, Delete: true}},
+	} {
+		if _, err := r.runner.Submit(t.Context(), c.q); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestWhatIsOlderThanWhatIsKeptIsNotGuessed(t *testing.T) {
+	r := newRig(t)
+	r.ok(apply(doc("stays")))
+	for i := range 12 {
+		r.ok(apply(doc("busy", fmt.Sprintf("priority: %d", i))))
+	}
+	if _, err := r.runner.Submit(t.Context(), undo("stays", 0)); !errors.Is(err, problem.RevisionNotFound) || !strings.Contains(err.Error(), "nothing older is kept") {
+		t.Errorf("%v", err)
+	}
+	r.ok(undo("busy", 0))
+}
+
+func TestKubeconfigsWaitSealedAndAreErasedAtTheEnd(t *testing.T) {
+	const secret = "current-context: nobody-may-read-this"
+	state := t.TempDir()
+	queue := &idle{closed: make(chan struct{})}
+	r := startRig(t, state, func(o *operation.Options) { queue.Queue = o.Queue; o.Queue = queue })
+	q := apply(doc("x", "mesh: envoy"))
+	q.ID, q.Kubeconfigs = "with-secret", []string{secret}
+	for range 2 {
+		if _, err := r.runner.Submit(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := q
+	other.Kubeconfigs = []string{"another"}
+	if _, err := r.runner.Submit(t.Context(), other); !errors.Is(err, problem.OperationExists) {
+		t.Errorf("another kubeconfig with that id: %v", err)
+	}
+	c, err := queue.Queue.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var j struct{ Sealed []byte }
+	if err := json.Unmarshal(c.Entry().Data, &j); err != nil || len(j.Sealed) == 0 || !c.Entry().Secret {
+		t.Fatalf("the kubeconfig is not in the entry: %v", err)
+	}
+	if err := c.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	encoded := base64.StdEncoding.EncodeToString(j.Sealed)
+	found := func(text string) (n int) {
+		t.Helper()
+		err := filepath.WalkDir(state, func(name string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() {
+				data, _ := os.ReadFile(name)
+				n += strings.Count(string(data), text)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if found(secret) != 0 || found(encoded) == 0 {
+		t.Errorf("the kubeconfig is in clear %d times and sealed %d times", found(secret), found(encoded))
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	events := r.story("with-secret")
+	if last := events[len(events)-1]; last.Type == event.Error {
+		t.Errorf("%v", texts(events))
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if found(encoded) != 0 {
+		t.Errorf("what was sealed is left %d times", found(encoded))
 	}
 }

@@ -112,6 +112,9 @@ var (
 	RevisionNotFound = &Kind{"meshery-filters-1036", codes.NotFound, "no such revision",
 		"Nothing is kept of the filter at that revision: the last 10 changes of each target are.",
 		"`meshery-filters history NAME` shows the revisions there are."}
+	Sealed = &Kind{"meshery-filters-1037", codes.FailedPrecondition, "what the operation carries cannot be opened",
+		"It was sealed with another key: sealKey was changed while the operation waited, or differs between adapters that share a store.",
+		"Give every adapter that shares a store the same sealKey, and send the operation again."}
 )
 
 // All lists the table in the order of its codes.
@@ -121,5 +124,5 @@ func All() []*Kind {
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift,
-		Poisoned, RevisionNotFound}
+		Poisoned, RevisionNotFound, Sealed}
 }

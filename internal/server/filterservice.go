@@ -55,6 +55,20 @@ func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*fil
 	return out, nil
 }
 
+func (f *filterServer) History(ctx context.Context, r *filterspb.HistoryRequest) (*filterspb.HistoryResponse, error) {
+	revisions, err := f.server.Operations.History(ctx, r.GetNamespace(), r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	out := &filterspb.HistoryResponse{}
+	for _, rev := range revisions {
+		c := toChain(rev.Alone())
+		out.Revisions = append(out.Revisions, &filterspb.Revision{Number: rev.Number, Time: timestamppb.New(rev.Time), Change: rev.Change,
+			Target: c.Target, Filter: c.Filters[0]})
+	}
+	return out, nil
+}
+
 func (f *filterServer) Watch(r *filterspb.WatchRequest, out filterspb.FilterService_WatchServer) error {
 	from, err := f.server.begin(r)
 	if err != nil {

@@ -29,10 +29,11 @@ const component = "0b0f2c4e-6d8a-4c1e-9f3b-5a7d9e1c3b5f"
 
 // operations records requests and answers what the test says.
 type operations struct {
-	submit func(context.Context, operation.Request) (string, error)
-	list   func(context.Context) ([]operation.Status, error)
-	plan   func(context.Context, operation.Request) ([]operation.Preview, error)
-	rows   func() []operation.Row
+	submit  func(context.Context, operation.Request) (string, error)
+	list    func(context.Context) ([]operation.Status, error)
+	plan    func(context.Context, operation.Request) ([]operation.Preview, error)
+	rows    func() []operation.Row
+	history func(namespace, name string) ([]operation.Revision, error)
 
 	mu   sync.Mutex
 	seen []operation.Request
@@ -76,6 +77,13 @@ func (o *operations) Plan(ctx context.Context, r operation.Request) ([]operation
 		return o.plan(ctx, r)
 	}
 	return nil, nil
+}
+
+func (o *operations) History(_ context.Context, namespace, name string) ([]operation.Revision, error) {
+	if o.history != nil {
+		return o.history(namespace, name)
+	}
+	return nil, problem.FilterNotFound.New("%s/%s", namespace, name)
 }
 
 // last returns the request that came last.

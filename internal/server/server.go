@@ -43,6 +43,8 @@ type Operations interface {
 	Catalogue() []operation.Row
 	// List returns every chain that holds filters.
 	List(context.Context) ([]operation.Status, error)
+	// History returns what became of a filter, oldest first.
+	History(ctx context.Context, namespace, name string) ([]operation.Revision, error)
 	// Plan returns what a request would make hold, and changes nothing.
 	Plan(context.Context, operation.Request) ([]operation.Preview, error)
 }

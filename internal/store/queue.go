@@ -197,7 +197,7 @@ func (q *queue) Put(ctx context.Context, e Entry) (behind string, again bool, er
 	if e.Secret {
 		m.Header.Set(secretHeader, "1")
 	}
-	if known, err := q.known(ctx, e); known || err != nil {
+	if known, err := q.Known(ctx, e.ID, e.Digest); known || err != nil {
 		return "", known, err
 	}
 	q.mu.Lock()
@@ -212,7 +212,7 @@ func (q *queue) Put(ctx context.Context, e Entry) (behind string, again bool, er
 	// Whoever has been told that it is accepted must find it so: a caller that gives up does not undo it.
 	sequence, err := q.store.write(context.WithoutCancel(ctx), q.stream, m, 0)
 	if errors.Is(err, ErrStale) { // it came twice at the same time
-		known, err := q.known(ctx, e)
+		known, err := q.Known(ctx, e.ID, e.Digest)
 		if err == nil && !known {
 			err = problem.StoreFailed.New("operation %s was accepted and is gone", e.ID)
 		}
@@ -234,25 +234,25 @@ func (q *queue) Put(ctx context.Context, e Entry) (behind string, again bool, er
 	return "", false, nil
 }
 
-// known says whether the entry, or the mark of one that is done, is there already.
-func (q *queue) known(ctx context.Context, e Entry) (bool, error) {
-	last, err := q.store.last(ctx, q.stream, entrySubject+e.ID)
+// Known looks for the entry, or the mark of one that is done.
+func (q *queue) Known(ctx context.Context, id, digest string) (bool, error) {
+	last, err := q.store.last(ctx, q.stream, entrySubject+id)
 	if err != nil {
 		return false, err
 	}
-	digest := ""
+	known := ""
 	q.mu.Lock()
-	if c := q.claims[e.ID]; c.Done {
-		digest = c.Digest
+	if c := q.claims[id]; c.Done {
+		known = c.Digest
 	}
 	q.mu.Unlock()
 	if last != nil {
-		digest = last.Header.Get(digestHeader)
-	} else if digest == "" {
+		known = last.Header.Get(digestHeader)
+	} else if known == "" {
 		return false, nil
 	}
-	if digest != e.Digest {
-		return false, problem.OperationExists.New("%s", e.ID)
+	if known != digest {
+		return false, problem.OperationExists.New("%s", id)
 	}
 	return true, nil
 }

@@ -57,6 +57,8 @@ type Queue interface {
 	// within the last day, is accepted again without effect when the digest is the same, and is else
 	// problem.OperationExists. problem.QueueFull when there are too many, problem.ShuttingDown after Close.
 	Put(ctx context.Context, e Entry) (behind string, again bool, err error)
+	// Known says whether an entry with that id and digest is, or was, accepted, as Put does.
+	Known(ctx context.Context, id, digest string) (bool, error)
 	// Next waits for an entry that may run and claims it. It returns problem.ShuttingDown after Close, and ctx's error when
 	// ctx ends.
 	Next(ctx context.Context) (Claim, error)
