@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
@@ -29,11 +30,10 @@ const component = "0b0f2c4e-6d8a-4c1e-9f3b-5a7d9e1c3b5f"
 
 // operations records requests and answers what the test says.
 type operations struct {
-	submit  func(context.Context, operation.Request) (string, error)
-	list    func(context.Context) ([]operation.Status, error)
-	plan    func(context.Context, operation.Request) ([]operation.Preview, error)
-	rows    func() []operation.Row
-	history func(namespace, name string) ([]operation.Revision, error)
+	submit func(context.Context, operation.Request) (string, error)
+	list   func(context.Context) ([]operation.Status, error)
+	plan   func(context.Context, operation.Request) ([]operation.Preview, error)
+	rows   func() []operation.Row
 
 	mu   sync.Mutex
 	seen []operation.Request
@@ -80,10 +80,11 @@ func (o *operations) Plan(ctx context.Context, r operation.Request) ([]operation
 }
 
 func (o *operations) History(_ context.Context, namespace, name string) ([]operation.Revision, error) {
-	if o.history != nil {
-		return o.history(namespace, name)
+	if name == "none" {
+		return nil, problem.FilterNotFound.New("%s/%s", namespace, name)
 	}
-	return nil, problem.FilterNotFound.New("%s/%s", namespace, name)
+	return []operation.Revision{{Number: 7, Time: time.Unix(1, 0), Change: operation.Changed, Filter: filter.Filter{
+		Key: filter.Key{Namespace: namespace, Name: name}, Spec: filter.Spec{Target: filter.Target{Kind: filter.ProxyGroup, Name: "edge"}, Priority: 3}}}}, nil
 }
 
 // last returns the request that came last.
@@ -271,9 +272,14 @@ func (s stream) fails(t *testing.T) error {
 	return err
 }
 
+// emitting gives each event a position of its own, as the log does.
+var emitting sync.Mutex
+
 func emit(t *testing.T, hub *event.Hub, e event.Event) {
 	t.Helper()
 	e.Component, e.Name = component, operation.ComponentName
+	emitting.Lock()
+	defer emitting.Unlock()
 	hub.Put(hub.Cursor(), e)
 }
 

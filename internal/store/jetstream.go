@@ -191,7 +191,7 @@ func (s *Store) open(ctx context.Context, length int) error {
 	info := events.CachedInfo()
 	s.id = strconv.FormatInt(info.Created.UnixNano(), 36)
 	s.records = &recordsInKV{store: s, kv: records, revisions: map[string]uint64{}}
-	s.blobs = &blobsInObjects{objects: objects, where: s.where()}
+	s.blobs = &blobsInObjects{store: s, objects: objects, where: s.where()}
 	s.events = &eventLog{store: s, stream: events}
 	s.queue, err = openQueue(ctx, s, operations, length)
 	return err
