@@ -31,8 +31,16 @@ type Config struct {
 	HTTPAddr string `yaml:"httpAddr"`
 	// TLS of the HTTP listener.
 	HTTPTLS TLS `yaml:"httpTLS"`
-	// Folder that keeps modules, chains and operations over restarts. Each adapter needs its own.
+	// Folder that keeps operations, events, chains and modules over restarts. Each adapter needs its own.
 	StateDir string `yaml:"stateDir"`
+	// When what is kept in stateDir is on disk. always: before anything is acknowledged, so that a power cut loses nothing.
+	// interval: within a second, which is faster and can lose that second; a crash of the adapter alone loses nothing.
+	Sync string `yaml:"sync"`
+	// NATS servers with JetStream 2.11 or later that keep operations, events, chains and modules instead of stateDir,
+	// nats://HOST:PORT, separated by commas. Empty: none.
+	StoreURL string `yaml:"storeURL"`
+	// Credentials file (.creds) for the servers of storeURL. Empty: none.
+	StoreCredsFile string `yaml:"storeCredsFile"`
 	// Address where the embedded NATS listens for clients that read events. Empty: nobody can connect.
 	NATSListen string `yaml:"natsListen"`
 	// TLS of the embedded NATS.
@@ -41,6 +49,10 @@ type Config struct {
 	NATSURL string `yaml:"natsURL"`
 	// Credentials file (.creds) for the servers of natsURL. Empty: none.
 	NATSCredsFile string `yaml:"natsCredsFile"`
+	// Secret that kubeconfigs in waiting operations are sealed with, of 16 bytes or more. Empty: a key that is made up and
+	// kept in stateDir, which protects a store elsewhere and not copies of stateDir. Adapters that share a store need the
+	// same one.
+	SealKey SealKey `yaml:"sealKey"`
 	// Image Hub, the sample application.
 	ImageHub ImageHub `yaml:"imagehub"`
 	// Folder of Filter documents, each of which is an operation. Empty: operations.d beside the configuration file, if
@@ -93,6 +105,14 @@ type SecretRef struct {
 	Key string `yaml:"key"`
 }
 
+// SealKey names an entry of Secrets.
+type SealKey struct {
+	// Name, under secrets, of the secret that kubeconfigs are sealed with.
+	Name string `yaml:"name"`
+	// Key within the secret that kubeconfigs are sealed with.
+	Key string `yaml:"key"`
+}
+
 // Limits bound what the adapter takes on.
 type Limits struct {
 	// Operations that may wait; more are refused.
@@ -120,6 +140,7 @@ func Defaults() Config {
 		XDSAddr:         "127.0.0.1:10015",
 		HTTPAddr:        "127.0.0.1:10016",
 		StateDir:        "~/.meshery/filters",
+		Sync:            "always",
 		ImageHub:        ImageHub{Addr: "127.0.0.1:10017"},
 		Limits:          Limits{Queue: 1000, Workers: 8, ModuleBytes: maxModule, ModuleTimeout: time.Minute},
 		ShutdownTimeout: 30 * time.Second,
@@ -130,7 +151,7 @@ func Defaults() Config {
 
 // String is the configuration as YAML. It shows no secret, not even one that stands where Validate refuses it.
 func (c Config) String() string {
-	c.NATSURL, c.MesheryServer = redact(c.NATSURL), redact(c.MesheryServer)
+	c.StoreURL, c.NATSURL, c.MesheryServer = redact(c.StoreURL), redact(c.NATSURL), redact(c.MesheryServer)
 	secrets := map[string]map[string]Source{}
 	for name, keys := range c.Secrets {
 		secrets[name] = map[string]Source{}

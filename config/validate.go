@@ -57,6 +57,9 @@ func (c Config) Warnings() []string {
 				l.key, l.addr, l.insecureAt))
 		}
 	}
+	if c.StoreURL != "" && c.SealKey.Name == "" {
+		w = append(w, "kubeconfigs in the store can be opened by this adapter only, because sealKey is not set")
+	}
 	if c.AllowLoopbackModules {
 		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
 	}
@@ -98,10 +101,15 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	if c.StateDir == "" {
 		fail("stateDir", "name a folder", "there is no place to keep state")
 	}
-	for u := range strings.SplitSeq(c.NATSURL, ",") {
-		if c.NATSURL != "" {
-			checkURL("natsURL", strings.TrimSpace(u), []string{"nats", "tls", "ws", "wss"}, "put them in natsCredsFile", fail)
+	for _, n := range []struct{ path, urls, creds string }{{"storeURL", c.StoreURL, "storeCredsFile"}, {"natsURL", c.NATSURL, "natsCredsFile"}} {
+		for u := range strings.SplitSeq(n.urls, ",") {
+			if n.urls != "" {
+				checkURL(n.path, strings.TrimSpace(u), []string{"nats", "tls", "ws", "wss"}, "put them in "+n.creds, fail)
+			}
 		}
+	}
+	if !slices.Contains([]string{"always", "interval"}, c.Sync) {
+		fail("sync", "write always or interval", "%q is not a way to keep things", c.Sync)
 	}
 	if c.MesheryServer != "" {
 		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "take them out", fail)
@@ -140,10 +148,12 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 			}
 		}
 	}
-	if k := c.ImageHub.Key; (k.Name == "") != (k.Key == "") {
-		fail("imagehub.key", "set both, or neither", "name and key go together")
-	} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {
-		fail("imagehub.key", "add it under secrets", "there is no secret %s/%s", k.Name, k.Key)
+	for path, k := range map[string]SecretRef{"imagehub.key": c.ImageHub.Key, "sealKey": SecretRef(c.SealKey)} {
+		if (k.Name == "") != (k.Key == "") {
+			fail(path, "set both, or neither", "name and key go together")
+		} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {
+			fail(path, "add it under secrets", "there is no secret %s/%s", k.Name, k.Key)
+		}
 	}
 	slices.SortStableFunc(mistakes, func(a, b problem.Field) int { return strings.Compare(a.Path, b.Path) })
 	return mistakes

@@ -8,9 +8,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/meshery/meshery-filters/internal/envoy"
 )
@@ -264,16 +266,36 @@ func TestAWaitEndsWithTheOperationIDAndNotWithTheOperation(t *testing.T) {
 	waiting.err.waitFor(t, time.Second, "stopped waiting", "goes on", "events --operation")
 
 	// Both went on.
-	_, after, _ := strings.Cut(r.err, "operation ")
-	id, _, _ = strings.Cut(after, " ")
+	followed := func(text string) string { // the id in the command that is named
+		_, after, _ := strings.Cut(text, "events --operation ")
+		return after[:strings.IndexFunc(after, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })]
+	}
+	id = followed(r.err)
 	a.cli("events", "--operation", id, "--follow").want(t, exitOK, "error", "not every proxy answered in time")
-	_, after, _ = strings.Cut(waiting.err.String(), "operation ")
-	id, _, _ = strings.Cut(after, " ")
+	id = followed(waiting.err.String())
 	a.cli("events", "--operation", id, "--follow").want(t, exitOK, "not every proxy answered in time")
 	if got := fetch(t, url).Header.Values("x-stamp"); len(got) == 0 {
 		t.Error("the proxy that answers does not run the filters")
 	}
 	a.cli("remove", "shop/audit", "shop/other", "--timeout", "10ms").want(t, exitTimeout, "no end after 10ms")
+}
+
+func TestAFilterIsBroughtBackFromTheCommandLine(t *testing.T) {
+	a := newAdapter(t)
+	a.cli("history", "shop/audit").want(t, exitFailed, "no such filter")
+	a.cli("apply", "-f", stamping(t, t.TempDir(), "audit", "  priority: 1\n")).want(t, exitOK)
+	a.cli("apply", "-f", stamping(t, t.TempDir(), "audit", "  priority: 2\n")).want(t, exitOK)
+	a.cli("undo", "audit", "-n", "shop").want(t, exitOK, "shop/audit")
+	a.cli("remove", "shop/audit").want(t, exitOK)
+	var h struct{ Revisions []revision }
+	if err := json.Unmarshal([]byte(a.cli("history", "shop/audit", "-o", "json").want(t, exitOK).out), &h); err != nil || len(h.Revisions) != 4 {
+		t.Fatalf("%v: %+v", err, h)
+	}
+	a.cli("history", "shop/audit").want(t, exitOK, "REVISION", "applied", "changed", "removed", "ProxyGroup edge")
+	a.cli("undo", "shop/audit", "--to", strconv.FormatUint(h.Revisions[1].Revision, 10)).want(t, exitOK)
+	a.cli("list", "-o", "json").want(t, exitOK, `"priority": 2`)
+	a.cli("undo", "shop/audit", "--to", "0").want(t, exitUsage, "history")
+	a.cli("undo", "shop/audit", "--to", "99999").want(t, exitFailed, "no such revision")
 }
 
 func TestFollowingEventsEndsWellWhenItIsInterrupted(t *testing.T) {

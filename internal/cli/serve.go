@@ -91,46 +91,45 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	for _, w := range c.Warnings() {
 		log.Warn(w)
 	}
-	// State: chains and modules in a folder that one adapter holds at a time.
-	dir, err := store.OpenDir(c.StateDir)
+	// State: operations, events, chains and modules, in a folder that one adapter holds at a time or in a NATS that
+	// several share.
+	kept, err := openStore(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	component, err := dir.ComponentID(ctx)
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	component, err := kept.ComponentID(ctx)
 	if err != nil {
 		return err
 	}
 
-	// Events: to gRPC streams through the hub, and to NATS: the embedded one, and another where one is named.
+	// Events: from the log to gRPC streams through the hub, and to NATS: the embedded one where others may read it, and
+	// another where one is named.
 	hub := event.NewHub(0, 0)
 	defer hub.Close()
-	natsTLS, err := c.NATSTLS.Server()
+	events, err := event.NewLog(ctx, kept.Log(), hub)
 	if err != nil {
 		return err
 	}
-	embedded, err := store.StartServer(store.ServerOptions{Listen: c.NATSListen, TLS: natsTLS, Insecure: c.NATSTLS.Insecure,
-		Readable: []string{event.SubjectPrefix + ">"}, Logger: log})
-	if err != nil {
-		return err
+	embedded := kept.Server()
+	var deliveries []event.Options
+	if c.NATSListen != "" {
+		deliveries = append(deliveries, event.Options{Connect: embedded.Connect(), Log: kept.Log(), Logger: log})
 	}
-	defer embedded.Shutdown()
-	deliveries := []event.Options{{URL: embedded.ClientURL(), Connect: embedded.Connect(), Logger: log}}
 	if c.NATSURL != "" {
-		o := event.Options{URL: c.NATSURL, Logger: log}
+		o := event.Options{URL: c.NATSURL, Log: kept.Log(), Cursor: kept.Cursor("nats " + c.NATSURL), Logger: log}
 		if c.NATSCredsFile != "" {
 			o.Connect = append(o.Connect, nats.UserCredentials(c.NATSCredsFile))
 		}
 		deliveries = append(deliveries, o)
 	}
-	sinks := []event.Sink{hub}
 	var brokers []*event.NATS
 	for _, o := range deliveries {
-		b, err := event.NewNATS(o)
+		b, err := event.NewNATS(ctx, o)
 		if err != nil {
 			return err
 		}
-		sinks, brokers = append(sinks, b), append(brokers, b)
+		brokers = append(brokers, b)
 	}
 
 	// Secrets: from the configuration; Image Hub's key, unless one is configured, lives as long as the users it is for.
@@ -147,15 +146,29 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return c.Secret(name, key)
 	}
 
+	sealKey := ""
+	if k := c.SealKey; k.Name != "" {
+		sealKey, err = c.Secret(k.Name, k.Key)
+	} else {
+		sealKey, err = kept.SealKey()
+	}
+	if err != nil {
+		return err
+	}
+	seal, err := store.NewSeal(sealKey)
+	if err != nil {
+		return err
+	}
+
 	// Operations: over modules by digest and the backend of plain Envoy.
-	modules := module.New(module.Options{Blobs: dir.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
+	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
 	var runner *operation.Runner
 	xdsTLS, err := c.XDSTLS.Server()
 	if err != nil {
 		return err
 	}
-	xdsOptions := xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
+	xdsOptions := xds.Options{Records: kept.Records(), Modules: kept.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
 	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = xds.AdmitCertified
@@ -175,7 +188,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	runner, err = operation.NewRunner(operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
-		Queue: store.NewQueue(c.Limits.Queue), Events: event.Tee(sinks...), Component: component,
+		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log,
 	})
 	if err != nil {
@@ -185,7 +198,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	api := server.New(server.Options{Operations: runner, Events: hub, Log: log, Version: build.Version, GitSHA: build.Commit,
+	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
 		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, ShutdownTimeout: c.ShutdownTimeout})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
@@ -230,6 +243,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		defer hub.Close() // streams end when they have sent the last event
 		return runner.Run(running)
 	})
+	g.Go(func() error { return events.Run(outlive) })
 	for _, b := range brokers {
 		g.Go(func() error { return b.Run(outlive) })
 	}
@@ -254,6 +268,25 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	log.Info("the adapter has stopped")
 	return err
 }
+
+func openStore(ctx context.Context, c config.Config, log *slog.Logger) (*store.Store, error) {
+	o := store.Options{StateDir: c.StateDir, URL: c.StoreURL, Queue: c.Limits.Queue, Listen: c.NATSListen,
+		Insecure: c.NATSTLS.Insecure, Readable: []string{event.SubjectPrefix + ">"}, Logger: log}
+	if c.Sync == "interval" {
+		o.SyncInterval = syncInterval
+	}
+	if c.StoreCredsFile != "" {
+		o.Connect = append(o.Connect, nats.UserCredentials(c.StoreCredsFile))
+	}
+	var err error
+	if o.TLS, err = c.NATSTLS.Server(); err != nil {
+		return nil, err
+	}
+	return store.Open(ctx, o)
+}
+
+// syncInterval is how much a power cut can take with `sync: interval`.
+const syncInterval = time.Second
 
 func closeAll(listeners []net.Listener) {
 	for _, l := range listeners {

@@ -139,7 +139,7 @@ func (t *trial) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	state, err := store.OpenDir(filepath.Join(dir, "state"))
+	state, err := store.Open(ctx, store.Options{StateDir: filepath.Join(dir, "state"), SyncInterval: time.Hour})
 	if err != nil {
 		return err
 	}
@@ -177,20 +177,24 @@ func (t *trial) run(ctx context.Context) (err error) {
 }
 
 // serve starts everything that the Envoy needs, on addresses of its own.
-func (t *trial) serve(ctx context.Context, g *errgroup.Group, state *store.Dir) (upstream, discovery string, err error) {
+func (t *trial) serve(ctx context.Context, g *errgroup.Group, state *store.Store) (upstream, discovery string, err error) {
 	quiet := slog.New(slog.DiscardHandler)
 	backend, err := xds.New(ctx, xds.Options{Records: state.Records(), Modules: state.Blobs(), Log: quiet})
 	if err != nil {
 		return "", "", err
 	}
 	t.hub = event.NewHub(0, 0)
+	events, err := event.NewLog(ctx, state.Log(), t.hub)
+	if err != nil {
+		return "", "", err
+	}
 	t.runner, err = operation.NewRunner(operation.Options{
 		Backends: map[string]operation.Backend{"envoy": backend},
 		Modules:  module.New(module.Options{Blobs: state.Blobs()}),
 		Secret: func(name, key string) (string, error) {
 			return "", problem.SecretMissing.New("%s/%s: try has no secrets", name, key)
 		},
-		Queue: store.NewQueue(0), Events: t.hub, Workers: 1, Grace: tryShutdown, Log: quiet,
+		Queue: state.Queue(), Events: events, Workers: 1, Grace: tryShutdown, Log: quiet,
 	})
 	if err != nil {
 		return "", "", err
@@ -208,6 +212,7 @@ func (t *trial) serve(ctx context.Context, g *errgroup.Group, state *store.Dir) 
 	backend.Register(server)
 	web := &http.Server{Handler: http.HandlerFunc(echo), ReadHeaderTimeout: tryRequest, ErrorLog: slog.NewLogLogger(quiet.Handler(), slog.LevelWarn)}
 	g.Go(func() error { return t.runner.Run(ctx) })
+	g.Go(func() error { return events.Run(ctx) })
 	g.Go(func() error {
 		if err := ignoreStopped(server.Serve(streams)); err != nil {
 			return fmt.Errorf("serve xDS: %w", err)

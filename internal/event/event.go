@@ -1,12 +1,11 @@
-// Package event carries the story of each operation to whoever listens: gRPC streams through a Hub, and NATS.
+// Package event carries the story of each operation from the Log, which keeps it, to whoever listens: gRPC streams
+// through a Hub, and NATS.
 //
 // Within an operation events are in order and numbered from 1 without gaps. A reader that is slower than the events is
 // told that it missed some; it never slows the writer or makes it grow.
 package event
 
 import (
-	"context"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -65,27 +64,4 @@ func bound(s string, limit int) string {
 		s = s[:cut] + "… (" + strconv.Itoa(len(s)-cut) + " bytes more)"
 	}
 	return strings.ToValidUTF8(s, "?")
-}
-
-// Sink takes events in order. Emit returns an error when the event could not be taken for delivery; it must not wait
-// for readers.
-type Sink interface {
-	Emit(context.Context, Event) error
-}
-
-// SinkFunc makes a function a Sink.
-type SinkFunc func(context.Context, Event) error
-
-// Emit calls the function.
-func (f SinkFunc) Emit(ctx context.Context, e Event) error { return f(ctx, e) }
-
-// Tee hands each event to every sink, in their order, and joins their errors.
-func Tee(sinks ...Sink) Sink {
-	return SinkFunc(func(ctx context.Context, e Event) error {
-		var errs []error
-		for _, s := range sinks {
-			errs = append(errs, s.Emit(ctx, e))
-		}
-		return errors.Join(errs...)
-	})
 }

@@ -16,10 +16,8 @@ type Hub struct {
 	closed bool
 	// changed is closed, and replaced, at the next event after somebody began to wait.
 	changed chan struct{}
-	waiting atomic.Bool // set while mu is held for reading, so that Emit sees it
+	waiting atomic.Bool // set while mu is held for reading, so that Put sees it
 }
-
-var _ Sink = (*Hub)(nil)
 
 // NewHub makes a Hub that holds the newest maxEvents events, and fewer when their texts pass maxBytes.
 // DefaultMaxEvents and DefaultMaxBytes when not positive.
@@ -27,13 +25,20 @@ func NewHub(maxEvents, maxBytes int) *Hub {
 	return &Hub{ring: newRing(maxEvents, maxBytes), changed: make(chan struct{})}
 }
 
-// Emit never waits for a reader. Texts are cut as Bounded says. problem.ShuttingDown after Close.
-func (h *Hub) Emit(_ context.Context, e Event) error {
+// Put adds the event at a position, which Cursor gives; it never waits for a reader. A position that was put before is
+// ignored. One behind Cursor lets go of what is held, since what is in between is gone. Texts are cut as Bounded says.
+func (h *Hub) Put(position uint64, e Event) { h.put(position, e, true) }
+
+func (h *Hub) put(position uint64, e Event, leap bool) {
 	e = e.Bounded()
 	h.mu.Lock()
-	if h.closed {
+	end := h.ring.end()
+	if h.closed || position < end || position > end && !leap {
 		h.mu.Unlock()
-		return problem.ShuttingDown.New("an event of operation %s came after the end", e.Operation)
+		return
+	}
+	if position > end {
+		h.ring.restart(position)
 	}
 	h.ring.push(e)
 	wake := h.swap()
@@ -41,7 +46,13 @@ func (h *Hub) Emit(_ context.Context, e Event) error {
 	if wake != nil {
 		close(wake)
 	}
-	return nil
+}
+
+// restart lets go of everything; the next event has that position.
+func (h *Hub) restart(position uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ring.restart(position)
 }
 
 // swap returns the channel to close, if anybody waits on it. The lock is held for writing.

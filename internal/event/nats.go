@@ -3,21 +3,21 @@ package event
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/meshery/meshkit/broker"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 // What is published on NATS.
@@ -48,40 +48,34 @@ type Options struct {
 	URL string
 	// Connect adds to how the connection is made: TLS, credentials, an in-process server.
 	Connect []nats.Option
-	// MaxEvents and MaxBytes bound what waits to be published; DefaultMaxEvents and DefaultMaxBytes when zero.
-	MaxEvents, MaxBytes int
+	// Log is what is published.
+	Log store.Log
+	// Cursor keeps how far that is. Default: what is logged from now on is published, and what was on its way when the
+	// process ended is not.
+	Cursor store.Cursor
 	// DrainTimeout bounds how long Run goes on publishing what waits once it was told to stop; 2s when zero.
 	DrainTimeout time.Duration
 	Logger       *slog.Logger // none when nil
 }
 
-// NATS publishes events in the envelope of Meshery's broker, each operation's in their order.
+// NATS publishes the Log, in its order: with an acknowledgement for each event where a JetStream keeps the subject, else
+// as core messages that the server has confirmed to have.
 //
-// The envelope's EventType is ADDED for every event, failures too: each adds to an operation's story, and a reader of
-// Meshery's takes ERROR for a failure of its own. Object.event_type tells a failure.
-//
-// What is emitted waits in memory until the server has it, through any outage; past the bounds the oldest are dropped,
-// counted and logged. An outage may repeat a stretch of events: Object.sequence tells. What waits when the process dies
-// is lost, and so is what nobody subscribed to at the time.
+// What a server did not take waits in the Log, through any outage and restart. An outage or a restart may repeat a
+// stretch of events: Object.sequence tells.
 type NATS struct {
 	options Options
 	logger  *slog.Logger
-	wake    chan struct{} // holds one token when events wait
+	start   uint64        // position where there is no Cursor, or a new one
 	up      chan struct{} // holds one token when a connection came about
 
-	conn atomic.Pointer[nats.Conn]
-
-	mu       sync.Mutex
-	ring     ring
-	dropped  uint64
-	overflow bool // since the server last took something
-	closed   bool
+	conn      atomic.Pointer[nats.Conn]
+	delivered atomic.Uint64 // position of the next event to publish
+	goal      atomic.Uint64 // position at which Run may end; 0 while it must not
 }
 
-var _ Sink = (*NATS)(nil)
-
-// NewNATS makes the sink. Nothing is published until Run. problem.InvalidConfiguration when the URL cannot be one.
-func NewNATS(o Options) (*NATS, error) {
+// NewNATS makes what publishes. Nothing is until Run. problem.InvalidConfiguration when the URL cannot be one.
+func NewNATS(ctx context.Context, o Options) (*NATS, error) {
 	for _, server := range strings.Split(o.URL, ",") {
 		if o.URL == "" {
 			break
@@ -98,37 +92,11 @@ func NewNATS(o Options) (*NATS, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &NATS{options: o, logger: o.Logger, wake: make(chan struct{}, 1), up: make(chan struct{}, 1),
-		ring: newRing(o.MaxEvents, o.MaxBytes)}, nil
-}
-
-// Emit puts the event in line and returns. Texts are cut as Bounded says. problem.InvalidRequest when the operation's id
-// is not valid, problem.ShuttingDown once Run was told to stop.
-func (n *NATS) Emit(_ context.Context, e Event) error {
-	if !ValidOperation(e.Operation) {
-		return problem.InvalidRequest.New("the operation id %.140q is not [A-Za-z0-9_-]{1,128}", e.Operation)
+	_, next, err := o.Log.Bounds(ctx)
+	if err != nil {
+		return nil, err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.closed {
-		return problem.ShuttingDown.New("an event of operation %s came after the end", e.Operation)
-	}
-	if dropped := n.ring.push(e.Bounded()); dropped > 0 {
-		n.dropped += uint64(dropped)
-		if !n.overflow {
-			n.overflow = true
-			n.logger.Warn("NATS does not take events for too long: dropping the oldest that wait", "waiting", len(n.ring.events))
-		}
-	}
-	signal(n.wake)
-	return nil
-}
-
-// Dropped is how many events were never published.
-func (n *NATS) Dropped() uint64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.dropped
+	return &NATS{options: o, logger: o.Logger, start: next, up: make(chan struct{}, 1)}, nil
 }
 
 // Connected tells whether a server is connected now.
@@ -138,10 +106,9 @@ func (n *NATS) Connected() bool {
 }
 
 // Run connects, for as long as it takes, and publishes until ctx ends; then it publishes what waits, within
-// DrainTimeout, and closes the connection. So stop it after those who emit. It returns nil, or
+// DrainTimeout, and closes the connection. So stop it after those who append. It returns nil, or
 // problem.InvalidConfiguration when the connection's options contradict each other.
 func (n *NATS) Run(ctx context.Context) error {
-	defer n.close()
 	closed := make(chan struct{})
 	nc, err := n.dial(closed)
 	if err != nil {
@@ -153,38 +120,76 @@ func (n *NATS) Run(ctx context.Context) error {
 	// What is under way when ctx ends is not broken off, or it would be published twice.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(n.options.DrainTimeout, cancel) })()
+	draining := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(draining)
+		limit := time.AfterFunc(n.options.DrainTimeout, cancel)
+		_, next, err := n.options.Log.Bounds(work)
+		n.goal.Store(max(next, 1))
+		if err != nil || n.delivered.Load() >= next {
+			cancel()
+			limit.Stop()
+		}
+	})
+	defer func() {
+		if !stop() {
+			<-draining
+		}
+	}()
 
 	failing := false
-	for {
+	for work.Err() == nil {
+		position, err := n.position(work)
+		if err == nil {
+			n.advance(position, cancel)
+			err = n.deliver(work, nc, position, cancel, func() {
+				if failing {
+					failing = false
+					n.logger.Info("NATS takes events again")
+				}
+			})
+		}
+		if work.Err() != nil {
+			break
+		}
+		if errors.Is(err, store.ErrLost) {
+			continue // another adapter publishes; wait for it to end
+		}
+		if !failing {
+			failing = true
+			n.logger.Warn("NATS does not take events; they wait", "error", err)
+		}
+		// A server that is connected and does not answer says nothing when it does again: hence the clock.
+		retry := time.NewTimer(time.Second)
 		select {
-		case <-ctx.Done():
-			n.close() // what is taken from here on could be lost unseen
-			n.drain(work, nc)
-			return nil
-		case <-n.wake:
+		case <-n.up:
+		case <-retry.C:
+		case <-work.Done():
 		}
-		for n.waiting() && ctx.Err() == nil {
-			err := n.publish(work, nc)
-			switch {
-			case err == nil && failing:
-				failing = false
-				n.logger.Info("NATS takes events again", "dropped in all", n.Dropped())
-			case err != nil && ctx.Err() == nil:
-				if !failing {
-					failing = true
-					n.logger.Warn("NATS does not take events; they wait", "error", err)
-				}
-				// A server that is connected and does not answer says nothing when it does again: hence the clock.
-				retry := time.NewTimer(time.Second)
-				select {
-				case <-n.up:
-				case <-retry.C:
-				case <-ctx.Done():
-				}
-				retry.Stop()
-			}
-		}
+		retry.Stop()
+	}
+	if left := n.goal.Load(); n.options.Cursor == nil && left > n.delivered.Load() {
+		n.logger.Warn("NATS did not take the last events", "lost", left-n.delivered.Load())
+	}
+	return nil
+}
+
+// position is where to go on.
+func (n *NATS) position(ctx context.Context) (uint64, error) {
+	if n.options.Cursor == nil {
+		return max(n.start, n.delivered.Load()), nil
+	}
+	position, found, err := n.options.Cursor.Take(ctx)
+	if err != nil || found {
+		return position, err
+	}
+	return n.start, n.options.Cursor.Save(ctx, n.start) // so that what comes from now on is not forgotten
+}
+
+func (n *NATS) advance(position uint64, end func()) {
+	n.delivered.Store(position)
+	if goal := n.goal.Load(); goal > 0 && position >= goal {
+		end()
 	}
 }
 
@@ -198,7 +203,7 @@ func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
 		nats.RetryOnFailedConnect(true),
 		nats.IgnoreAuthErrorAbort(), // credentials may be mended at the server
 		nats.ReconnectWait(500*time.Millisecond),
-		nats.ReconnectBufSize(-1), // what waits, waits in the ring, where it is counted and bounded
+		nats.ReconnectBufSize(-1), // what waits, waits in the log
 		// So that a server which vanished without a word is noticed.
 		nats.PingInterval(10*time.Second),
 		nats.FlusherTimeout(time.Second),
@@ -214,72 +219,85 @@ func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
 	)...)
 }
 
-// publish hands what waits to the server, and lets go of it once the server has it.
-func (n *NATS) publish(ctx context.Context, nc *nats.Conn) error {
-	const batch = 256 // published again if the server does not answer
+const (
+	batch        = 256 // events that are published again if the server does not answer
+	serverAnswer = 5 * time.Second
+)
+
+// deliver publishes from a position on, until something fails.
+func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end, works func()) error {
 	if !nc.IsConnected() {
 		return fmt.Errorf("not connected: %w", cmp.Or(nc.LastError(), nats.ErrNoServers))
 	}
-	n.mu.Lock()
-	from := n.ring.first
-	events := slices.Clone(n.ring.events[:min(batch, len(n.ring.events))])
-	n.mu.Unlock()
-
-	unfit := 0
-	for _, e := range events {
-		data, err := json.Marshal(broker.Message{ObjectType: ObjectType, EventType: broker.Add, Object: e})
-		if err == nil {
-			err = nc.Publish(Subject(e.Operation), data)
-		}
-		if errors.Is(err, nats.ErrMaxPayload) {
-			// The same again would be refused for ever.
-			unfit++
-			n.logger.Warn("NATS does not take an event of this size", "operation", e.Operation, "sequence", e.Sequence, "bytes", len(data))
-			continue
-		}
+	js, err := n.keeper(ctx, nc)
+	if err != nil {
+		return err
+	}
+	sent := 0
+	for r, err := range n.options.Log.From(ctx, position) {
 		if err != nil {
 			return err
 		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := nc.FlushWithContext(ctx); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	to := from + uint64(len(events))
-	n.dropped += uint64(unfit)
-	n.dropped -= min(n.ring.first, to) - from // let go of while they were on their way, and arrived
-	n.ring.trim(to)
-	n.overflow = false
-	return nil
-}
-
-// drain publishes what waits if a server is there to take it.
-func (n *NATS) drain(ctx context.Context, nc *nats.Conn) {
-	for n.waiting() {
-		if err := n.publish(ctx, nc); err != nil {
-			n.mu.Lock()
-			defer n.mu.Unlock()
-			n.dropped += uint64(len(n.ring.events))
-			n.logger.Warn("NATS did not take the last events", "lost", len(n.ring.events), "error", err)
-			n.ring.trim(n.ring.end())
-			return
+		if err := n.publish(ctx, nc, js, r); err != nil {
+			return err
 		}
+		if sent++; sent < batch && !r.Last {
+			continue
+		}
+		sent = 0
+		if js == nil {
+			flushing, cancel := context.WithTimeout(ctx, serverAnswer)
+			err := nc.FlushWithContext(flushing)
+			cancel()
+			if err != nil {
+				return err
+			}
+		}
+		works()
+		if n.options.Cursor != nil {
+			if err := n.options.Cursor.Save(ctx, r.Position+1); err != nil {
+				return err
+			}
+		}
+		n.advance(r.Position+1, end)
 	}
+	return ctx.Err()
 }
 
-func (n *NATS) waiting() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.ring.events) > 0
+// keeper is the JetStream that keeps the events' subjects, or nil where none does.
+func (n *NATS) keeper(ctx context.Context, nc *nats.Conn) (jetstream.JetStream, error) {
+	if n.options.Cursor == nil {
+		return nil, nil
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, serverAnswer)
+	defer cancel()
+	if _, err := js.StreamNameBySubject(ctx, Subject("*")); err != nil {
+		return nil, nil // there is none, or it is none of ours to know
+	}
+	return js, nil
 }
 
-func (n *NATS) close() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.closed = true
+func (n *NATS) publish(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, r store.Record) (err error) {
+	m := nats.NewMsg(Subject(r.Subject))
+	m.Data = r.Data
+	if js == nil {
+		err = nc.PublishMsg(m)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, serverAnswer)
+		defer cancel()
+		// One after the other: of several that are on their way together a later one could be kept before an earlier.
+		_, err = js.PublishMsg(ctx, m, jetstream.WithMsgID(fmt.Sprintf("%s-%d", r.Subject, r.Position)))
+	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		// The same again would be refused for ever.
+		n.logger.Warn("NATS does not take an event of this size", "operation", r.Subject, "position", r.Position, "bytes", len(r.Data))
+		return nil
+	}
+	return err
 }
 
 func signal(c chan struct{}) {

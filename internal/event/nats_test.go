@@ -16,6 +16,7 @@ import (
 	"github.com/meshery/meshkit/broker"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -31,10 +32,57 @@ func startServer(t *testing.T, listen string) *store.Server {
 	return s
 }
 
-// run starts the sink. stop ends it and waits.
-func run(t *testing.T, o Options) (n *NATS, stop func()) {
+// publisher is a NATS with the log that it publishes.
+type publisher struct {
+	*NATS
+	log *Log
+
+	mu   sync.Mutex
+	last map[string]uint64
+}
+
+// take appends the event to its operation's story.
+func (p *publisher) take(t *testing.T, e Event) {
 	t.Helper()
-	n, err := NewNATS(o)
+	p.mu.Lock()
+	last := p.last[e.Operation]
+	p.mu.Unlock()
+	position, err := p.log.Append(context.Background(), e, last)
+	if err != nil {
+		t.Error(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last[e.Operation] = position
+}
+
+func (p *publisher) waiting() bool {
+	_, next, err := p.log.store.Bounds(context.Background())
+	return err != nil || p.delivered.Load() < next
+}
+
+func openStore(t *testing.T, path string) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.Context(), store.Options{StateDir: path, SyncInterval: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// run starts publishing from a log that is new, unless the options name one. stop ends it and waits.
+func run(t *testing.T, o Options) (p *publisher, stop func()) {
+	t.Helper()
+	if o.Log == nil {
+		s := openStore(t, t.TempDir())
+		o.Log, o.Cursor = s.Log(), s.Cursor("test")
+	}
+	l, err := NewLog(t.Context(), o.Log, NewHub(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := NewNATS(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +96,7 @@ func run(t *testing.T, o Options) (n *NATS, stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	return n, stop
+	return &publisher{NATS: n, log: l, last: map[string]uint64{}}, stop
 }
 
 // listen subscribes as any other program does and returns what was received so far.
@@ -125,12 +173,9 @@ func TestAnEventIsPublishedInMesherysEnvelope(t *testing.T) {
 }
 
 func TestAnOperationWhoseIDIsNoSubjectTokenIsRefused(t *testing.T) {
-	n, err := NewNATS(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n, _ := run(t, Options{URL: "nats://127.0.0.1:1"})
 	for _, id := range []string{"", "a.b", "*", ">", "a b", "a\nb", "ü", strings.Repeat("a", 129)} {
-		if err := n.Emit(t.Context(), story(id, 1)); !errors.Is(err, problem.InvalidRequest) {
+		if _, err := n.log.Append(t.Context(), story(id, 1), 0); !errors.Is(err, problem.InvalidRequest) {
 			t.Errorf("%q: %v", id, err)
 		}
 	}
@@ -141,7 +186,7 @@ func TestAnOperationWhoseIDIsNoSubjectTokenIsRefused(t *testing.T) {
 
 func TestAnAddressThatCannotBeOneIsRefusedWithoutShowingIt(t *testing.T) {
 	for _, address := range []string{"nats://me:secret@", "nats://me:sec\x00ret@host", "nats://me:secret@host:port", "nats://host:4222,"} {
-		if _, err := NewNATS(Options{URL: address}); !errors.Is(err, problem.InvalidConfiguration) || strings.Contains(err.Error(), "sec") {
+		if _, err := NewNATS(t.Context(), Options{URL: address}); !errors.Is(err, problem.InvalidConfiguration) || strings.Contains(err.Error(), "sec") {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
@@ -172,12 +217,6 @@ func TestEveryListenerGetsEveryOperationInOrder(t *testing.T) {
 		if len(messages()) != events {
 			t.Errorf("%d events came as %d", events, len(messages()))
 		}
-	}
-	if n.Dropped() != 0 {
-		t.Errorf("%d dropped", n.Dropped())
-	}
-	if err := n.Emit(t.Context(), story("op0", 1)); !errors.Is(err, problem.ShuttingDown) {
-		t.Errorf("after the end: %v", err)
 	}
 }
 
@@ -359,44 +398,12 @@ func TestEventsWaitForTheBrokerAndOutlastItsOutages(t *testing.T) {
 		return len(got()) > 0 && decode(t, got()[len(got())-1]).Sequence == uint64(emitted)
 	})
 	inOrder(t, got(), 1, uint64(emitted))
-	if n.Dropped() != 0 {
-		t.Errorf("%d dropped", n.Dropped())
-	}
 	text := logged.String()
 	if strings.Contains(text, "secret") {
 		t.Errorf("the log shows the password: %s", text)
 	}
 	if times := strings.Count(text, "they wait"); times > 4 {
 		t.Errorf("4 outages were logged %d times", times)
-	}
-}
-
-func TestPastTheBoundTheOldestAreDroppedCountedAndLoggedOnce(t *testing.T) {
-	t.Parallel()
-	_, url := startBroker(t, server.Options{})
-	got := listen(t, url, Subject("op"))
-	network := newLink(t, url)
-	network.cut()
-	var logged log
-	n, _ := run(t, Options{URL: "nats://" + network.address, MaxEvents: 50, Logger: logged.logger()})
-	for i := range 200 {
-		emit(t, n, story("op", i+1))
-		if i == 0 {
-			eventually(t, "the outage is logged", func() bool { return strings.Contains(logged.String(), "they wait") })
-		}
-	}
-	if n.Dropped() != 150 {
-		t.Errorf("%d dropped", n.Dropped())
-	}
-	network.mend()
-	eventually(t, "the rest arrives", func() bool { return len(got()) >= 50 })
-	inOrder(t, got(), 151, 200)
-	eventually(t, "the end of the outage is logged", func() bool { return strings.Contains(logged.String(), "takes events again") })
-	if times := strings.Count(logged.String(), "dropping the oldest"); times != 1 {
-		t.Errorf("logged %d times: %s", times, logged.String())
-	}
-	if n.Dropped() != 150 {
-		t.Errorf("%d dropped in the end", n.Dropped())
 	}
 }
 
@@ -415,8 +422,8 @@ func TestStoppingIsBoundedWhenTheBrokerHangs(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("stopping took %v", took)
 	}
-	if n.Dropped() != 2000 || !strings.Contains(logged.String(), "lost=2000") {
-		t.Errorf("%d dropped, log: %s", n.Dropped(), logged.String())
+	if !n.waiting() {
+		t.Error("what the broker did not take does not wait any more")
 	}
 }
 
@@ -451,8 +458,7 @@ func TestAnEventTooLargeForTheBrokerDoesNotHoldUpTheOthers(t *testing.T) {
 	if e := decode(t, got()[1]); e.Sequence != 3 {
 		t.Errorf("got %d", e.Sequence)
 	}
-	eventually(t, "the second is counted", func() bool { return n.Dropped() == 1 })
-	if !strings.Contains(logged.String(), "sequence=2") {
+	if !strings.Contains(logged.String(), "position=2") {
 		t.Errorf("log: %s", logged.String())
 	}
 }
@@ -483,7 +489,88 @@ func TestTheSinkComesInWhenItsPasswordIsMendedAtTheBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the event is published", func() bool { return !n.waiting() })
-	if text := logged.String(); n.Dropped() != 0 || strings.Contains(text, "secret") || strings.Count(text, "refused something") > 1 {
-		t.Errorf("%d dropped, log: %s", n.Dropped(), text)
+	if text := logged.String(); strings.Contains(text, "secret") || strings.Count(text, "refused something") > 1 {
+		t.Errorf("log: %s", text)
+	}
+}
+
+func TestWhatWasNotTakenIsPublishedAfterARestartAndNothingElseTwice(t *testing.T) {
+	t.Parallel()
+	_, url := startBroker(t, server.Options{})
+	got := listen(t, url, Subject("op"))
+	network := newLink(t, url)
+	state := t.TempDir()
+	emitted := 0
+	for round := range 4 {
+		s := openStore(t, state)
+		n, stop := run(t, Options{URL: "nats://" + network.address, Log: s.Log(), Cursor: s.Cursor("test"), DrainTimeout: 10 * time.Millisecond})
+		if _, last, err := n.log.Of(t.Context(), "op"); err != nil {
+			t.Fatal(err)
+		} else {
+			n.last["op"] = last
+		}
+		if round == 0 {
+			eventually(t, "the first event arrives", func() bool { emitted++; emit(t, n, story("op", emitted)); return len(got()) > 0 })
+		}
+		if round == 3 {
+			network.mend()
+			eventually(t, "everything is published", func() bool { return !n.waiting() })
+		} else if round > 0 {
+			network.cut()
+			for range 50 {
+				emitted++
+				emit(t, n, story("op", emitted))
+			}
+		}
+		stop()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "everything arrives", func() bool { return len(got()) >= emitted })
+	inOrder(t, got(), 1, uint64(emitted))
+	if len(got()) != emitted {
+		t.Errorf("%d events came as %d", emitted, len(got()))
+	}
+}
+
+func TestAJetStreamThatKeepsTheSubjectAcknowledgesEachEvent(t *testing.T) {
+	t.Parallel()
+	_, url := startBroker(t, server.Options{JetStream: true, StoreDir: t.TempDir()})
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "meshery", Subjects: []string{"meshery.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := newLink(t, url)
+	n, _ := run(t, Options{URL: "nats://" + network.address})
+	for i := range 300 {
+		emit(t, n, story("op", i+1))
+		if i%100 == 50 {
+			network.cut()
+			network.mend()
+		}
+	}
+	eventually(t, "everything is published", func() bool { return !n.waiting() })
+	info, err := stream.Info(t.Context())
+	if err != nil || info.State.Msgs != 300 {
+		t.Fatalf("the stream keeps %d, %v", info.State.Msgs, err)
+	}
+	for i := range uint64(300) {
+		m, err := stream.GetMsg(t.Context(), i+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := decode(t, &nats.Msg{Data: m.Data}); e.Sequence != i+1 {
+			t.Fatalf("event %d is kept at %d", e.Sequence, i+1)
+		}
 	}
 }

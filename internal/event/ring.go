@@ -2,7 +2,7 @@ package event
 
 import "unsafe"
 
-// Bounds of a Hub, and of what waits for NATS.
+// Bounds of a Hub.
 const (
 	DefaultMaxEvents = 10_000
 	DefaultMaxBytes  = 16 << 20
@@ -30,23 +30,17 @@ func newRing(maxEvents, maxBytes int) ring {
 // end is the position of the next event.
 func (r *ring) end() uint64 { return r.first + uint64(len(r.events)) }
 
-// push lets go of the oldest to make room, and returns how many those were. The newest event always fits.
-func (r *ring) push(e Event) (dropped int) {
+// push lets go of the oldest to make room. The newest event always fits.
+func (r *ring) push(e Event) {
 	r.events = append(r.events, e)
 	r.bytes += size(e)
 	for len(r.events) > 1 && (len(r.events) > r.maxEvents || r.bytes > r.maxBytes) {
 		r.shift()
-		dropped++
 	}
-	return dropped
 }
 
-// trim lets go of everything before a position.
-func (r *ring) trim(to uint64) {
-	for r.first < to && len(r.events) > 0 {
-		r.shift()
-	}
-}
+// restart lets go of everything and goes on at a position.
+func (r *ring) restart(position uint64) { r.events, r.bytes, r.first = nil, 0, position }
 
 func (r *ring) shift() {
 	r.bytes -= size(r.events[0])
@@ -55,7 +49,7 @@ func (r *ring) shift() {
 	r.first++
 }
 
-// from returns what is held at and after a position. The slice is valid until the next push or trim.
+// from returns what is held at and after a position. The slice is valid until the next push.
 func (r *ring) from(position uint64) []Event {
 	if position <= r.first {
 		return r.events

@@ -40,7 +40,7 @@ var wasm = []byte("\x00asm\x01\x00\x00\x00a module")
 // blobs is the store of a fresh state directory.
 func blobs(t *testing.T) store.Blobs {
 	t.Helper()
-	dir, err := store.OpenDir(t.TempDir())
+	dir, err := store.Open(t.Context(), store.Options{StateDir: t.TempDir(), SyncInterval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := t.TempDir()
-			dir, err := store.OpenDir(state)
+			dir, err := store.Open(t.Context(), store.Options{StateDir: state, SyncInterval: time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}

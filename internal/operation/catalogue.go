@@ -86,6 +86,16 @@ func (r *Runner) readApply(j *job, q Request) (err error) {
 	if strings.TrimSpace(q.Body) == "" {
 		return problem.BodyMissing.New("%s", q.Operation)
 	}
+	if q.Operation == opCustom {
+		u, found, err := filter.ReadUndo([]byte(q.Body), q.Namespace)
+		if err != nil {
+			return err
+		}
+		if found {
+			j.Undo = &undo{u.Key(q.Namespace), uint64(u.Spec.Revision)}
+			return nil
+		}
+	}
 	j.Filters, err = r.read(q.Body, q.Namespace, q.Kubeconfigs)
 	return err
 }

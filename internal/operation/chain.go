@@ -104,6 +104,9 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev, next fil
 		}
 	}
 	unchanged = oldErr == nil && old.Version == p.Version
+	if err := s.holds(ctx); err != nil {
+		return "", false, err
+	}
 	if _, err := b.Apply(ctx, p); err != nil {
 		return "", false, fmt.Errorf("offer the chain to %s: %w", next.Target, err)
 	}
@@ -113,14 +116,14 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev, next fil
 		return "", false, r.takeBack(ctx, b, old, oldErr, err)
 	case errors.Is(err, problem.ProxyTimeout):
 		// It stays offered: whoever answers later runs what was asked for.
-		if cerr := b.Commit(context.WithoutCancel(ctx), p); cerr != nil {
+		if cerr := s.commit(context.WithoutCancel(ctx), b, p); cerr != nil {
 			err = errors.Join(err, cerr)
 		}
 		return "", false, err
 	case err != nil: // cut off: nothing is proved, so what was proved before holds
 		return "", false, r.takeBack(context.WithoutCancel(ctx), b, old, oldErr, err)
 	}
-	if err := b.Commit(ctx, p); err != nil {
+	if err := s.commit(ctx, b, p); err != nil {
 		return "", false, r.takeBack(context.WithoutCancel(ctx), b, old, oldErr, fmt.Errorf("keep the chain of %s: %w", next.Target, err))
 	}
 	switch {
@@ -130,6 +133,14 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev, next fil
 		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, next.Target))
 	}
 	return l.String(), unchanged, nil
+}
+
+// commit makes the plan hold, unless another adapter has the operation.
+func (s *story) commit(ctx context.Context, b Backend, p plan.Plan) error {
+	if err := s.holds(ctx); err != nil {
+		return err
+	}
+	return b.Commit(ctx, p)
 }
 
 // errWithdraw marks a timeout after which nothing should stay offered.

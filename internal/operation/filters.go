@@ -235,6 +235,13 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 			missing = append(missing, k.String())
 		}
 	}
+	if s.again && len(missing) > 0 {
+		// An attempt before this one has removed them.
+		if len(chains) == 0 {
+			return strings.Join(missing, ", ") + " removed", "no target has it any more", nil
+		}
+		missing = nil
+	}
 	if len(chains) == 0 {
 		return "", "", problem.FilterNotFound.New("%s", strings.Join(missing, ", "))
 	}

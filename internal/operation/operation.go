@@ -18,7 +18,7 @@ type Request struct {
 	Username    string   `json:"username"` // as claimed by the client; not verified
 	Body        string   `json:"body"`
 	Delete      bool     `json:"delete"`
-	Kubeconfigs []string `json:"-"` // never stored, logged or shown
+	Kubeconfigs []string `json:"-"` // never logged or shown, and stored sealed while the operation waits
 }
 
 // Category is where Meshery shows an operation; the values are those of its protocol.
@@ -49,6 +49,8 @@ type Backend interface {
 	Chain(context.Context, filter.Target) (filter.Chain, error)
 	// List returns every chain that we put somewhere.
 	List(context.Context) ([]filter.Chain, error)
+	// History returns the chains that targets had, oldest first.
+	History(context.Context) ([]plan.Revision, error)
 	// Apply offers the plan to the target's proxies. Those that come later get the last committed plan until Commit.
 	// Applying the committed plan again takes an offer back.
 	Apply(context.Context, plan.Plan) ([]plan.Change, error)

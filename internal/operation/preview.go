@@ -41,6 +41,11 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	if err := prepare(&j, q); err != nil {
 		return nil, err
 	}
+	if j.Undo != nil {
+		if err := r.readUndo(ctx, &j); err != nil {
+			return nil, err
+		}
+	}
 	keys := slices.Clone(j.Remove)
 	for i, f := range j.Filters {
 		module, _, err := r.Modules.Resolve(ctx, f.Spec.Module)

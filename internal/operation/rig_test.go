@@ -35,8 +35,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // rig is a Runner on the real backend of plain Envoy, with proxies that are simulated so that they can misbehave.
 type rig struct {
 	t      *testing.T
-	dir    *store.Dir
+	dir    *store.Store
 	hub    *event.Hub
+	events *event.Log
 	envoys *xds.Backend
 	runner *operation.Runner
 	addr   string
@@ -77,16 +78,24 @@ func newRig(t *testing.T, change ...func(*operation.Options)) *rig {
 // startRig starts everything on a state directory, as a restart of the adapter does.
 func startRig(t *testing.T, state string, change ...func(*operation.Options)) *rig {
 	t.Helper()
-	dir, err := store.OpenDir(state)
+	dir, err := store.Open(t.Context(), store.Options{StateDir: state, SyncInterval: time.Hour, Queue: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, dir: dir, hub: event.NewHub(0, 0), app: &hubApp{}}
+	r.events, err = event.NewLog(t.Context(), dir.Log(), r.hub)
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := slog.New(slog.DiscardHandler)
 	r.envoys, err = xds.New(context.Background(), xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) {
 			r.runner.Rejected(context.Background(), "envoy", l.Target, l.Proxy, l.Text)
 		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal, err := store.NewSeal("the key of the tests' seal")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +110,7 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 			}
 			return "", problem.SecretMissing.New("%s/%s", name, key)
 		},
-		Queue: store.NewQueue(100), Events: r.hub, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
+		Queue: dir.Queue(), Events: r.events, Seal: seal, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
 	}
 	for _, c := range change {
 		c(&o)
@@ -121,11 +130,15 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 	r.envoys.Register(server)
 	go server.Serve(l)
 	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
+	ran := make(chan error, 2)
 	go func() { ran <- r.runner.Run(ctx) }()
+	following, leave := context.WithCancel(context.Background())
+	go func() { ran <- r.events.Run(following) }()
 	r.stop = sync.OnceValue(func() error {
 		cancel()
 		err := <-ran
+		leave()
+		err = errors.Join(err, <-ran)
 		r.envoys.Close()
 		server.Stop()
 		r.hub.Close()
@@ -144,7 +157,7 @@ func (r *rig) story(id string) []event.Event {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
 	defer cancel()
-	sub := r.hub.Subscribe(0, id)
+	sub := r.hub.Subscribe(r.hub.Oldest(), id)
 	var events []event.Event
 	for {
 		e, err := sub.Next(ctx)

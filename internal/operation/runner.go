@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,8 @@ type Options struct {
 	Prepared  map[string]string
 	Secret    func(name, key string) (string, error)
 	Queue     store.Queue
-	Events    event.Sink
+	Events    Events
+	Seal      Seal
 	Component string // UUID of this adapter
 	Workers   int    // operations that run side by side
 	// Grace bounds how long running operations may take to finish once Run's context has ended.
@@ -57,24 +59,38 @@ type Options struct {
 	Log   *slog.Logger
 }
 
-// Runner takes requests from acceptance to their last event.
+// Events keeps what operations tell; event.Log does.
+type Events interface {
+	// Append keeps an event that follows the operation's one at the position after, 0 for its first. store.ErrStale when
+	// another follows that already.
+	Append(ctx context.Context, e event.Event, after uint64) (position uint64, err error)
+	// Of returns an operation's events, and the position of the last.
+	Of(ctx context.Context, operation string) (events []event.Event, last uint64, err error)
+}
+
+// Seal hides the credentials that a waiting operation carries; store.Seal does.
+type Seal interface {
+	Close(text []byte, label string) []byte
+	Open(sealed []byte, label string) ([]byte, error)
+}
+
+// Runner takes requests from acceptance to their last event. What it accepted it finishes, and if it has to be after a
+// restart: an operation that was cut off is run again from its beginning, and tells what it has not told before.
 type Runner struct {
 	Options
 	catalogue []useCase
 	byKey     map[string]useCase
 
-	mu      sync.Mutex
-	ids     map[string][sha256.Size]byte // of accepted requests
-	idOrder []string
-	locks   map[string]*chainLock
+	mu    sync.Mutex
+	locks map[string]*chainLock
 }
 
-// rememberedIDs bounds for how many accepted operations a repeated id is recognised.
-const rememberedIDs = 10_000
+// maxAttempts is how often an operation is begun whose process ends each time.
+const maxAttempts = 3
 
 // NewRunner checks the prepared documents and makes a Runner; Run makes it work.
 func NewRunner(o Options) (*Runner, error) {
-	r := &Runner{Options: o, ids: map[string][sha256.Size]byte{}, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err
@@ -106,6 +122,16 @@ type job struct {
 	Remove    []filter.Key    `json:"remove,omitempty"`
 	Rollout   filter.Rollout  `json:"rollout,omitempty"` // of a removal
 	Wait      filter.Wait     `json:"wait"`              // of a removal
+	Undo      *undo           `json:"undo,omitempty"`    // what Filters or Remove came from
+	Sealed    []byte          `json:"sealed,omitempty"`  // the kubeconfigs
+
+	kubeconfigs []string // opened
+}
+
+// undo is what an Undo asks for.
+type undo struct {
+	Key      filter.Key `json:"key"`
+	Revision uint64     `json:"revision"` // 0: the one before the last
 }
 
 var (
@@ -114,7 +140,8 @@ var (
 )
 
 // Submit accepts a request, or says all that is wrong with it. What it accepted runs, and tells its story as events of
-// the id that is returned. The same id with the same content is accepted again and runs once.
+// the id that is returned. The same id with the same content is accepted again and runs once, over restarts too and for
+// a day after its end.
 func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if q.ID == "" {
 		q.ID = rand.Text()
@@ -149,27 +176,41 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	digest := sha256.Sum256(data)
-	if known, taken := r.ids[q.ID]; taken {
-		if known == digest {
-			return q.ID, nil
+	// The digest is of what was asked for: what an Undo comes to changes, and a seal is another each time.
+	hash := sha256.New()
+	hash.Write(data)
+	if u.Body == bodyDocuments && len(q.Kubeconfigs) > 0 {
+		secret, err := json.Marshal(q.Kubeconfigs)
+		if err != nil {
+			return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 		}
-		return "", problem.OperationExists.New("%s", q.ID)
+		hash.Write(secret)
+		j.Sealed = r.Seal.Close(secret, q.ID)
 	}
-	behind, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data})
+	digest := hex.EncodeToString(hash.Sum(nil))
+	if j.Undo != nil {
+		if again, err := r.Queue.Known(ctx, q.ID, digest); again || err != nil {
+			return q.ID, err
+		}
+		if err := r.readUndo(ctx, &j); err != nil {
+			return "", err
+		}
+	}
+	if data, err = json.Marshal(j); err != nil {
+		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+	}
+
+	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data, Digest: digest, Secret: j.Sealed != nil})
 	if err != nil {
 		return "", err
 	}
-	r.ids[q.ID] = digest
-	r.idOrder = append(r.idOrder, q.ID)
-	if len(r.idOrder) > rememberedIDs {
-		delete(r.ids, r.idOrder[0])
-		r.idOrder = r.idOrder[1:]
-	}
-	if behind != "" {
+	if behind != "" && !again {
+		// A worker may have begun it meanwhile; then it does not wait, and the event is stale.
+		e := event.Event{Operation: q.ID, Sequence: 1, Time: time.Now().UTC(), Summary: waits + behind,
+			Details: "both touch the same filter or target", Component: r.Component, Name: ComponentName}
+		if _, err := r.Events.Append(context.WithoutCancel(ctx), e, 0); err != nil && !errors.Is(err, store.ErrStale) {
+			r.Log.Warn("event not kept", "operation", q.ID, "err", err)
+		}
 		r.Log.Info("operation waits", "operation", q.ID, "behind", behind)
 	}
 	return q.ID, nil
@@ -206,45 +247,34 @@ func (j job) touches() []string {
 	return keys
 }
 
-// Run works on accepted operations until ctx ends. Those that run then have Grace to finish, those that wait are told
-// as failed.
+// Run works on accepted operations until ctx ends. Those that run then have Grace to finish; what is left is done after
+// the next start.
 func (r *Runner) Run(ctx context.Context) error {
 	work, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	g := new(errgroup.Group)
+	defer context.AfterFunc(ctx, r.Queue.Close)()
+	var g errgroup.Group
 	for range r.Workers {
 		g.Go(func() error {
 			for {
-				e, done, err := r.Queue.Next(work)
+				c, err := r.Queue.Next(work)
 				if errors.Is(err, problem.ShuttingDown) || work.Err() != nil {
 					return nil
 				}
 				if err != nil {
 					return fmt.Errorf("take operation from queue: %w", err)
 				}
-				r.execute(work, e)
-				done()
+				r.execute(work, c)
 			}
 		})
 	}
-	stopped := make(chan struct{})
-	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-stopped:
-			return nil
-		}
-		r.Queue.Close()
-		for _, e := range r.Queue.Drain() {
-			r.newStory(work, e.ID).fail(problem.ShuttingDown.New("operation %s had not begun, and nothing was changed", e.ID))
-		}
-		return nil
-	})
 	finished := make(chan error, 1)
 	go func() { finished <- g.Wait() }()
 	select {
 	case err := <-finished:
-		close(stopped)
+		if err == nil && ctx.Err() == nil {
+			err = problem.StoreFailed.New("the queue has ended")
+		}
 		return err
 	case <-ctx.Done():
 	}
@@ -260,12 +290,55 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 func (r *Runner) newStory(ctx context.Context, id string) *story {
-	return &story{ctx: context.WithoutCancel(ctx), operation: id, component: r.Component, sink: r.Events, log: r.Log}
+	return &story{ctx: ctx, operation: id, component: r.Component, events: r.Events, log: r.Log}
 }
 
-// execute runs one operation to its last event, whatever happens in it.
-func (r *Runner) execute(ctx context.Context, e store.Entry) {
+// execute runs one operation to its last event, whatever happens in it, unless its time is up or another adapter has
+// it.
+func (r *Runner) execute(work context.Context, c store.Claim) {
+	e := c.Entry()
+	ctx, cut := context.WithCancelCause(work)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-c.Lost():
+			cut(store.ErrLost)
+		case <-ctx.Done():
+		}
+	}()
+	defer func() { cut(nil); <-watched }()
 	s := r.newStory(ctx, e.ID)
+	s.claim = c
+	over, err := s.resume()
+	if err == nil && !over {
+		r.tell(ctx, s, e)
+	}
+	ending := context.WithoutCancel(ctx)
+	switch {
+	case err == nil && (over || s.over):
+		err = c.Done(ending)
+	case errors.Is(context.Cause(ctx), store.ErrLost):
+		err = store.ErrLost
+	default:
+		err = errors.Join(err, c.Release(ending))
+	}
+	switch {
+	case errors.Is(err, store.ErrLost):
+		r.Log.Warn("another adapter has taken the operation over", "operation", e.ID)
+	case err != nil: // it is still in the queue, and is begun again
+		r.Log.Error("operation not ended", "operation", e.ID, "err", err)
+		wait := time.NewTimer(time.Second)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-work.Done():
+		}
+	}
+}
+
+// tell runs an operation and tells its story.
+func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	defer func() {
 		if p := recover(); p != nil {
 			id := rand.Text()
@@ -273,6 +346,13 @@ func (r *Runner) execute(ctx context.Context, e store.Entry) {
 			s.fail(problem.Internal.New("operation %s stopped where it was; look for id %s in the adapter's log", e.ID, id))
 		}
 	}()
+	if attempt := s.claim.Attempt(); attempt > maxAttempts {
+		s.fail(problem.Poisoned.New("operation %s was begun %d times, and the adapter ended each time before it did", e.ID, attempt-1))
+		return
+	} else if attempt > 1 {
+		s.again = true
+		s.info("Begun again, since the adapter ended before it did", fmt.Sprintf("attempt %d of %d", attempt, maxAttempts))
+	}
 	var j job
 	if err := json.Unmarshal(e.Data, &j); err != nil {
 		s.fail(fmt.Errorf("read operation %s: %w", e.ID, err))
@@ -283,15 +363,34 @@ func (r *Runner) execute(ctx context.Context, e store.Entry) {
 		s.fail(problem.UnknownOperation.New("%q", j.Operation))
 		return
 	}
-	summary, details, err := u.run(ctx, s, j)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = problem.ShuttingDown.New("operation %s was cut off: %w", j.ID, err)
-		}
+	if err := r.unseal(&j); err != nil {
 		s.fail(err)
 		return
 	}
-	s.done(summary, details)
+	summary, details, err := u.run(ctx, s, j)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		s.info("The adapter stops, and goes on with this when it is back", problem.Of(err).Details)
+	case err != nil:
+		s.fail(err)
+	default:
+		s.done(summary, details)
+	}
+}
+
+// unseal opens the kubeconfigs for the backends of clusters.
+func (r *Runner) unseal(j *job) error {
+	if j.Sealed == nil {
+		return nil
+	}
+	text, err := r.Seal.Open(j.Sealed, j.ID)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, &j.kubeconfigs); err != nil {
+		return problem.Sealed.New("%s: it holds no kubeconfigs", j.ID) // the error would show them
+	}
+	return nil
 }
 
 // chainLock is one chain's lock, and how many hold it or wait for it.
@@ -374,7 +473,7 @@ func (r *Runner) Restore(ctx context.Context) error {
 				}
 			}
 			if err != nil {
-				r.newStory(ctx, "restore-"+rand.Text()).fail(fmt.Errorf("restore the chain of %s: %w", c.Target, err))
+				r.newStory(context.WithoutCancel(ctx), "restore-"+rand.Text()).fail(fmt.Errorf("restore the chain of %s: %w", c.Target, err))
 			}
 		}
 	}
@@ -383,7 +482,7 @@ func (r *Runner) Restore(ctx context.Context) error {
 
 // Rejected tells that a proxy refused its chain outside of any operation.
 func (r *Runner) Rejected(ctx context.Context, meshName string, t filter.Target, p plan.Proxy, text string) {
-	s := r.newStory(ctx, "proxy-"+rand.Text())
+	s := r.newStory(context.WithoutCancel(ctx), "proxy-"+rand.Text())
 	if b, err := r.backend(meshName); err == nil {
 		if c, err := b.Chain(ctx, t); err == nil {
 			s.redact = r.redactor(c)

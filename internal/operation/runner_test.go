@@ -3,8 +3,12 @@ package operation_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +19,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 func TestAFilterIsAppliedAndRemovedOnEveryProxy(t *testing.T) {
@@ -557,8 +562,9 @@ func TestPreparedDocumentsAreOperations(t *testing.T) {
 	}
 }
 
-func TestStoppingFinishesWhatRunsAndTellsOfTheRest(t *testing.T) {
-	r := newRig(t, func(o *operation.Options) { o.Workers = 1 })
+func TestStoppingFinishesWhatRunsAndTheRestFollowsAfterTheNextStart(t *testing.T) {
+	state := t.TempDir()
+	r := startRig(t, state, func(o *operation.Options) { o.Workers = 1 })
 	asked, release := make(chan struct{}), make(chan struct{})
 	r.proxy("a", "default", func(nth int) answer {
 		if nth == 1 {
@@ -576,26 +582,126 @@ func TestStoppingFinishesWhatRunsAndTellsOfTheRest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stories := make(chan []event.Event, 2)
-	for _, id := range []string{running, waiting} {
-		go func() { stories <- r.story(id) }()
-	}
+	stories := make(chan []event.Event, 1)
+	go func() { stories <- r.story(running) }()
 	stopped := make(chan error, 1)
 	go func() { stopped <- r.stop() }()
-	first := <-stories // the one that waited is told at once
-	if last := first[len(first)-1]; last.Operation != waiting || last.Code != problem.ShuttingDown.Code {
-		t.Errorf("the waiting operation: %v", texts(first))
+	for { // until the queue is closed
+		if _, err := r.runner.Submit(t.Context(), apply(doc("z"))); errors.Is(err, problem.ShuttingDown) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
 	}
 	close(release)
-	second := <-stories
-	if last := second[len(second)-1]; last.Operation != running || last.Type == event.Error {
-		t.Errorf("the running operation: %v", texts(second))
+	first := <-stories
+	if last := first[len(first)-1]; last.Operation != running || last.Type == event.Error {
+		t.Errorf("the running operation: %v", texts(first))
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	if _, err := r.runner.Submit(t.Context(), apply(doc("z"))); !errors.Is(err, problem.ShuttingDown) {
-		t.Errorf("a request after the stop: %v", err)
+	r = startRig(t, state)
+	second := r.story(waiting)
+	if first := second[0]; first.Summary != "Waits for operation "+running {
+		t.Errorf("it does not say that it waits: %v", texts(second))
+	}
+	if last := second[len(second)-1]; last.Type == event.Error || !strings.Contains(last.Summary, "default/y") {
+		t.Errorf("the operation that waited: %v", texts(second))
+	}
+	if got := r.order("default"); !strings.HasPrefix(got, "default/x default/y") {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+func TestWhatWasCutOffGoesOnAfterTheNextStartAndTellsNothingTwice(t *testing.T) {
+	state := t.TempDir()
+	grace := func(o *operation.Options) { o.Grace = time.Millisecond }
+	r := startRig(t, state, grace)
+	asked := make(chan struct{})
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 1 {
+			close(asked)
+		}
+		return ignore
+	})
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	if again, err := r.runner.Submit(t.Context(), operation.Request{Operation: "apply_filter", ID: id, Body: doc("x")}); again != id || err != nil {
+		t.Errorf("the same request again: %q, %v", again, err)
+	}
+	if _, err := r.runner.Submit(t.Context(), operation.Request{Operation: "apply_filter", ID: id, Body: doc("y")}); !errors.Is(err, problem.OperationExists) {
+		t.Errorf("another with its id: %v", err)
+	}
+	events := r.story(id)
+	told := map[string]int{}
+	for _, e := range events {
+		told[e.Summary]++
+	}
+	if last := events[len(events)-1]; last.Type == event.Error || told["Module of default/x accepted its configuration in a dry run"] != 1 || len(events) != 4 {
+		t.Errorf("%v", texts(events))
+	}
+	if got := r.order("default"); got != "default/x" {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+// idle is a queue that gives nothing.
+type idle struct {
+	store.Queue
+	closed chan struct{}
+}
+
+func (q idle) Next(context.Context) (store.Claim, error) {
+	<-q.closed
+	return nil, problem.ShuttingDown.New("idle")
+}
+func (q idle) Close() { close(q.closed) }
+
+func TestAnOperationThatEndsItsProcessThreeTimesIsSetAside(t *testing.T) {
+	state := t.TempDir()
+	kept := func() *store.Store {
+		s, err := store.Open(t.Context(), store.Options{StateDir: state, SyncInterval: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	r := startRig(t, state, func(o *operation.Options) { o.Queue = idle{o.Queue, make(chan struct{})} })
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	removal, err := r.runner.Submit(t.Context(), remove(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s := kept()
+		if c, err := s.Queue().Next(t.Context()); err != nil || c.Entry().ID != id {
+			t.Fatal(c, err)
+		}
+		s.Close()
+	}
+	r = startRig(t, state)
+	events := r.story(id)
+	if last := events[len(events)-1]; last.Code != problem.Poisoned.Code || last.Type != event.Error || len(events) != 1 {
+		t.Errorf("%v", texts(events))
+	}
+	// Those behind it go on.
+	events = r.story(removal)
+	if last := events[len(events)-1]; last.Code != problem.FilterNotFound.Code {
+		t.Errorf("%v", texts(events))
 	}
 }
 
@@ -622,5 +728,166 @@ func TestAPreviewChangesNothing(t *testing.T) {
 	}
 	if _, err := r.runner.Plan(t.Context(), remove(doc("nope"))); !errors.Is(err, problem.FilterNotFound) {
 		t.Errorf("of a removal of nothing: %v", err)
+	}
+}
+
+func undo(name string, revision uint64) operation.Request {
+	return operation.Request{Operation: "custom", Body: fmt.Sprintf("apiVersion: filters.meshery.io/v1alpha1\nkind: Undo\nmetadata: {name: %s}\nspec: {revision: %d}\n", name, revision)}
+}
+
+func TestAFilterIsBroughtBackToWhatItWas(t *testing.T) {
+	state := t.TempDir()
+	r := startRig(t, state)
+	story := func() (changes []string, numbers []uint64) {
+		t.Helper()
+		revisions, err := r.runner.History(t.Context(), "", "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rev := range revisions {
+			changes = append(changes, fmt.Sprintf("%s %s %d", rev.Change, rev.Filter.Spec.Target.Name, rev.Filter.Spec.Priority))
+			numbers = append(numbers, rev.Number)
+		}
+		return changes, numbers
+	}
+	if _, err := r.runner.History(t.Context(), "", "a"); !errors.Is(err, problem.FilterNotFound) {
+		t.Errorf("of a filter that never was: %v", err)
+	}
+	if _, err := r.runner.History(t.Context(), "", "A b"); !errors.Is(err, problem.InvalidRequest) {
+		t.Errorf("of no name: %v", err)
+	}
+	r.ok(apply(doc("a", "priority: 1")))
+	r.ok(apply(doc("other")))
+	r.ok(apply(doc("a", "priority: 2")))
+	r.ok(apply(doc("a", "priority: 2"))) // nothing changes
+	r.ok(apply(doc("a", "priority: 3", "target: {kind: ProxyGroup, name: edge}")))
+	r.ok(remove(doc("a")))
+	want := []string{"applied default 1", "changed default 2", "moved edge 3", "removed edge 3"}
+	changes, numbers := story()
+	if !slices.Equal(changes, want) || !slices.IsSorted(numbers) {
+		t.Fatalf("history %v (%v), want %v", changes, numbers, want)
+	}
+
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	// The last change was the removal.
+	back := undo("a", 0)
+	back.ID = "back"
+	r.ok(back)
+	if got := r.order("edge"); got != "default/a" {
+		t.Errorf("edge has %q", got)
+	}
+	// The same request again is the same operation, not the undoing of the undoing.
+	if id, err := r.runner.Submit(t.Context(), back); id != "back" || err != nil {
+		t.Errorf("%q, %v", id, err)
+	}
+	r.ok(undo("a", numbers[0]))
+	if edge, group := r.order("edge"), r.order("default"); edge != "" || group != "default/a default/other" {
+		t.Errorf("edge has %q, default %q", edge, group)
+	}
+	if changes, _ = story(); !slices.Equal(changes[4:], []string{"applied edge 3", "moved default 1"}) {
+		t.Errorf("history %v", changes)
+	}
+	// Undoing what was applied for the first time takes it away.
+	r.ok(undo("other", 0))
+	if got := r.order("default"); got != "default/a" {
+		t.Errorf("default has %q", got)
+	}
+	previews, err := r.runner.Plan(t.Context(), undo("other", 0))
+	if err != nil || len(previews) != 1 || strings.Join(previews[0].Order, " ") != "default/a default/other" {
+		t.Errorf("preview %+v, %v", previews, err)
+	}
+	for name, c := range map[string]struct {
+		kind *problem.Kind
+		q    operation.Request
+	}{
+		"a revision that is none":    {problem.RevisionNotFound, undo("a", 12345)},
+		"a filter that never was":    {problem.FilterNotFound, undo("nobody", 0)},
+		"by another operation":       {problem.InvalidDocument, operation.Request{Operation: "apply_filter", Body: undo("a", 0).Body}},
+		"with another document":      {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body + "---\n" + doc("x")}},
+		"behind another document":    {problem.InvalidDocument, operation.Request{Operation: "custom", Body: doc("x") + "---\n" + undo("a", 0).Body}},
+		"with a field that is none":  {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body + "more: 1\n"}},
+		"to a revision that is text": {problem.InvalidDocument, operation.Request{Operation: "custom", Body: strings.Replace(undo("a", 0).Body, "revision: 0", "revision: one", 1)}},
+		"deleting it":                {problem.InvalidDocument, operation.Request{Operation: "custom", Body: undo("a", 0).Body, Delete: true}},
+	} {
+		if _, err := r.runner.Submit(t.Context(), c.q); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestWhatIsOlderThanWhatIsKeptIsNotGuessed(t *testing.T) {
+	r := newRig(t)
+	r.ok(apply(doc("stays")))
+	for i := range 12 {
+		r.ok(apply(doc("busy", fmt.Sprintf("priority: %d", i))))
+	}
+	if _, err := r.runner.Submit(t.Context(), undo("stays", 0)); !errors.Is(err, problem.RevisionNotFound) || !strings.Contains(err.Error(), "nothing older is kept") {
+		t.Errorf("%v", err)
+	}
+	r.ok(undo("busy", 0))
+}
+
+func TestKubeconfigsWaitSealedAndAreErasedAtTheEnd(t *testing.T) {
+	const secret = "current-context: nobody-may-read-this"
+	state := t.TempDir()
+	queue := &idle{closed: make(chan struct{})}
+	r := startRig(t, state, func(o *operation.Options) { queue.Queue = o.Queue; o.Queue = queue })
+	q := apply(doc("x", "mesh: envoy"))
+	q.ID, q.Kubeconfigs = "with-secret", []string{secret}
+	for range 2 {
+		if _, err := r.runner.Submit(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := q
+	other.Kubeconfigs = []string{"another"}
+	if _, err := r.runner.Submit(t.Context(), other); !errors.Is(err, problem.OperationExists) {
+		t.Errorf("another kubeconfig with that id: %v", err)
+	}
+	c, err := queue.Queue.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var j struct{ Sealed []byte }
+	if err := json.Unmarshal(c.Entry().Data, &j); err != nil || len(j.Sealed) == 0 || !c.Entry().Secret {
+		t.Fatalf("the kubeconfig is not in the entry: %v", err)
+	}
+	if err := c.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	encoded := base64.StdEncoding.EncodeToString(j.Sealed)
+	found := func(text string) (n int) {
+		t.Helper()
+		err := filepath.WalkDir(state, func(name string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() {
+				data, _ := os.ReadFile(name)
+				n += strings.Count(string(data), text)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if found(secret) != 0 || found(encoded) == 0 {
+		t.Errorf("the kubeconfig is in clear %d times and sealed %d times", found(secret), found(encoded))
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state)
+	events := r.story("with-secret")
+	if last := events[len(events)-1]; last.Type == event.Error {
+		t.Errorf("%v", texts(events))
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if found(encoded) != 0 {
+		t.Errorf("what was sealed is left %d times", found(encoded))
 	}
 }

@@ -2,37 +2,116 @@ package operation
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 // ComponentName is the adapter's name in Meshery: in events, in ComponentInfo and as the key of the install operation.
 const ComponentName = "meshery-filters"
 
+// waits begins the one event that is told before an operation is begun.
+const waits = "Waits for operation "
+
 // story numbers and tells one operation's events. It belongs to the one worker that runs the operation.
 type story struct {
-	ctx       context.Context
+	ctx       context.Context // ends when nothing more can be waited for
 	operation string
 	component string
-	sink      event.Sink
+	events    Events
 	log       *slog.Logger
+	claim     store.Claim // of the operation; nil for what is none
 	sequence  uint64
+	last      uint64         // position of the event before
+	before    map[string]int // what earlier attempts told, and how often
+	again     bool           // this is not the first attempt
+	over      bool           // the last event is kept
+	lost      error          // why nothing more can be told
 	redact    func(string) string
 }
 
+// resume goes on where the operation's story stands, and says whether it has ended.
+func (s *story) resume() (over bool, err error) {
+	past, last, err := s.events.Of(s.ctx, s.operation)
+	if err != nil {
+		return false, fmt.Errorf("read the story of operation %s: %w", s.operation, err)
+	}
+	s.before = map[string]int{}
+	for _, e := range past {
+		s.sequence = e.Sequence
+		s.before[likeness(e)]++
+		over = over || e.Last
+		// Whatever was told beyond that it waits was told by an attempt before this one.
+		s.again = s.again || e.Sequence > 1 || !strings.HasPrefix(e.Summary, waits)
+	}
+	s.last = last
+	return over, nil
+}
+
+func likeness(e event.Event) string {
+	e = e.Bounded()
+	return fmt.Sprintf("%d %s\n%s", e.Type, e.Summary, e.Details)
+}
+
+// holds makes sure that no other adapter has the operation; it comes before whatever has an effect.
+func (s *story) holds(ctx context.Context) error {
+	if s.lost != nil {
+		return s.lost
+	}
+	if s.claim == nil {
+		return nil
+	}
+	return s.claim.Hold(ctx)
+}
+
 func (s *story) tell(e event.Event) {
-	s.sequence++
-	e.Operation, e.Sequence, e.Time = s.operation, s.sequence, time.Now().UTC()
-	e.Component, e.Name = s.component, ComponentName
+	if s.lost != nil || s.over {
+		return
+	}
 	if s.redact != nil {
 		e.Details = s.redact(e.Details)
 	}
-	if err := s.sink.Emit(s.ctx, e); err != nil {
-		s.log.Warn("event not delivered", "operation", e.Operation, "sequence", e.Sequence, "err", err)
+	if like := likeness(e); !e.Last && s.before[like] > 0 {
+		s.before[like]-- // an attempt before this one has told it
+		return
+	}
+	e.Operation, e.Time = s.operation, time.Now().UTC()
+	e.Component, e.Name = s.component, ComponentName
+	// What is told must be kept, or the operation must not go on as if it were.
+	for complained := false; ; {
+		e.Sequence = s.sequence + 1
+		position, err := s.events.Append(context.WithoutCancel(s.ctx), e, s.last)
+		if err == nil {
+			s.sequence, s.last, s.over = e.Sequence, position, e.Last
+			break
+		}
+		if errors.Is(err, store.ErrStale) && s.claim != nil {
+			if err = s.claim.Hold(context.WithoutCancel(s.ctx)); err == nil { // it was told that it waits, just now
+				if _, err = s.resume(); err == nil {
+					continue
+				}
+			}
+		}
+		if !complained {
+			complained = true
+			s.log.Warn("event not kept", "operation", e.Operation, "sequence", e.Sequence, "err", err)
+		}
+		if errors.Is(err, store.ErrLost) || s.claim == nil || s.ctx.Err() != nil {
+			s.lost = err
+			return
+		}
+		wait := time.NewTimer(time.Second)
+		select {
+		case <-wait.C:
+		case <-s.ctx.Done():
+		}
+		wait.Stop()
 	}
 	s.log.Info(e.Summary, "operation", e.Operation, "sequence", e.Sequence, "details", e.Details, "code", e.Code)
 }

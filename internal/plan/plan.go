@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -155,4 +156,12 @@ func Names(proxies []ProxyStatus) string {
 // Sort puts the proxies in the order of their ids, as Loaded promises.
 func (l *Loaded) Sort() {
 	slices.SortFunc(l.Proxies, func(a, b ProxyStatus) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// Revision is a chain that a target had.
+type Revision struct {
+	Number uint64 // grows with each change of any target
+	Time   time.Time
+	Chain  filter.Chain // without filters where there was none any more
+	Oldest bool         // older ones of this target are not kept
 }

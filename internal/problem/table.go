@@ -77,8 +77,8 @@ var (
 		"The disk is full or read-only, or a file in the state directory is damaged.",
 		"Free space or mend the file that is named, then send the operation again."}
 	ShuttingDown = &Kind{"meshery-filters-1025", codes.Unavailable, "the adapter is shutting down",
-		"It was told to stop while the operation waited or ran.",
-		"Send the operation again when the adapter is back."}
+		"It was told to stop.",
+		"Send the request again when the adapter is back. What it has accepted it finishes by itself."}
 	QueueFull = &Kind{"meshery-filters-1026", codes.ResourceExhausted, "too many operations are waiting",
 		"Operations arrive faster than proxies acknowledge them.",
 		"Wait for some to end and send it again."}
@@ -106,7 +106,16 @@ var (
 	Drift = &Kind{"meshery-filters-1034", codes.OK, "proxies differ from what was applied",
 		"A proxy rejected the chain, has not answered yet or runs an older version of it.",
 		"Look at the proxies that are named; applying the filter again offers the chain once more."}
-	StateInUse = &Kind{"meshery-filters-1035", codes.FailedPrecondition, "the state directory is in use",
+	Poisoned = &Kind{"meshery-filters-1035", codes.Internal, "the operation was set aside",
+		"The adapter ended three times while it ran the operation, which may be what ended it.",
+		"Look for the operation's id in the adapter's log, before each of its starts. Sending it again, with a new id, tries it again."}
+	RevisionNotFound = &Kind{"meshery-filters-1036", codes.NotFound, "no such revision",
+		"Nothing is kept of the filter at that revision: the last 10 changes of each target are.",
+		"`meshery-filters history NAME` shows the revisions there are."}
+	Sealed = &Kind{"meshery-filters-1037", codes.FailedPrecondition, "what the operation carries cannot be opened",
+		"It was sealed with another key: sealKey was changed while the operation waited, or differs between adapters that share a store.",
+		"Give every adapter that shares a store the same sealKey, and send the operation again."}
+	StateInUse = &Kind{"meshery-filters-1038", codes.FailedPrecondition, "the state directory is in use",
 		"Another adapter runs with the same state directory, and only one may write to it.",
 		"Stop the other adapter, or give this one a directory of its own with --state-dir."}
 )
@@ -117,5 +126,6 @@ func All() []*Kind {
 		MeshNotSupported, MeshAmbiguous, NotSupported, FilterNotFound, ModuleUnavailable, DigestMismatch, ModuleInvalid,
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
-		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, StateInUse}
+		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift,
+		Poisoned, RevisionNotFound, Sealed, StateInUse}
 }

@@ -55,6 +55,20 @@ func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*fil
 	return out, nil
 }
 
+func (f *filterServer) History(ctx context.Context, r *filterspb.HistoryRequest) (*filterspb.HistoryResponse, error) {
+	revisions, err := f.server.Operations.History(ctx, r.GetNamespace(), r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	out := &filterspb.HistoryResponse{}
+	for _, rev := range revisions {
+		c := toChain(rev.Alone())
+		out.Revisions = append(out.Revisions, &filterspb.Revision{Number: rev.Number, Time: timestamppb.New(rev.Time), Change: rev.Change,
+			Target: c.Target, Filter: c.Filters[0]})
+	}
+	return out, nil
+}
+
 func (f *filterServer) Watch(r *filterspb.WatchRequest, out filterspb.FilterService_WatchServer) error {
 	from, err := f.server.begin(r)
 	if err != nil {
@@ -112,15 +126,15 @@ func (s *Server) begin(r *filterspb.WatchRequest) (uint64, error) {
 		return s.Events.Cursor(), nil
 	case r.GetCursor() == "":
 		return s.Events.Oldest(), nil
-	case run != s.run:
-		return 0, problem.EventsMissed.New("the adapter was started anew after the cursor; an empty one gives what it holds since")
+	case run != s.EventsID:
+		return 0, problem.EventsMissed.New("the cursor is one of other events than the adapter keeps now; an empty one gives what it holds")
 	}
 	return at, nil
 }
 
 // cursor is a position as clients see it.
 func (s *Server) cursor(position uint64) string {
-	return s.run + "." + strconv.FormatUint(position, 10)
+	return s.EventsID + "." + strconv.FormatUint(position, 10)
 }
 
 func toEvent(e event.Event) *filterspb.Event {

@@ -139,3 +139,21 @@ func TestWatchSaysWhenEventsWereSkipped(t *testing.T) {
 		}
 	}
 }
+
+func TestHistoryCarriesWhatAFilterWas(t *testing.T) {
+	f := start(t)
+	revisions := mustCall(t, f.conn, filterService+"History", text(1, "shop"), text(2, "audit")).messages(t, 1)
+	if len(revisions) != 1 {
+		t.Fatalf("%d revisions", len(revisions))
+	}
+	r := revisions[0]
+	if r.number(1) != 7 || r.text(3) != "changed" || r.messages(t, 4)[0].text(6) != "ProxyGroup edge" {
+		t.Errorf("revision %v", r)
+	}
+	if was := r.messages(t, 5)[0]; was.text(1) != "shop" || was.text(2) != "audit" || was.number(7) != 3 {
+		t.Errorf("filter %v", was)
+	}
+	if _, err := call(t, f.conn, filterService+"History", text(2, "none")); status.Code(err) != codes.NotFound {
+		t.Errorf("of a filter that is none: %v", err)
+	}
+}

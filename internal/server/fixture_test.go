@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
@@ -76,6 +77,14 @@ func (o *operations) Plan(ctx context.Context, r operation.Request) ([]operation
 		return o.plan(ctx, r)
 	}
 	return nil, nil
+}
+
+func (o *operations) History(_ context.Context, namespace, name string) ([]operation.Revision, error) {
+	if name == "none" {
+		return nil, problem.FilterNotFound.New("%s/%s", namespace, name)
+	}
+	return []operation.Revision{{Number: 7, Time: time.Unix(1, 0), Change: operation.Changed, Filter: filter.Filter{
+		Key: filter.Key{Namespace: namespace, Name: name}, Spec: filter.Spec{Target: filter.Target{Kind: filter.ProxyGroup, Name: "edge"}, Priority: 3}}}}, nil
 }
 
 // last returns the request that came last.
@@ -263,12 +272,15 @@ func (s stream) fails(t *testing.T) error {
 	return err
 }
 
+// emitting gives each event a position of its own, as the log does.
+var emitting sync.Mutex
+
 func emit(t *testing.T, hub *event.Hub, e event.Event) {
 	t.Helper()
 	e.Component, e.Name = component, operation.ComponentName
-	if err := hub.Emit(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
+	emitting.Lock()
+	defer emitting.Unlock()
+	hub.Put(hub.Cursor(), e)
 }
 
 // until polls a condition.

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/layer5io/meshery-adapter-library/meshes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
@@ -133,11 +135,20 @@ func (m *meshServer) Provision(context.Context, *filterspb.ProvisionRequest) (*f
 	return nil, problem.Unimplemented.New("Provision, with which Meshery deploys the components of a design")
 }
 
-// StreamEvents sends every operation's events from now on. Its headers are sent once it misses nothing. A client that
-// reads too slowly gets a warning in place of what it missed, and the stream goes on: Meshery opens it only once.
+// StreamEvents sends every operation's events: first what happened since the last such client left, then what happens.
+// Its headers are sent once it misses nothing. A client that reads too slowly gets a warning in place of what it missed,
+// and the stream goes on: Meshery opens it only once.
+//
+// A client that sends the metadata key liveOnly gets what happens from now on, and is not counted.
 func (m *meshServer) StreamEvents(_ *meshes.EventsRequest, out meshes.MeshService_StreamEventsServer) error {
 	events := m.server.Events
-	sub := events.Subscribe(events.Cursor(), "")
+	from, oldest, seen, leave := events.Cursor(), time.Time{}, func(uint64) {}, func() {}
+	if md, _ := metadata.FromIncomingContext(out.Context()); len(md.Get(liveOnly)) == 0 {
+		from, seen, leave = m.server.listeners.join(out.Context())
+		oldest = time.Now().Add(-caughtUpAge)
+	}
+	defer leave()
+	sub := events.Subscribe(from, "")
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
@@ -149,9 +160,12 @@ func (m *meshServer) StreamEvents(_ *meshes.EventsRequest, out meshes.MeshServic
 		if err != nil {
 			return err
 		}
-		if err := out.Send(toEventsResponse(e)); err != nil {
-			return err
+		if e.Time.IsZero() || !e.Time.Before(oldest) {
+			if err := out.Send(toEventsResponse(e)); err != nil {
+				return err
+			}
 		}
+		seen(sub.Cursor())
 	}
 }
 

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"fmt"
 	"reflect"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -243,3 +245,78 @@ func TestAHundredClientsComeAndGoAndLeaveNothingBehind(t *testing.T) {
 	}
 	until(t, "the goroutines of clients that left are gone", func() bool { return runtime.NumGoroutine() <= before })
 }
+
+// place keeps a position as a store does.
+type place struct {
+	mu    sync.Mutex
+	at    uint64
+	found bool
+}
+
+func (p *place) Load(context.Context) (uint64, bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at, p.found, nil
+}
+
+func (p *place) Save(_ context.Context, at uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at, p.found = at, true
+	return nil
+}
+
+func (p *place) is(at uint64) func() bool {
+	return func() bool { now, _, _ := p.Load(context.Background()); return now == at }
+}
+
+func TestWhoComesBackToStreamEventsGetsWhatHappenedMeanwhile(t *testing.T) {
+	left := &place{}
+	f := start(t, func(o *server.Options) { o.Left = left })
+	tell := func(i int, age time.Duration) {
+		emit(t, f.hub, event.Event{Operation: numbered("op", i), Sequence: 1, Time: time.Now().Add(-age)})
+	}
+	tell(0, 0)
+	listen := func(conn *grpc.ClientConn, want ...int) {
+		t.Helper()
+		s := follow(t, conn, meshService+"StreamEvents")
+		for _, i := range want {
+			if got := s.next(t).text(4); got != numbered("op", i) {
+				t.Errorf("%s comes where op-%d should", got, i)
+			}
+		}
+	}
+	// Nobody was there before the first, who gets nothing of what was.
+	first := dial(t, f.addr)
+	s := follow(t, first, meshService+"StreamEvents")
+	tell(1, 0)
+	if got := s.next(t).text(4); got != "op-1" {
+		t.Errorf("the first gets %s", got)
+	}
+	// Who comes while another listens is no successor.
+	tell(2, 0)
+	s.next(t)
+	second := dial(t, f.addr)
+	other := follow(t, second, meshService+"StreamEvents")
+	tell(3, 0)
+	if got := other.next(t).text(4); got != "op-3" {
+		t.Errorf("the second gets %s", got)
+	}
+	s.next(t)
+	first.Close()
+	second.Close()
+	until(t, "the position is kept", left.is(4))
+	tell(4, 2*time.Hour)
+	tell(5, 0)
+	tell(6, 0)
+	third := dial(t, f.addr)
+	listen(third, 5, 6)
+	third.Close()
+	until(t, "the position is kept", left.is(7))
+	for i := range caughtUp + 10 {
+		tell(100+i, 0)
+	}
+	listen(dial(t, f.addr), 110, 111)
+}
+
+const caughtUp = 1000

@@ -21,7 +21,16 @@ import (
 func startRunner(t *testing.T) *fixture {
 	t.Helper()
 	hub, log := event.NewHub(0, 0), slog.New(slog.DiscardHandler)
-	runner, err := operation.NewRunner(operation.Options{Queue: store.NewQueue(10), Events: hub, Component: component, Workers: 2, Log: log})
+	kept, err := store.Open(t.Context(), store.Options{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kept.Close() })
+	events, err := event.NewLog(t.Context(), kept.Log(), hub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runner, err := operation.NewRunner(operation.Options{Queue: kept.Queue(), Events: events, Component: component, Workers: 2, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,8 @@ type Operations interface {
 	Catalogue() []operation.Row
 	// List returns every chain that holds filters.
 	List(context.Context) ([]operation.Status, error)
+	// History returns what became of a filter, oldest first.
+	History(ctx context.Context, namespace, name string) ([]operation.Revision, error)
 	// Plan returns what a request would make hold, and changes nothing.
 	Plan(context.Context, operation.Request) ([]operation.Preview, error)
 }
@@ -59,11 +61,23 @@ type Events interface {
 
 var _ Events = (*event.Hub)(nil)
 
+// Position remembers one position of the Events over restarts.
+type Position interface {
+	// Load returns the position, and whether there is one.
+	Load(context.Context) (position uint64, found bool, err error)
+	Save(ctx context.Context, position uint64) error
+}
+
 // Options are a Server's parts and settings.
 type Options struct {
 	Operations Operations
 	Events     Events
-	Log        *slog.Logger
+	// EventsID is the same for as long as positions of the Events mean the same. Default: this process's.
+	EventsID string
+	// Left remembers where the last client of StreamEvents stood. Default: nothing does, and each begins with what
+	// happens from then on.
+	Left Position
+	Log  *slog.Logger
 	// Version and GitSHA are of this build.
 	Version, GitSHA string
 	// Component is the adapter's UUID.
@@ -83,10 +97,9 @@ type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	// stopping ends when streams must.
-	stopping context.Context
-	stop     context.CancelFunc
-	// run tells this process's cursors from those of others.
-	run string
+	stopping  context.Context
+	stop      context.CancelFunc
+	listeners listeners
 }
 
 // New makes a Server that is not ready; Serve makes it answer.
@@ -94,7 +107,11 @@ func New(o Options) *Server {
 	if o.ShutdownTimeout == 0 {
 		o.ShutdownTimeout = 10 * time.Second
 	}
-	s := &Server{Options: o, health: health.NewServer(), run: rand.Text()[:8]}
+	if o.EventsID == "" {
+		o.EventsID = rand.Text()[:8]
+	}
+	s := &Server{Options: o, health: health.NewServer()}
+	s.listeners.server = s
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	settings := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -2,25 +2,32 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
-	"path/filepath"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"regexp"
+	"slices"
 	"sync"
 	"unsafe"
 	"weak"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
-const (
-	blobSuffix = ".wasm"
-	maxBlob    = 64 << 20 // bytes
-)
+const maxBlob = 64 << 20 // bytes
 
-// blobs shares the bytes of a blob among everybody who holds them, and holds none itself.
-type blobs struct {
-	dir *Dir
+// blobsInObjects shares the bytes of a blob among everybody who holds them, and holds none itself.
+type blobsInObjects struct {
+	store   *Store
+	objects jetstream.ObjectStore
+	where   string
 
 	mu     sync.Mutex
 	shared map[string]sharedBytes // by digest
@@ -33,14 +40,12 @@ type sharedBytes struct {
 	size  int
 }
 
-var _ Blobs = (*blobs)(nil)
+var _ Blobs = (*blobsInObjects)(nil)
 
 var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-func blobName(digest string) string { return filepath.Join(blobsName, digest+blobSuffix) }
-
-// Put of bytes whose file is damaged mends the file.
-func (b *blobs) Put(ctx context.Context, data []byte) (string, error) {
+// Put of bytes that are damaged mends them.
+func (b *blobsInObjects) Put(ctx context.Context, data []byte) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -52,10 +57,41 @@ func (b *blobs) Put(ctx context.Context, data []byte) (string, error) {
 	if _, err := b.Get(ctx, digest); err == nil {
 		return digest, nil
 	}
-	return digest, b.dir.write(blobName(digest), data)
+	return digest, b.put(ctx, digest, sum[:], data)
 }
 
-func (b *blobs) Get(ctx context.Context, digest string) ([]byte, error) {
+// put writes the object as the client library does (ADR-20 of NATS), but one chunk after the other, each acknowledged:
+// the library's own way publishes asynchronously, and leaves a goroutine behind when it ends too soon.
+func (b *blobsInObjects) put(ctx context.Context, name string, sum, data []byte) error {
+	const chunk = 128 << 10
+	ctx, cancel := context.WithTimeout(ctx, 3*patience)
+	defer cancel()
+	publish := func(m *nats.Msg) error {
+		_, err := try(ctx, b.store, func(ctx context.Context) (*jetstream.PubAck, error) { return b.store.js.PublishMsg(ctx, m) })
+		if err != nil {
+			return storeFailed("storing module "+name, err)
+		}
+		return nil
+	}
+	info := jetstream.ObjectInfo{ObjectMeta: jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: chunk}},
+		Bucket: blobsBucket, NUID: rand.Text(), Size: uint64(len(data)), Digest: "SHA-256=" + base64.URLEncoding.EncodeToString(sum)}
+	for part := range slices.Chunk(data, chunk) {
+		// A chunk that comes twice would make the object another one: this id makes it come once.
+		id := fmt.Sprintf("%s-%d", info.NUID, info.Chunks)
+		if err := publish(&nats.Msg{Subject: "$O." + blobsBucket + ".C." + info.NUID, Data: part, Header: nats.Header{nats.MsgIdHdr: {id}}}); err != nil {
+			return err
+		}
+		info.Chunks++
+	}
+	meta, err := json.Marshal(info)
+	if err != nil {
+		return problem.Internal.New("describe module %s: %w", name, err)
+	}
+	return publish(&nats.Msg{Subject: "$O." + blobsBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name)), Data: meta,
+		Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}}})
+}
+
+func (b *blobsInObjects) Get(ctx context.Context, digest string) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -71,20 +107,28 @@ func (b *blobs) Get(ctx context.Context, digest string) ([]byte, error) {
 		}
 		delete(b.shared, digest)
 	}
-	name := blobName(digest)
-	data, err := b.dir.read(name, maxBlob)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	data, err := b.objects.GetBytes(ctx, digest)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, problem.ModuleUnavailable.New("no module with the digest %s is stored in %s", digest, b.where)
 	}
-	if data == nil {
-		return nil, problem.ModuleUnavailable.New("no module with the digest %s is stored in %s", digest, b.dir.path)
+	if errors.Is(err, jetstream.ErrDigestMismatch) {
+		return nil, b.damaged(digest)
+	}
+	if err != nil {
+		return nil, storeFailed("reading module "+digest, err)
 	}
 	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != digest {
-		return nil, b.dir.damaged(name, "its content does not match its name", "apply the filters that use this module again, which mends it")
+		return nil, b.damaged(digest)
 	}
 	if b.shared == nil {
 		b.shared = map[string]sharedBytes{}
 	}
 	b.shared[digest] = sharedBytes{weak.Make(&data[0]), len(data)}
 	return data, nil
+}
+
+func (b *blobsInObjects) damaged(digest string) error {
+	return problem.StoreFailed.New("module %s in %s is damaged; restore the folder from a copy, or apply the filters that use it again, which mends it", digest, b.where)
 }

@@ -22,22 +22,20 @@ import (
 const (
 	lockName      = "lock"
 	componentName = "component-id"
-	recordsName   = "records"
-	blobsName     = "modules"
+	streamsName   = "streams" // tells that the streams were made, so that a missing one is damage
+	sealName      = "seal-key"
+	jetStreamName = "jetstream"
 	tempPrefix    = ".tmp-"
 )
 
-// Dir keeps state in a folder that one process owns at a time. Folders that it makes are 0700, files 0600. A write is
-// on disk when it returns, whole or not at all: it goes to a temporary file beside its place, which is synced and
-// renamed.
+// Dir is a state folder that one process owns at a time. Folders that it makes are 0700, files 0600. A write is on disk
+// when it returns, whole or not at all: it goes to a temporary file beside its place, which is synced and renamed.
 type Dir struct {
-	path    string   // absolute, for messages
-	root    *os.Root // no name leads out of it, and it stays the same folder if a parent is renamed
-	lock    *os.File
-	temps   atomic.Uint64
-	making  sync.Mutex // of the component id
-	blobs   blobs
-	records records
+	path   string   // absolute, for messages
+	root   *os.Root // no name leads out of it, and it stays the same folder if a parent is renamed
+	lock   *os.File
+	temps  atomic.Uint64
+	making sync.Mutex // of the component id
 }
 
 // OpenDir makes the folder if need be and takes it for this process until Close. problem.StoreFailed when another
@@ -55,7 +53,6 @@ func OpenDir(path string) (*Dir, error) {
 		return nil, problem.StoreFailed.New("opening the state directory (choose another with --state-dir): %w", err)
 	}
 	d := &Dir{path: path, root: root}
-	d.blobs.dir, d.records.dir = d, d
 	if err := d.open(); err != nil {
 		d.Close()
 		return nil, err
@@ -67,11 +64,6 @@ func (d *Dir) open() error {
 	if err := d.takeLock(); err != nil {
 		return err
 	}
-	for _, folder := range []string{recordsName, blobsName} {
-		if err := d.root.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return d.failed("making", folder, err)
-		}
-	}
 	// So that the folders themselves survive a power cut. The parent may not be ours to open.
 	if err := d.syncFolder("."); err != nil {
 		return err
@@ -81,18 +73,16 @@ func (d *Dir) open() error {
 		_ = parent.Close()
 	}
 	// The lock is ours, so a temporary file is what a process left that died while writing.
-	for _, folder := range []string{".", recordsName, blobsName} {
-		names, err := d.list(folder)
-		if err != nil {
-			return err
+	names, err := d.list(".")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, tempPrefix) {
+			continue
 		}
-		for _, name := range names {
-			if !strings.HasPrefix(name, tempPrefix) {
-				continue
-			}
-			if err := d.root.Remove(filepath.Join(folder, name)); err != nil {
-				return d.failed("removing", filepath.Join(folder, name), err)
-			}
+		if err := d.root.Remove(name); err != nil {
+			return d.failed("removing", name, err)
 		}
 	}
 	return nil
@@ -137,12 +127,6 @@ func (d *Dir) Close() error {
 
 // Path is the folder's absolute path.
 func (d *Dir) Path() string { return d.path }
-
-// Blobs keeps each blob in a file named for its digest.
-func (d *Dir) Blobs() Blobs { return &d.blobs }
-
-// Records keeps each record in a file of its own, with its key and checksum.
-func (d *Dir) Records() Records { return &d.records }
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 
@@ -240,18 +224,6 @@ func (d *Dir) writeTemp(temp string, parts [][]byte) (err error) {
 		}
 	}
 	return f.Sync()
-}
-
-// remove of a file that is not there is no error.
-func (d *Dir) remove(name string) error {
-	err := d.root.Remove(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return d.failed("removing", name, err)
-	}
-	return d.syncFolder(filepath.Dir(name))
 }
 
 // syncFolder makes the names in a folder survive a power cut.

@@ -29,9 +29,11 @@ type ServerOptions struct {
 	// Readable are the subjects that programs connected over the socket may subscribe to. They may publish to none,
 	// so that what they read comes from this process.
 	Readable []string
-	// StoreDir is the folder of JetStream, which is off when it is empty. What JetStream acknowledged is on disk.
-	StoreDir string
-	// MaxStore bounds what JetStream keeps on disk, in bytes; 1 GiB when zero.
+	// StoreDir is the folder of JetStream, which is off when it is empty. What JetStream acknowledged is on disk, unless
+	// SyncInterval is set: then it is on disk that much later.
+	StoreDir     string
+	SyncInterval time.Duration
+	// MaxStore bounds what JetStream keeps on disk, in bytes; 8 GiB when zero.
 	MaxStore int64
 	Logger   *slog.Logger // none when nil
 }
@@ -80,10 +82,11 @@ func StartServer(o ServerOptions) (*Server, error) {
 		}
 	}
 	if o.StoreDir != "" {
-		opts.JetStream, opts.StoreDir, opts.SyncAlways = true, o.StoreDir, true
+		opts.JetStream, opts.StoreDir, opts.SyncAlways, opts.SyncInterval = true, o.StoreDir, o.SyncInterval == 0, o.SyncInterval
+		opts.MaxPayload, opts.MaxPending = maxValue+64<<10, 4*maxValue
 		opts.JetStreamMaxMemory, opts.JetStreamMaxStore = 64<<20, o.MaxStore
 		if opts.JetStreamMaxStore == 0 {
-			opts.JetStreamMaxStore = 1 << 30
+			opts.JetStreamMaxStore = 8 << 30
 		}
 	}
 	var err error

@@ -1,10 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,22 +20,40 @@ import (
 )
 
 // tryNext takes what may run now.
-func tryNext(t *testing.T, q Queue) (Entry, func(), bool) {
+func tryNext(t *testing.T, q Queue) (Claim, bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	e, done, err := q.Next(ctx)
+	c, err := q.Next(ctx)
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
-	return e, done, err == nil
+	return c, err == nil
+}
+
+func mustNext(t *testing.T, q Queue) Claim {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, err := q.Next(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func mustDone(t *testing.T, c Claim) {
+	t.Helper()
+	if err := c.Done(t.Context()); err != nil {
+		t.Fatalf("%s: %v", c.Entry().ID, err)
+	}
 }
 
 func mustPut(t *testing.T, q Queue, id, keys string) string {
 	t.Helper()
-	behind, err := q.Put(t.Context(), Entry{ID: id, Keys: strings.Fields(keys), Data: []byte(id)})
-	if err != nil {
-		t.Fatal(err)
+	behind, again, err := q.Put(t.Context(), Entry{ID: id, Keys: strings.Fields(keys), Data: []byte(id), Digest: id})
+	if err != nil || again {
+		t.Fatalf("%s: %v, %v", id, again, err)
 	}
 	return behind
 }
@@ -52,7 +74,8 @@ func TestEntriesRunInOrderOfConflict(t *testing.T) {
 		{"two lines do not mix", "a:x b:y c:x d:y", "- - a b", "a b -b d -a c"},
 	} {
 		t.Run(test.story, func(t *testing.T) {
-			q := NewQueue(10)
+			t.Parallel()
+			q := openStore(t, t.TempDir()).Queue()
 			waits := strings.Fields(test.wait)
 			for i, field := range strings.Fields(test.put) {
 				id, keys, _ := strings.Cut(field, ":")
@@ -60,140 +83,262 @@ func TestEntriesRunInOrderOfConflict(t *testing.T) {
 					t.Errorf("%s waits behind %q, want %s", id, behind, waits[i])
 				}
 			}
-			done := map[string]func(){}
+			claims := map[string]Claim{}
 			for _, step := range strings.Fields(test.steps) {
 				if id, ended := strings.CutPrefix(step, "-"); ended {
-					if e, _, ok := tryNext(t, q); ok {
-						t.Fatalf("%s ran before %s was done", e.ID, id)
+					if c, ok := tryNext(t, q); ok {
+						t.Fatalf("%s ran before %s was done", c.Entry().ID, id)
 					}
-					done[id]()
-					done[id]() // twice is as good as once
+					mustDone(t, claims[id])
 					continue
 				}
-				e, end, ok := tryNext(t, q)
-				if !ok || e.ID != step || string(e.Data) != step {
-					t.Fatalf("got %q (%v), want %s", e.ID, ok, step)
+				c := mustNext(t, q)
+				if e := c.Entry(); e.ID != step || string(e.Data) != step || c.Attempt() != 1 {
+					t.Fatalf("got %+v, want %s", e, step)
 				}
-				done[step] = end
+				claims[step] = c
 			}
-			if e, _, ok := tryNext(t, q); ok {
-				t.Errorf("%s ran as well", e.ID)
+			if c, ok := tryNext(t, q); ok {
+				t.Errorf("%s ran as well", c.Entry().ID)
 			}
 		})
 	}
 }
 
 func TestAQueueIsBoundedByWhatIsNotDone(t *testing.T) {
-	q := NewQueue(2)
+	q := openStore(t, t.TempDir(), func(o *Options) { o.Queue = 2 }).Queue()
 	mustPut(t, q, "a", "x")
 	mustPut(t, q, "b", "x")
-	_, err := q.Put(t.Context(), Entry{ID: "c"})
-	if !errors.Is(err, problem.QueueFull) {
+	if _, _, err := q.Put(t.Context(), Entry{ID: "c"}); !errors.Is(err, problem.QueueFull) {
 		t.Fatalf("got %v", err)
 	}
-	_, done, err := q.Next(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := q.Put(t.Context(), Entry{ID: "c"}); !errors.Is(err, problem.QueueFull) {
+	c := mustNext(t, q)
+	if _, _, err := q.Put(t.Context(), Entry{ID: "c"}); !errors.Is(err, problem.QueueFull) {
 		t.Fatalf("a running entry made room: %v", err)
 	}
-	done()
+	mustDone(t, c)
 	mustPut(t, q, "c", "y")
 }
 
-func TestAClosedQueueGivesWhatItHasAndThenEnds(t *testing.T) {
-	q := NewQueue(0)
-	mustPut(t, q, "a", "x")
-	mustPut(t, q, "b", "x")
-	q.Close()
-	q.Close()
-	if _, err := q.Put(t.Context(), Entry{ID: "c"}); !errors.Is(err, problem.ShuttingDown) {
-		t.Fatalf("put after close: %v", err)
-	}
-	_, done, err := q.Next(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, ok := tryNext(t, q); ok {
-		t.Fatal("b ran beside a")
-	}
-	done()
-	if e, _, err := q.Next(t.Context()); err != nil || e.ID != "b" {
-		t.Fatalf("got %q, %v", e.ID, err)
-	}
-	if _, _, err := q.Next(t.Context()); !errors.Is(err, problem.ShuttingDown) {
-		t.Fatalf("nothing is left to begin: %v", err)
-	}
-}
-
-func TestDrainTakesOutWhatHasNotBegun(t *testing.T) {
-	q := NewQueue(0)
+func TestAClosedQueueGivesAndTakesNothingAndKeepsWhatItHas(t *testing.T) {
+	path := t.TempDir()
+	s := openStore(t, path)
+	q := s.Queue()
 	for _, id := range []string{"a", "b", "c"} {
 		mustPut(t, q, id, "x")
 	}
-	_, done, err := q.Next(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := mustNext(t, q)
 	ended := make(chan error, 1)
 	go func() {
-		_, _, err := q.Next(t.Context())
+		_, err := q.Next(t.Context())
 		ended <- err
 	}()
 	q.Close()
-	var ids []string
-	for _, e := range q.Drain() {
-		ids = append(ids, e.ID)
-	}
-	if !slices.Equal(ids, []string{"b", "c"}) {
-		t.Errorf("drained %v", ids)
-	}
+	q.Close()
 	if err := <-ended; !errors.Is(err, problem.ShuttingDown) {
 		t.Errorf("a waiting worker got %v", err)
 	}
-	done()
-	if rest := q.Drain(); len(rest) != 0 {
-		t.Errorf("drained again: %v", rest)
+	if _, _, err := q.Put(t.Context(), Entry{ID: "d"}); !errors.Is(err, problem.ShuttingDown) {
+		t.Fatalf("put after close: %v", err)
+	}
+	mustDone(t, c)
+	s.Close()
+	q = openStore(t, path).Queue()
+	if c := mustNext(t, q); c.Entry().ID != "b" {
+		t.Errorf("%s comes next", c.Entry().ID)
 	}
 }
 
-func TestManyWorkersNeverShareAKeyAndKeepItsOrder(t *testing.T) {
-	const entries, keys, workers = 2000, 7, 8
-	q := NewQueue(entries)
+func TestWhatAProcessHadClaimedItsSuccessorHasAtOnceAndCounted(t *testing.T) {
+	path := t.TempDir()
+	for attempt := 1; attempt <= 4; attempt++ {
+		s := openStore(t, path)
+		if attempt == 1 {
+			mustPut(t, s.Queue(), "a", "x")
+			mustPut(t, s.Queue(), "b", "x")
+		}
+		began := time.Now()
+		c := mustNext(t, s.Queue())
+		if c.Entry().ID != "a" || c.Attempt() != attempt || time.Since(began) > time.Second {
+			t.Fatalf("%s in attempt %d, after %s", c.Entry().ID, c.Attempt(), time.Since(began))
+		}
+		if attempt == 4 {
+			mustDone(t, c)
+			if c := mustNext(t, s.Queue()); c.Entry().ID != "b" || c.Attempt() != 1 {
+				t.Errorf("%s in attempt %d", c.Entry().ID, c.Attempt())
+			}
+		}
+		s.Close() // as a kill would, without a word about the claim
+	}
+	s := openStore(t, path)
+	c := mustNext(t, s.Queue())
+	if c.Attempt() != 2 {
+		t.Fatalf("attempt %d", c.Attempt())
+	}
+	if err := c.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := mustNext(t, s.Queue()); c.Attempt() != 2 {
+		t.Errorf("what was given back is attempt %d", c.Attempt())
+	}
+}
+
+func TestAnIdIsTakenOverRestartsAndAfterItsEnd(t *testing.T) {
+	path := t.TempDir()
+	s := openStore(t, path)
+	put := func(digest string) (again bool, err error) {
+		_, again, err = s.Queue().Put(t.Context(), Entry{ID: "a", Digest: digest, Data: []byte("data"), Secret: true})
+		return again, err
+	}
+	check := func(when string) {
+		t.Helper()
+		if again, err := put("same"); !again || err != nil {
+			t.Errorf("%s: %v, %v", when, again, err)
+		}
+		if _, err := put("other"); !errors.Is(err, problem.OperationExists) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	if again, err := put("same"); again || err != nil {
+		t.Fatal(again, err)
+	}
+	check("waiting")
+	s.Close()
+	s = openStore(t, path)
+	check("waiting after a restart")
+	c := mustNext(t, s.Queue())
+	check("running")
+	mustDone(t, c)
+	check("done")
+	s.Close()
+	s = openStore(t, path)
+	check("done after a restart")
+	if c, ok := tryNext(t, s.Queue()); ok {
+		t.Errorf("%s runs again", c.Entry().ID)
+	}
+}
+
+func TestWhatIsSecretIsOverwrittenAtTheEnd(t *testing.T) {
+	path := t.TempDir()
+	s := openStore(t, path)
+	secret := []byte("what nobody may find afterwards")
+	found := func() (n int) {
+		err := filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return nil // JetStream removes files while this runs
+			}
+			data, _ := os.ReadFile(name)
+			n += bytes.Count(data, secret)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if _, _, err := s.Queue().Put(t.Context(), Entry{ID: "a", Data: secret, Digest: "d", Secret: true}); err != nil {
+		t.Fatal(err)
+	}
+	if found() == 0 {
+		t.Fatal("the test does not see what is stored")
+	}
+	mustDone(t, mustNext(t, s.Queue()))
+	if n := found(); n != 0 {
+		t.Errorf("it is there %d times", n)
+	}
+}
+
+func TestAClaimWhoseHolderIsNotHeardOfGoesToAnother(t *testing.T) {
+	url := external(t)
+	on := func(o *Options) { o.URL, o.Lease = url, 400*time.Millisecond }
+	a, b := openStore(t, t.TempDir(), on), openStore(t, t.TempDir(), on)
+	mustPut(t, a.Queue(), "a", "x")
+	mustPut(t, b.Queue(), "b", "x")
+	held := mustNext(t, a.Queue())
+	// While it is renewed nobody else has it.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	if c, err := b.Queue().Next(ctx); err == nil {
+		t.Fatalf("%s has two claims", c.Entry().ID)
+	}
+	cancel()
+	// The holder sleeps: it renews nothing any more.
+	asleep := held.(*claim)
+	close(asleep.quit)
+	asleep.beats.Wait()
+	taken := mustNext(t, b.Queue())
+	if taken.Entry().ID != "a" || taken.Attempt() != 2 {
+		t.Fatalf("%s in attempt %d", taken.Entry().ID, taken.Attempt())
+	}
+	asleep.end.Do(func() {}) // quit is closed already
+	if err := held.Hold(t.Context()); !errors.Is(err, ErrLost) {
+		t.Errorf("it may go on: %v", err)
+	}
+	if err := held.Done(t.Context()); !errors.Is(err, ErrLost) {
+		t.Errorf("it may acknowledge: %v", err)
+	}
+	select {
+	case <-held.Lost():
+	default:
+		t.Error("it is not told")
+	}
+	if err := taken.Hold(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustDone(t, taken)
+	if c := mustNext(t, a.Queue()); c.Entry().ID != "b" {
+		t.Errorf("%s comes next", c.Entry().ID)
+	} else {
+		mustDone(t, c)
+	}
+}
+
+func TestManyWorkersOfSeveralAdaptersNeverShareAKeyAndKeepItsOrder(t *testing.T) {
+	const entries, keys, workers = 300, 7, 4
+	url := external(t)
+	var stores []*Store
+	for range 3 {
+		stores = append(stores, openStore(t, t.TempDir(), func(o *Options) { o.URL, o.Lease = url, 30*time.Second }))
+	}
 	var (
 		running [keys]atomic.Int32
+		ended   atomic.Int32
 		mu      sync.Mutex
 		order   [keys][]int
 		group   sync.WaitGroup
 	)
-	for range workers {
-		group.Go(func() {
-			for {
-				e, done, err := q.Next(t.Context())
-				if err != nil {
-					if !errors.Is(err, problem.ShuttingDown) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	for _, s := range stores {
+		for range workers {
+			group.Go(func() {
+				for {
+					c, err := s.Queue().Next(ctx)
+					if err != nil {
+						return
+					}
+					var number int
+					fmt.Sscan(c.Entry().ID, &number)
+					for _, key := range c.Entry().Keys {
+						k := key[0] - 'a'
+						if running[k].Add(1) != 1 {
+							t.Errorf("two at once hold %s", key)
+						}
+						mu.Lock()
+						order[k] = append(order[k], number)
+						mu.Unlock()
+					}
+					for _, key := range c.Entry().Keys {
+						running[key[0]-'a'].Add(-1)
+					}
+					if err := c.Done(ctx); err != nil {
 						t.Error(err)
 					}
-					return
-				}
-				var number int
-				fmt.Sscan(e.ID, &number)
-				for _, key := range e.Keys {
-					k := key[0] - 'a'
-					if running[k].Add(1) != 1 {
-						t.Errorf("two at once hold %s", key)
+					if ended.Add(1) == entries {
+						stop()
 					}
-					mu.Lock()
-					order[k] = append(order[k], number)
-					mu.Unlock()
 				}
-				for _, key := range e.Keys {
-					running[key[0]-'a'].Add(-1)
-				}
-				done()
-			}
-		})
+			})
+		}
 	}
 	for i := range entries {
 		var mine []string
@@ -202,15 +347,17 @@ func TestManyWorkersNeverShareAKeyAndKeepItsOrder(t *testing.T) {
 				mine = append(mine, key)
 			}
 		}
-		if _, err := q.Put(t.Context(), Entry{ID: fmt.Sprint(i), Keys: mine}); err != nil {
+		if _, _, err := stores[i%3].Queue().Put(t.Context(), Entry{ID: fmt.Sprint(i), Keys: mine}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	q.Close()
 	group.Wait()
+	if ended.Load() != entries {
+		t.Errorf("%d of %d have ended", ended.Load(), entries)
+	}
 	for k := range order {
 		if len(order[k]) == 0 || !slices.IsSorted(order[k]) {
-			t.Errorf("key %c ran out of order", 'a'+k)
+			t.Errorf("key %c ran out of order: %v", 'a'+k, order[k])
 		}
 	}
 }

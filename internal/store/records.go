@@ -1,49 +1,36 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"path/filepath"
+	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 const (
-	recordSuffix = ".record"
-	maxKey       = 512      // bytes
-	maxRecord    = 32 << 20 // bytes of a value
-	maxHeader    = 8 << 10  // bytes; a key may grow sixfold in JSON
-	deleteRecord = "delete it to go on without what it held"
+	maxKey       = 512 // bytes
+	operationKey = "KV-Operation"
+	deleted      = "DEL"
 )
 
-type records struct{ dir *Dir }
+// recordsInKV writes only over the revision that it knows of, so that a writer who was cut off finds out.
+type recordsInKV struct {
+	store *Store
+	kv    jetstream.KeyValue
 
-var _ Records = (*records)(nil)
-
-// header is the first line of a record's file. The value follows as it is.
-type header struct {
-	Key    string `json:"key"`
-	SHA256 string `json:"sha256"` // of the value
+	mu        sync.Mutex
+	stream    jetstream.Stream  // of the bucket
+	revisions map[string]uint64 // by key, as last read or written
 }
 
-// recordName is safe on every file system, whatever the key holds: what can be read of the key for people, and its
-// digest to tell apart.
-func recordName(key string) string {
-	readable := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-':
-			return r
-		}
-		return '_'
-	}, key[:min(len(key), 64)])
-	digest := sha256.Sum256([]byte(key))
-	return filepath.Join(recordsName, readable+"."+hex.EncodeToString(digest[:])+recordSuffix)
-}
+var _ Records = (*recordsInKV)(nil)
 
 func checkKey(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
@@ -55,76 +42,169 @@ func checkKey(ctx context.Context, key string) error {
 	return nil
 }
 
-func (r *records) Get(ctx context.Context, key string) ([]byte, error) {
-	if err := checkKey(ctx, key); err != nil {
-		return nil, err
+// encodeKey makes any key one that JetStream takes: letters, digits, dashes and underscores stay, other bytes become
+// =XX.
+func encodeKey(key string) string {
+	var b strings.Builder
+	for _, c := range []byte(key) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '/' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "=%02X", c)
+		}
 	}
-	_, value, err := r.load(recordName(key))
-	return value, err
+	return b.String()
 }
 
-func (r *records) Put(ctx context.Context, key string, value []byte) error {
-	if err := checkKey(ctx, key); err != nil {
-		return err
-	}
-	if len(value) > maxRecord {
-		return problem.StoreFailed.New("the record %q has %d bytes and may have %d", key, len(value), maxRecord)
-	}
-	digest := sha256.Sum256(value)
-	head, err := json.Marshal(header{Key: key, SHA256: hex.EncodeToString(digest[:])})
-	if err != nil {
-		return problem.StoreFailed.New("encoding the record %q: %w", key, err)
-	}
-	return r.dir.write(recordName(key), append(head, '\n'), value)
-}
-
-func (r *records) Delete(ctx context.Context, key string) error {
-	if err := checkKey(ctx, key); err != nil {
-		return err
-	}
-	return r.dir.remove(recordName(key))
-}
-
-func (r *records) All(ctx context.Context) (map[string][]byte, error) {
-	names, err := r.dir.list(recordsName)
-	if err != nil {
-		return nil, err
-	}
-	all := make(map[string][]byte, len(names))
-	for _, name := range names {
-		if !strings.HasSuffix(name, recordSuffix) {
+func decodeKey(text string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] != '=' {
+			b.WriteByte(text[i])
 			continue
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		var c byte
+		if i+3 > len(text) {
+			return "", problem.StoreFailed.New("the key %q is not one that was written", text)
 		}
-		key, value, err := r.load(filepath.Join(recordsName, name))
-		if err != nil {
-			return nil, err
+		if _, err := fmt.Sscanf(text[i+1:i+3], "%02X", &c); err != nil {
+			return "", problem.StoreFailed.New("the key %q is not one that was written", text)
 		}
-		if value != nil { // else it was deleted meanwhile
-			all[key] = value
-		}
+		b.WriteByte(c)
+		i += 2
 	}
-	return all, nil
+	return b.String(), nil
 }
 
-// load reads and verifies a record's file. The value is nil only when the file is not there.
-func (r *records) load(name string) (key string, value []byte, err error) {
-	data, err := r.dir.read(name, maxHeader+maxRecord)
-	if data == nil || err != nil {
-		return "", nil, err
+func subjectOf(key string) string { return "$KV." + recordsBucket + "." + encodeKey(key) }
+
+// current reads a key and notes its revision. The lock is held.
+func (r *recordsInKV) current(ctx context.Context, key string) ([]byte, error) {
+	if r.stream == nil {
+		stream, err := try(ctx, r.store, func(ctx context.Context) (jetstream.Stream, error) {
+			return r.store.js.Stream(ctx, "KV_"+recordsBucket)
+		})
+		if err != nil {
+			return nil, storeFailed("opening the records", err)
+		}
+		r.stream = stream
 	}
-	line, value, ok := bytes.Cut(data, []byte("\n"))
-	var head header
-	if !ok || json.Unmarshal(line, &head) != nil {
-		return "", nil, r.dir.damaged(name, "its first line is not that of a record", deleteRecord)
+	m, err := r.store.last(ctx, r.stream, subjectOf(key))
+	if err != nil || m == nil {
+		r.revisions[key] = 0
+		return nil, err
 	}
-	if recordName(head.Key) != name {
-		return "", nil, r.dir.damaged(name, "it holds the record of another key", deleteRecord)
+	r.revisions[key] = m.Sequence
+	if m.Header.Get(operationKey) != "" {
+		return nil, nil
 	}
-	if digest := sha256.Sum256(value); hex.EncodeToString(digest[:]) != head.SHA256 {
-		return "", nil, r.dir.damaged(name, "its content does not match its checksum", deleteRecord)
+	return append([]byte{}, m.Data...), nil
+}
+
+func (r *recordsInKV) Get(ctx context.Context, key string) ([]byte, error) {
+	if err := checkKey(ctx, key); err != nil {
+		return nil, err
 	}
-	return head.Key, value, nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current(ctx, key)
+}
+
+func (r *recordsInKV) Put(ctx context.Context, key string, value []byte) error {
+	if len(value) > maxValue {
+		return problem.StoreFailed.New("the record %q has %d bytes and may have %d", key, len(value), maxValue)
+	}
+	return r.set(ctx, key, &nats.Msg{Data: value})
+}
+
+func (r *recordsInKV) Delete(ctx context.Context, key string) error {
+	return r.set(ctx, key, &nats.Msg{Header: nats.Header{operationKey: {deleted}}})
+}
+
+func (r *recordsInKV) set(ctx context.Context, key string, m *nats.Msg) error {
+	if err := checkKey(ctx, key); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	revision, known := r.revisions[key]
+	if !known || r.stream == nil {
+		value, err := r.current(ctx, key)
+		if err != nil {
+			return err
+		}
+		if known && revision != r.revisions[key] {
+			return r.changed(key)
+		}
+		if revision = r.revisions[key]; value == nil && m.Header.Get(operationKey) == deleted {
+			return nil
+		}
+	}
+	m.Subject = subjectOf(key)
+	sequence, err := r.store.write(ctx, r.stream, m, revision)
+	if errors.Is(err, ErrStale) {
+		return r.changed(key)
+	}
+	if err != nil {
+		return err
+	}
+	r.revisions[key] = sequence
+	return nil
+}
+
+func (r *recordsInKV) changed(key string) error {
+	return problem.StoreFailed.New("another adapter has changed the record %q since this one read it: %w", key, ErrStale)
+}
+
+func (r *recordsInKV) All(ctx context.Context) (map[string][]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := map[string][]byte{}
+	return all, r.each(ctx, func(rev Revision) {
+		r.revisions[rev.Key] = rev.Number
+		if rev.Value != nil {
+			all[rev.Key] = rev.Value
+		}
+	})
+}
+
+func (r *recordsInKV) History(ctx context.Context, prefix string) ([]Revision, error) {
+	var all []Revision
+	err := r.each(ctx, func(rev Revision) {
+		if strings.HasPrefix(rev.Key, prefix) {
+			all = append(all, rev)
+		}
+	}, jetstream.IncludeHistory())
+	return all, err
+}
+
+// each visits what the bucket holds now, in the order it was written.
+func (r *recordsInKV) each(ctx context.Context, visit func(Revision), o ...jetstream.WatchOpt) error {
+	w, err := try(ctx, r.store, func(ctx context.Context) (jetstream.KeyWatcher, error) {
+		// The watcher lives as long as its context.
+		return r.kv.WatchAll(context.WithoutCancel(ctx), o...)
+	})
+	if err != nil {
+		return storeFailed("reading the records", err)
+	}
+	defer w.Stop()
+	for {
+		select {
+		case e := <-w.Updates():
+			if e == nil {
+				return nil
+			}
+			key, err := decodeKey(e.Key())
+			if err != nil {
+				return err
+			}
+			rev := Revision{Key: key, Number: e.Revision(), Time: e.Created()}
+			if e.Operation() == jetstream.KeyValuePut {
+				rev.Value = append([]byte{}, e.Value()...)
+			}
+			visit(rev)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -35,7 +35,7 @@ const patience = 20 * time.Second
 // rig is a backend with a real state directory, served on a real port.
 type rig struct {
 	t    *testing.T
-	dir  *store.Dir
+	dir  *store.Store
 	b    *Backend
 	addr string
 	log  *lines
@@ -47,7 +47,7 @@ type rig struct {
 
 func newRig(t *testing.T, change ...func(*Options)) *rig {
 	t.Helper()
-	dir, err := store.OpenDir(t.TempDir())
+	dir, err := store.Open(t.Context(), store.Options{StateDir: t.TempDir(), SyncInterval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

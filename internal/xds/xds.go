@@ -190,6 +190,39 @@ func (b *Backend) List(context.Context) ([]filter.Chain, error) {
 	return chains, nil
 }
 
+// History returns what the last changes of each group's chain made of it.
+func (b *Backend) History(ctx context.Context) ([]plan.Revision, error) {
+	revisions, err := b.opts.Records.History(ctx, recordPrefix+string(filter.ProxyGroup)+"|")
+	if err != nil {
+		return nil, fmt.Errorf("read the history of chains: %w", storeFailed(err))
+	}
+	count := map[string]int{}
+	for _, r := range revisions {
+		count[r.Key]++
+	}
+	var all []plan.Revision
+	last := map[string]filter.Target{}
+	seen := map[string]bool{}
+	for _, r := range revisions {
+		rev := plan.Revision{Number: r.Number, Time: r.Time, Oldest: !seen[r.Key] && count[r.Key] >= keptRevisions}
+		seen[r.Key] = true
+		if r.Value == nil {
+			rev.Chain = filter.Chain{Mesh: meshName, Target: last[r.Key]}
+			if rev.Chain.Target.Name == "" {
+				continue // what it emptied is not kept
+			}
+		} else if err := json.Unmarshal(r.Value, &rev.Chain); err != nil {
+			return nil, problem.StoreFailed.New("revision %d of the record %q is not a chain: %w", r.Number, r.Key, err)
+		}
+		last[r.Key] = rev.Chain.Target
+		all = append(all, rev)
+	}
+	return all, nil
+}
+
+// keptRevisions is how many values a store keeps of each record.
+const keptRevisions = 10
+
 // Held lists the groups whose stored chain was not committed since the start. Their proxies are answered only after
 // Apply and Commit of that chain, or of another, so that a restart never takes a chain away for a moment.
 func (b *Backend) Held() []filter.Target {

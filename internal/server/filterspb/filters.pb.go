@@ -70,7 +70,7 @@ func (x Event_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_Type.Descriptor instead.
 func (Event_Type) EnumDescriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12, 0}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type ListRequest struct {
@@ -795,6 +795,185 @@ func (x *Loss) GetReason() string {
 	return ""
 }
 
+type HistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the filter; empty for default.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Of the filter.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HistoryRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *HistoryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type HistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revisions     []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryResponse) Reset() {
+	*x = HistoryResponse{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryResponse) ProtoMessage() {}
+
+func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
+func (*HistoryResponse) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *HistoryResponse) GetRevisions() []*Revision {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+// Revision is a state that a filter had.
+type Revision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What an Undo document names; it grows with each change.
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Time   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// applied, changed, moved or removed.
+	Change string `protobuf:"bytes,3,opt,name=change,proto3" json:"change,omitempty"`
+	// Where it stood then, or before it was removed.
+	Target *Target `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// The filter as it was then, or before it was removed.
+	Filter        *Filter `protobuf:"bytes,5,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revision) Reset() {
+	*x = Revision{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revision) ProtoMessage() {}
+
+func (x *Revision) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revision.ProtoReflect.Descriptor instead.
+func (*Revision) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Revision) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Revision) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Revision) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *Revision) GetTarget() *Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Revision) GetFilter() *Filter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The one operation to follow; empty for all of them.
@@ -811,7 +990,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1002,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1015,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchRequest) GetOperationId() string {
@@ -878,7 +1057,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1069,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1082,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchResponse) GetCursor() string {
@@ -946,7 +1125,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1137,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1150,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Event) GetOperationId() string {
@@ -1118,7 +1297,18 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x04Loss\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x81\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"B\n" +
+	"\x0eHistoryRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"M\n" +
+	"\x0fHistoryResponse\x12:\n" +
+	"\trevisions\x18\x01 \x03(\v2\x1c.meshery.filters.v1.RevisionR\trevisions\"\xd2\x01\n" +
+	"\bRevision\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06change\x18\x03 \x01(\tR\x06change\x122\n" +
+	"\x06target\x18\x04 \x01(\v2\x1a.meshery.filters.v1.TargetR\x06target\x122\n" +
+	"\x06filter\x18\x05 \x01(\v2\x1a.meshery.filters.v1.FilterR\x06filter\"\x81\x01\n" +
 	"\fWatchRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x19\n" +
@@ -1145,10 +1335,11 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x04Type\x12\b\n" +
 	"\x04INFO\x10\x00\x12\b\n" +
 	"\x04WARN\x10\x01\x12\t\n" +
-	"\x05ERROR\x10\x022\xf5\x01\n" +
+	"\x05ERROR\x10\x022\xc9\x02\n" +
 	"\rFilterService\x12I\n" +
 	"\x04List\x12\x1f.meshery.filters.v1.ListRequest\x1a .meshery.filters.v1.ListResponse\x12I\n" +
-	"\x04Plan\x12\x1f.meshery.filters.v1.PlanRequest\x1a .meshery.filters.v1.PlanResponse\x12N\n" +
+	"\x04Plan\x12\x1f.meshery.filters.v1.PlanRequest\x1a .meshery.filters.v1.PlanResponse\x12R\n" +
+	"\aHistory\x12\".meshery.filters.v1.HistoryRequest\x1a#.meshery.filters.v1.HistoryResponse\x12N\n" +
 	"\x05Watch\x12 .meshery.filters.v1.WatchRequest\x1a!.meshery.filters.v1.WatchResponse0\x01B>Z<github.com/meshery/meshery-filters/internal/server/filterspbb\x06proto3"
 
 var (
@@ -1164,7 +1355,7 @@ func file_internal_server_filterspb_filters_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_server_filterspb_filters_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(Event_Type)(0),               // 0: meshery.filters.v1.Event.Type
 	(*ListRequest)(nil),           // 1: meshery.filters.v1.ListRequest
@@ -1177,36 +1368,45 @@ var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(*PlanResponse)(nil),          // 8: meshery.filters.v1.PlanResponse
 	(*Preview)(nil),               // 9: meshery.filters.v1.Preview
 	(*Loss)(nil),                  // 10: meshery.filters.v1.Loss
-	(*WatchRequest)(nil),          // 11: meshery.filters.v1.WatchRequest
-	(*WatchResponse)(nil),         // 12: meshery.filters.v1.WatchResponse
-	(*Event)(nil),                 // 13: meshery.filters.v1.Event
-	nil,                           // 14: meshery.filters.v1.Target.LabelsEntry
-	nil,                           // 15: meshery.filters.v1.Filter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*HistoryRequest)(nil),        // 11: meshery.filters.v1.HistoryRequest
+	(*HistoryResponse)(nil),       // 12: meshery.filters.v1.HistoryResponse
+	(*Revision)(nil),              // 13: meshery.filters.v1.Revision
+	(*WatchRequest)(nil),          // 14: meshery.filters.v1.WatchRequest
+	(*WatchResponse)(nil),         // 15: meshery.filters.v1.WatchResponse
+	(*Event)(nil),                 // 16: meshery.filters.v1.Event
+	nil,                           // 17: meshery.filters.v1.Target.LabelsEntry
+	nil,                           // 18: meshery.filters.v1.Filter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_internal_server_filterspb_filters_proto_depIdxs = []int32{
 	3,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
 	4,  // 1: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
 	5,  // 2: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
 	6,  // 3: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
-	14, // 4: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
-	15, // 5: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
+	17, // 4: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
+	18, // 5: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
 	9,  // 6: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
 	10, // 7: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
-	13, // 8: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
-	16, // 9: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 10: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
-	1,  // 11: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
-	7,  // 12: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
-	11, // 13: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
-	2,  // 14: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
-	8,  // 15: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
-	12, // 16: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	13, // 8: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
+	19, // 9: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	4,  // 10: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
+	5,  // 11: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
+	16, // 12: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
+	19, // 13: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 14: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
+	1,  // 15: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
+	7,  // 16: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
+	11, // 17: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
+	14, // 18: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
+	2,  // 19: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
+	8,  // 20: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
+	12, // 21: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
+	15, // 22: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
+	19, // [19:23] is the sub-list for method output_type
+	15, // [15:19] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_internal_server_filterspb_filters_proto_init() }
@@ -1220,7 +1420,7 @@ func file_internal_server_filterspb_filters_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_server_filterspb_filters_proto_rawDesc), len(file_internal_server_filterspb_filters_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FilterService_List_FullMethodName  = "/meshery.filters.v1.FilterService/List"
-	FilterService_Plan_FullMethodName  = "/meshery.filters.v1.FilterService/Plan"
-	FilterService_Watch_FullMethodName = "/meshery.filters.v1.FilterService/Watch"
+	FilterService_List_FullMethodName    = "/meshery.filters.v1.FilterService/List"
+	FilterService_Plan_FullMethodName    = "/meshery.filters.v1.FilterService/Plan"
+	FilterService_History_FullMethodName = "/meshery.filters.v1.FilterService/History"
+	FilterService_Watch_FullMethodName   = "/meshery.filters.v1.FilterService/Watch"
 )
 
 // FilterServiceClient is the client API for FilterService service.
@@ -40,6 +41,8 @@ type FilterServiceClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Plan returns what an operation would put on each target, and changes nothing.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
+	// History returns what became of a filter, oldest first: as far as the last 10 changes of each target go.
+	History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryResponse, error)
 	// Watch returns events as they happen. The response's headers are sent once the watch stands, so what a caller
 	// starts after receiving them is not missed. It ends with OK after the last event of the operation that it follows;
 	// with UNAVAILABLE when the adapter shuts down; with RESOURCE_EXHAUSTED when events were skipped, either because the
@@ -69,6 +72,16 @@ func (c *filterServiceClient) Plan(ctx context.Context, in *PlanRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PlanResponse)
 	err := c.cc.Invoke(ctx, FilterService_Plan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *filterServiceClient) History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HistoryResponse)
+	err := c.cc.Invoke(ctx, FilterService_History_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +121,8 @@ type FilterServiceServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Plan returns what an operation would put on each target, and changes nothing.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
+	// History returns what became of a filter, oldest first: as far as the last 10 changes of each target go.
+	History(context.Context, *HistoryRequest) (*HistoryResponse, error)
 	// Watch returns events as they happen. The response's headers are sent once the watch stands, so what a caller
 	// starts after receiving them is not missed. It ends with OK after the last event of the operation that it follows;
 	// with UNAVAILABLE when the adapter shuts down; with RESOURCE_EXHAUSTED when events were skipped, either because the
@@ -128,6 +143,9 @@ func (UnimplementedFilterServiceServer) List(context.Context, *ListRequest) (*Li
 }
 func (UnimplementedFilterServiceServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
+}
+func (UnimplementedFilterServiceServer) History(context.Context, *HistoryRequest) (*HistoryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method History not implemented")
 }
 func (UnimplementedFilterServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -189,6 +207,24 @@ func _FilterService_Plan_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FilterService_History_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FilterServiceServer).History(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FilterService_History_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FilterServiceServer).History(ctx, req.(*HistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FilterService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -214,6 +250,10 @@ var FilterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Plan",
 			Handler:    _FilterService_Plan_Handler,
+		},
+		{
+			MethodName: "History",
+			Handler:    _FilterService_History_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

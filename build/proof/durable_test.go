@@ -1,0 +1,381 @@
+package proof
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/layer5io/meshery-adapter-library/meshes"
+	natsserver "github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+)
+
+// subscriber is a program on a NATS of its own that follows the adapter's events.
+type subscriber struct {
+	url string
+
+	mu      sync.Mutex
+	events  map[string][]subscriberEvent // by operation, each once, in the order they first came
+	wrong   []string
+	doubled int
+}
+
+type subscriberEvent struct {
+	Operation string `json:"operation_id"`
+	Sequence  uint64 `json:"sequence"`
+	Type      int    `json:"event_type"`
+	Summary   string `json:"summary"`
+	Details   string `json:"details"`
+	Last      bool   `json:"last"`
+}
+
+func newSubscriber(t *testing.T) *subscriber {
+	t.Helper()
+	broker, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: natsserver.RANDOM_PORT, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker.Start()
+	t.Cleanup(func() { broker.Shutdown(); broker.WaitForShutdown() })
+	if !broker.ReadyForConnections(patience) {
+		t.Fatal("the broker does not start")
+	}
+	s := &subscriber{url: broker.ClientURL(), events: map[string][]subscriberEvent{}}
+	nc, err := nats.Connect(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	if _, err := nc.Subscribe("meshery.adapters.filters.events.*", s.take); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *subscriber) take(m *nats.Msg) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var envelope struct{ Object subscriberEvent }
+	if err := json.Unmarshal(m.Data, &envelope); err != nil {
+		s.wrong = append(s.wrong, fmt.Sprintf("%s: %v", m.Subject, err))
+		return
+	}
+	e := envelope.Object
+	seen := s.events[e.Operation]
+	switch next := uint64(len(seen) + 1); {
+	case e.Sequence < next:
+		s.doubled++
+		if e != seen[e.Sequence-1] {
+			s.wrong = append(s.wrong, fmt.Sprintf("event %d of %s was %q and is %q", e.Sequence, e.Operation, seen[e.Sequence-1].Summary, e.Summary))
+		}
+	case e.Sequence > next:
+		s.wrong = append(s.wrong, fmt.Sprintf("event %d of %s comes where %d should", e.Sequence, e.Operation, next))
+	case len(seen) > 0 && seen[len(seen)-1].Last:
+		s.wrong = append(s.wrong, fmt.Sprintf("%s tells on after its end: %s", e.Operation, e.Summary))
+	default:
+		s.events[e.Operation] = append(seen, e)
+	}
+}
+
+// end is the last event of an operation, if it came.
+func (s *subscriber) end(id string) (subscriberEvent, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	story := s.events[id]
+	if len(story) == 0 || !story[len(story)-1].Last {
+		return subscriberEvent{}, false
+	}
+	return story[len(story)-1], true
+}
+
+// follower acknowledges whatever chain it is sent, connects again whenever its stream ends, and remembers the version.
+type follower struct {
+	mu      sync.Mutex
+	version string
+}
+
+func (f *follower) runs() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.version
+}
+
+func startFollower(t *testing.T, addr, id, group string) *follower {
+	t.Helper()
+	f := &follower{}
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for ctx.Err() == nil {
+			f.follow(ctx, conn, id, group)
+			time.Sleep(20 * time.Millisecond) // as a proxy waits before it connects again
+			conn.ResetConnectBackoff()
+		}
+	}()
+	t.Cleanup(func() { cancel(); conn.Close(); <-gone })
+	return f
+}
+
+func (f *follower) follow(ctx context.Context, conn *grpc.ClientConn, id, group string) {
+	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
+	if err != nil {
+		return
+	}
+	node := &core.Node{Id: id, Cluster: group, UserAgentName: "envoy", UserAgentVersionType: &core.Node_UserAgentBuildVersion{
+		UserAgentBuildVersion: &core.BuildVersion{Version: &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 40}}}}
+	q := &discovery.DiscoveryRequest{Node: node, TypeUrl: "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", ResourceNames: []string{"meshery.filters"}}
+	for stream.Send(q) == nil {
+		m, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		f.mu.Lock()
+		f.version = m.GetVersionInfo()
+		f.mu.Unlock()
+		q = &discovery.DiscoveryRequest{TypeUrl: q.TypeUrl, ResourceNames: q.ResourceNames, ResponseNonce: m.GetNonce(), VersionInfo: m.GetVersionInfo()}
+	}
+}
+
+// torture is an adapter that is killed, what asks it for operations, and what looks at it.
+type torture struct {
+	t     *testing.T
+	args  []string
+	state string
+	*process
+	grpc, xds string
+	meshes    meshes.MeshServiceClient
+	filters   filterspb.FilterServiceClient
+	heard     *subscriber
+	run       string
+
+	mu       sync.Mutex
+	accepted []string
+	want     map[string]int32 // priority by filter
+}
+
+func newTorture(t *testing.T, args ...string) *torture {
+	t.Helper()
+	x := &torture{t: t, state: filepath.Join(t.TempDir(), "state"), heard: newSubscriber(t), want: map[string]int32{}, run: strconv.FormatInt(time.Now().UnixNano(), 36)}
+	ports := fixedPorts(t)
+	x.grpc, x.xds = ports[1], ports[3]
+	x.args = append([]string{"serve", "--state-dir", x.state, "--imagehub-addr", "127.0.0.1:0", "--nats-url", x.heard.url}, ports...)
+	x.args = append(x.args, args...)
+	conn, err := grpc.NewClient("passthrough:///"+x.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		for t.Context().Err() == nil { // the adapter is away for moments only
+			conn.ResetConnectBackoff()
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	x.meshes, x.filters = meshes.NewMeshServiceClient(conn), filterspb.NewFilterServiceClient(conn)
+	return x
+}
+
+// submit asks for the ith operation until it is accepted, as a client does that knows what it wants.
+func (x *torture) submit(ctx context.Context, i int) error {
+	name := fmt.Sprintf("filter-%d", i%4)
+	group := fmt.Sprintf("group-%d", i%2)
+	q := &meshes.ApplyRuleRequest{OpName: "apply_filter", OperationId: fmt.Sprintf("%s-%d", x.run, i), Username: "torture",
+		CustomBody: document(name, map[string]any{"target": target(group), "module": map[string]any{"builtin": "headers"},
+			"priority": i, "config": map[string]any{"response": map[string]any{"x-" + name: strconv.Itoa(i)}}})}
+	x.mu.Lock()
+	_, there := x.want["default/"+name]
+	x.mu.Unlock()
+	remove := there && i%7 == 6
+	if remove {
+		q.OpName, q.CustomBody = "remove_filter", document(name, nil)
+	}
+	for {
+		each, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := x.meshes.ApplyOperation(each, q)
+		cancel()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if text := err.Error(); !strings.Contains(text, "Unavailable") && !strings.Contains(text, "DeadlineExceeded") {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.accepted = append(x.accepted, q.OperationId)
+	if delete(x.want, "default/"+name); !remove {
+		x.want["default/"+name] = int32(i)
+	}
+	return nil
+}
+
+// ended waits until everything that was accepted so far has ended.
+func (x *torture) ended(limit time.Duration) {
+	x.t.Helper()
+	x.mu.Lock()
+	ids := slices.Clone(x.accepted)
+	x.mu.Unlock()
+	deadline := time.Now().Add(limit)
+	for _, id := range ids {
+		for {
+			if _, ok := x.heard.end(id); ok {
+				break
+			}
+			if time.Now().After(deadline) {
+				log := x.log.String()
+				x.t.Fatalf("operation %s has not ended; it told %v\n%s", id, x.heard.events[id], log[max(0, len(log)-4000):])
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+}
+
+// ready waits until the adapter takes requests.
+func (x *torture) ready() {
+	x.t.Helper()
+	path := filepath.Join(x.state, "addresses.json")
+	eventually(x.t, "the adapter is ready", func() error {
+		select {
+		case <-x.process.ended:
+			x.t.Fatalf("the adapter ended: %v\n%s", x.err, x.log.String())
+		default:
+		}
+		_, err := os.Stat(path)
+		return err
+	})
+}
+
+func (x *torture) start() {
+	x.t.Helper()
+	if err := os.Remove(filepath.Join(x.state, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		x.t.Fatal(err)
+	}
+	x.process = launch(x.t, nil, x.args...)
+}
+
+// TestAKilledAdapterLosesNothingThatItAccepted kills the adapter at moments of chance, its start included.
+// DURABLE_KILLS says how often, if not 100 times.
+func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a while")
+	}
+	kills := 100
+	if text := os.Getenv("DURABLE_KILLS"); text != "" {
+		var err error
+		if kills, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := newTorture(t)
+	x.start()
+	var followers []*follower
+	for i := range 4 {
+		followers = append(followers, startFollower(t, x.xds, fmt.Sprintf("proxy-%d", i), fmt.Sprintf("group-%d", i%2)))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	asking := make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			if err := x.submit(ctx, i); err != nil {
+				if ctx.Err() != nil {
+					err = nil
+				}
+				asking <- err
+				return
+			}
+			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
+		}
+	}()
+	var slowest time.Duration
+	for kill := range kills {
+		if kill%3 != 2 {
+			x.ready()
+		}
+		time.Sleep(time.Duration(rand.IntN(150)) * time.Millisecond)
+		x.process.end(t, syscall.SIGKILL)
+		x.start()
+		if kill%2 == 1 { // so that none meets three kills, and is rightly set aside
+			x.ready()
+			began := time.Now()
+			x.ended(patience)
+			slowest = max(slowest, time.Since(began))
+		}
+	}
+	x.ready()
+	stop()
+	if err := <-asking; err != nil {
+		t.Fatal(err)
+	}
+	x.ended(patience)
+	x.check(followers)
+	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",
+		kills, len(x.accepted), x.heard.doubled, slowest)
+	x.process.end(t, syscall.SIGTERM)
+}
+
+// check compares what the subscriber heard, what the adapter keeps and what the proxies run.
+func (x *torture) check(followers []*follower) {
+	t := x.t
+	t.Helper()
+	x.heard.mu.Lock()
+	for _, text := range x.heard.wrong {
+		t.Error(text)
+	}
+	for id, story := range x.heard.events {
+		if last := story[len(story)-1]; !last.Last || last.Type == 2 {
+			t.Errorf("%s ended with: %s\n%s", id, last.Summary, last.Details)
+		}
+	}
+	x.heard.mu.Unlock()
+	eventually(t, "the proxies run the chains that the adapter keeps", func() error {
+		list, err := x.filters.List(t.Context(), &filterspb.ListRequest{})
+		if err != nil {
+			return err
+		}
+		have := map[string]int32{}
+		for _, c := range list.GetChains() {
+			for _, f := range c.GetFilters() {
+				have[f.GetNamespace()+"/"+f.GetName()] = f.GetPriority()
+			}
+			for i, f := range followers {
+				if group := fmt.Sprintf("group-%d", i%2); group == c.GetTarget().GetName() && f.runs() != c.GetVersion() {
+					return fmt.Errorf("proxy %d of %s runs %s, and the chain has version %s", i, group, f.runs(), c.GetVersion())
+				}
+			}
+		}
+		if fmt.Sprint(have) != fmt.Sprint(x.want) {
+			t.Fatalf("the adapter keeps %v, want %v", have, x.want)
+		}
+		return nil
+	})
+}
