@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -13,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -132,20 +132,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		brokers = append(brokers, b)
 	}
 
-	// Secrets: from the configuration; Image Hub's key, unless one is configured, lives as long as the users it is for.
-	hubKey := rand.Text() + rand.Text()
-	if k := c.ImageHub.Key; k.Name != "" {
-		if hubKey, err = c.Secret(k.Name, k.Key); err != nil {
-			return err
-		}
-	}
-	secret := func(name, key string) (string, error) {
-		if name == "imagehub" && key == "token-key" { // as the limiter's document refers to it
-			return hubKey, nil
-		}
-		return c.Secret(name, key)
-	}
-
+	// Secrets: from the configuration, and what is kept is sealed with one of them.
 	sealKey := ""
 	if k := c.SealKey; k.Name != "" {
 		sealKey, err = c.Secret(k.Name, k.Key)
@@ -160,6 +147,17 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 
+	tokenKey, err := hubKey(ctx, c, kept.Records(), seal, component, log)
+	if err != nil {
+		return err
+	}
+	secret := func(name, key string) (string, error) {
+		if name == hubSecret && key == hubToken {
+			return tokenKey, nil
+		}
+		return c.Secret(name, key)
+	}
+
 	// Operations: over modules by digest and the backend of plain Envoy.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
@@ -169,7 +167,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	xdsOptions := xds.Options{Records: kept.Records(), Modules: kept.Blobs(), Log: log,
-		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
+		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, l.Target, l.Proxy, l.Text) }}
 	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = xds.AdmitCertified
 	}
@@ -179,12 +177,12 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	defer envoys.Close()
 	limiter, _ := templates.ImageHubLimiter("envoy")
-	prepared, err := readPrepared(c.OperationsDir)
+	prepared, err := readPrepared(c.OperationsDir, log)
 	if err != nil {
 		return err
 	}
-	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(hubKey), log: log}
-	defer hubApp.Stop(context.WithoutCancel(ctx))
+	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(tokenKey), records: kept.Records(), record: "imagehub/runs/" + component, log: log}
+	defer hubApp.end(context.WithoutCancel(ctx))
 	runner, err = operation.NewRunner(operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
@@ -227,8 +225,8 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 
-	// What proxies had before, they get again, before the first of them is answered.
-	if err := runner.Restore(ctx); err != nil {
+	// What proxies had before, they get again, before the first of them is answered, and what they are in front of runs.
+	if err := errors.Join(runner.Restore(ctx), hubApp.Resume(ctx)); err != nil {
 		closeAll(listeners[:])
 		return err
 	}
@@ -366,16 +364,21 @@ func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, view htt
 }
 
 // readPrepared reads the operations folder: every Filter document in it becomes an operation with the filter's name.
-func readPrepared(folder string) (map[string]string, error) {
+func readPrepared(folder string, log *slog.Logger) (map[string]string, error) {
 	prepared := map[string]string{}
 	if folder == "" {
 		return prepared, nil
 	}
-	files, err := filepath.Glob(filepath.Join(folder, "*.yaml"))
+	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)
 	}
-	for _, file := range files {
+	for _, e := range entries {
+		file := filepath.Join(folder, e.Name())
+		if strings.HasPrefix(e.Name(), ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file)) {
+			log.Debug("a file in operationsDir is ignored: documents are in .yaml, .yml and .json", "file", file)
+			continue
+		}
 		body, err := readFile(file, filter.MaxBody)
 		if err != nil {
 			return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)

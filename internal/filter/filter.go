@@ -4,6 +4,7 @@ package filter
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -234,18 +235,27 @@ type Filter struct {
 	Spec   Spec              `json:"spec"`
 }
 
-// Source tells a person where the module came from: "builtin ratelimit", "https://…", "inline".
+// Source tells a person where the module came from: "builtin ratelimit", "https://…", "inline". Of an address it leaves
+// out credentials, query and fragment: a pre-signed one carries its secret there, and events, lists and logs show this.
 func (m Module) Source() string {
 	switch {
 	case m.Builtin != "":
 		return "builtin " + m.Builtin
 	case m.URL != "":
-		return m.URL
+		return publicURL(m.URL)
 	case m.File != "":
 		return m.File
 	default:
 		return "inline"
 	}
+}
+
+func publicURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Opaque != "" {
+		return "an address that cannot be read"
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }
 
 // ShortDigest is a digest's beginning, as events and tables show it.

@@ -90,7 +90,7 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 	log := slog.New(slog.DiscardHandler)
 	r.envoys, err = xds.New(context.Background(), xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) {
-			r.runner.Rejected(context.Background(), "envoy", l.Target, l.Proxy, l.Text)
+			r.runner.Rejected(context.Background(), l.Target, l.Proxy, l.Text)
 		}})
 	if err != nil {
 		t.Fatal(err)

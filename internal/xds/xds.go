@@ -9,6 +9,7 @@
 package xds
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -167,14 +168,29 @@ func (b *Backend) World(ctx context.Context, c filter.Chain) (plan.World, error)
 	return w, nil
 }
 
-// Chain returns the committed chain of the target, which the caller must not change.
-func (b *Backend) Chain(_ context.Context, t filter.Target) (filter.Chain, error) {
+// Committed returns the group's committed chain and its version, which is empty while the stored chain was not applied
+// since the start.
+func (b *Backend) Committed(_ context.Context, t filter.Target) (plan.Plan, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if g := b.groups[t.Name]; g != nil && t.Kind == filter.ProxyGroup {
-		return g.chain, nil
+		return g.committed(), nil
 	}
-	return filter.Chain{Mesh: meshName, Target: t}, nil
+	return plan.Plan{Chain: filter.Chain{Mesh: meshName, Target: t}, Version: b.empty.id}, nil
+}
+
+// Revert takes the open offer back: every proxy that was sent it gets the committed chain again.
+func (b *Backend) Revert(_ context.Context, t filter.Target) (plan.Plan, error) {
+	b.changing.Lock()
+	defer b.changing.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.group(t.Name)
+	defer b.forget(g)
+	g.offer = nil
+	g.settle(true)
+	b.opts.Log.Info("offer taken back", "group", t.Name)
+	return g.committed(), nil
 }
 
 // List returns every committed chain that has filters, by group name.
@@ -326,6 +342,10 @@ func (b *Backend) record(ctx context.Context, c filter.Chain) error {
 	data, err := json.Marshal(c)
 	if err != nil {
 		return err
+	}
+	// What is there already needs no write, so that a full disk keeps nothing from coming back after a restart.
+	if there, err := b.opts.Records.Get(ctx, recordKey(c.Target)); err == nil && bytes.Equal(there, data) {
+		return nil
 	}
 	return b.opts.Records.Put(ctx, recordKey(c.Target), data)
 }
