@@ -166,7 +166,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	xdsOptions := xds.Options{Records: kept.Records(), Modules: kept.Blobs(), Log: log,
+	xdsOptions := xds.Options{Records: kept.Records(), Shared: kept.Shared(), Modules: kept.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, l.Target, l.Proxy, l.Text) }}
 	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = xds.AdmitCertified
@@ -242,6 +242,9 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return runner.Run(running)
 	})
 	g.Go(func() error { return events.Run(outlive) })
+	if kept.Shared() {
+		g.Go(func() error { return follow(running, kept.Records(), runner, log) })
+	}
 	for _, b := range brokers {
 		g.Go(func() error { return b.Run(outlive) })
 	}
@@ -281,6 +284,19 @@ func openStore(ctx context.Context, c config.Config, log *slog.Logger) (*store.S
 		return nil, err
 	}
 	return store.Open(ctx, o)
+}
+
+// follow brings what other adapters commit to this one's proxies.
+func follow(ctx context.Context, records store.Records, runner *operation.Runner, log *slog.Logger) error {
+	for _, err := range records.Changes(ctx) {
+		if err == nil {
+			err = runner.CatchUp(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Warn("what another adapter has done is not taken over", "err", err)
+		}
+	}
+	return nil
 }
 
 // syncInterval is how much a power cut can take with `sync: interval`.

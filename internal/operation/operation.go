@@ -52,6 +52,10 @@ type Backend interface {
 	List(context.Context) ([]filter.Chain, error)
 	// History returns the chains that targets had, oldest first.
 	History(context.Context) ([]plan.Revision, error)
+	// Behind returns the chains that another adapter has committed since this one read them.
+	Behind(context.Context) ([]filter.Chain, error)
+	// Adopt makes the plan of such a chain the one that every proxy gets.
+	Adopt(context.Context, plan.Plan) error
 	// Apply offers the plan to the target's proxies. Those that come later get the last committed plan until Commit.
 	Apply(context.Context, plan.Plan) ([]plan.Change, error)
 	// Loaded yields how far the target's proxies are with the plan: at once, and whenever that changes. It ends with

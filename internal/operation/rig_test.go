@@ -78,7 +78,12 @@ func newRig(t *testing.T, change ...func(*operation.Options)) *rig {
 // startRig starts everything on a state directory, as a restart of the adapter does.
 func startRig(t *testing.T, state string, change ...func(*operation.Options)) *rig {
 	t.Helper()
-	dir, err := store.Open(t.Context(), store.Options{StateDir: state, SyncInterval: time.Hour, Queue: 100})
+	return startRigOn(t, store.Options{StateDir: state, SyncInterval: time.Hour, Queue: 100}, change...)
+}
+
+func startRigOn(t *testing.T, kept store.Options, change ...func(*operation.Options)) *rig {
+	t.Helper()
+	dir, err := store.Open(t.Context(), kept)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +93,7 @@ func startRig(t *testing.T, state string, change ...func(*operation.Options)) *r
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	r.envoys, err = xds.New(context.Background(), xds.Options{Records: dir.Records(), Modules: dir.Blobs(), Log: log,
+	r.envoys, err = xds.New(context.Background(), xds.Options{Records: dir.Records(), Shared: dir.Shared(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) {
 			r.runner.Rejected(context.Background(), l.Target, l.Proxy, l.Text)
 		}})

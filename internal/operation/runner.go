@@ -202,7 +202,11 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
 
-	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: j.touches(), Data: data, Digest: digest, Secret: j.Sealed != nil})
+	keys, err := r.touches(ctx, j)
+	if err != nil {
+		return "", err
+	}
+	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
 	if err != nil {
 		return "", err
 	}
@@ -234,19 +238,29 @@ func validateRequest(q Request) error {
 	return problem.InvalidRequest.WithFields("", mistakes)
 }
 
-// touches lists what an operation must not share with one that runs at the same time.
-func (j job) touches() []string {
-	keys := []string{}
+// touches lists what an operation must not share with one that runs at the same time: its filters, where they go, and
+// where they are now.
+func (r *Runner) touches(ctx context.Context, j job) ([]string, error) {
+	keys, filters := []string{}, slices.Clone(j.Remove)
 	for _, f := range j.Filters {
-		keys = append(keys, "filter|"+f.Key.String(), "target|"+f.Spec.Mesh+"|"+f.Spec.Target.ID())
+		filters = append(filters, f.Key)
+		keys = append(keys, "target|"+f.Spec.Mesh+"|"+f.Spec.Target.ID())
 	}
-	for _, k := range j.Remove {
+	for _, k := range filters {
 		keys = append(keys, "filter|"+k.String())
+	}
+	held, err := r.holding(ctx, filters...)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range held {
+		keys = append(keys, "target|"+c.Mesh+"|"+c.Target.ID())
 	}
 	if j.Operation == opImageHub || j.Operation == ComponentName {
 		keys = append(keys, "imagehub")
 	}
-	return keys
+	slices.Sort(keys)
+	return slices.Compact(keys), nil
 }
 
 // Run works on accepted operations until ctx ends. Those that run then have Grace to finish; what is left is done after
@@ -369,6 +383,10 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 		s.fail(err)
 		return
 	}
+	if err := r.CatchUp(ctx); err != nil {
+		s.fail(err)
+		return
+	}
 	summary, details, err := u.run(ctx, s, j)
 	switch {
 	case ctx.Err() != nil && err != nil:
@@ -378,6 +396,31 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	default:
 		s.done(summary, details)
 	}
+}
+
+// CatchUp makes the backends hold what other adapters have committed.
+func (r *Runner) CatchUp(ctx context.Context) error {
+	for _, b := range r.Backends {
+		chains, err := b.Behind(ctx)
+		if err != nil {
+			return fmt.Errorf("see what other adapters have done: %w", err)
+		}
+		for _, c := range chains {
+			if err := r.adopt(ctx, b, c); err != nil {
+				return fmt.Errorf("take over the chain of %s: %w", c.Target, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Runner) adopt(ctx context.Context, b Backend, c filter.Chain) error {
+	defer r.lock(c.ID())()
+	p, err := r.plan(ctx, b, c)
+	if err != nil {
+		return err
+	}
+	return b.Adopt(ctx, p)
 }
 
 // unseal opens the kubeconfigs for the backends of clusters.

@@ -353,6 +353,9 @@ func (s *Store) Queue() Queue { return s.queue }
 // Log holds the events of at most 7 days and 256 MiB.
 func (s *Store) Log() Log { return s.events }
 
+// Shared says whether other adapters may use the store too.
+func (s *Store) Shared() bool { return s.shared }
+
 // ID is the same for as long as positions in the Log mean the same.
 func (s *Store) ID() string { return s.id }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -176,6 +177,33 @@ func (r *recordsInKV) History(ctx context.Context, prefix string) ([]Revision, e
 		}
 	}, jetstream.IncludeHistory())
 	return all, err
+}
+
+func (r *recordsInKV) Changes(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for m, err := range r.store.follow(ctx, "KV_"+recordsBucket, 1) {
+			if err != nil {
+				if ctx.Err() == nil {
+					yield("", err)
+				}
+				return
+			}
+			meta, err := m.Metadata()
+			if err != nil {
+				continue
+			}
+			key, err := decodeKey(strings.TrimPrefix(m.Subject(), "$KV."+recordsBucket+"."))
+			if err != nil {
+				continue
+			}
+			r.mu.Lock()
+			known := r.revisions[key] >= meta.Sequence.Stream
+			r.mu.Unlock()
+			if !known && !yield(key, nil) {
+				return
+			}
+		}
+	}
 }
 
 // each visits what the bucket holds now, in the order it was written.

@@ -9,7 +9,6 @@
 package xds
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -51,6 +50,8 @@ const (
 type Options struct {
 	// Records keeps the committed chains, under keys that begin with chains/.
 	Records store.Records
+	// Shared says that other adapters change the records too.
+	Shared bool
 	// Modules gives the bytes of modules by digest.
 	Modules store.Blobs
 	Log     *slog.Logger
@@ -236,6 +237,59 @@ func (b *Backend) History(ctx context.Context) ([]plan.Revision, error) {
 	return all, nil
 }
 
+// Behind returns the chains that another adapter has committed since this one read them, with those that it emptied.
+func (b *Backend) Behind(ctx context.Context) ([]filter.Chain, error) {
+	if !b.opts.Shared {
+		return nil, nil
+	}
+	records, err := b.opts.Records.All(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("load chains: %w", storeFailed(err))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var behind []filter.Chain
+	for _, g := range b.sorted() {
+		key := recordKey(g.target)
+		if _, there := records[key]; !there && len(g.chain.Filters) > 0 {
+			behind = append(behind, filter.Chain{Mesh: meshName, Target: g.target})
+		}
+	}
+	for key, data := range records {
+		if !strings.HasPrefix(key, recordPrefix+string(filter.ProxyGroup)+"|") {
+			continue
+		}
+		var c filter.Chain
+		if err := json.Unmarshal(data, &c); err != nil {
+			return nil, problem.StoreFailed.New("the record %q is not a chain: %w", key, err)
+		}
+		if g := b.groups[c.Target.Name]; g == nil || !sameChain(g.chain, c) {
+			behind = append(behind, c)
+		}
+	}
+	return behind, nil
+}
+
+func sameChain(a, b filter.Chain) bool {
+	x, xerr := json.Marshal(a)
+	y, yerr := json.Marshal(b)
+	return errors.Join(xerr, yerr) == nil && string(x) == string(y)
+}
+
+// Adopt gives every proxy of the group the plan of a chain that is recorded already.
+func (b *Backend) Adopt(_ context.Context, p plan.Plan) error {
+	b.changing.Lock()
+	defer b.changing.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.group(p.Chain.Target.Name)
+	g.apply(&version{id: p.Version, resources: p.Resources}, filter.RolloutAll)
+	g.commit(p.Version, p.Chain)
+	b.forget(g)
+	b.opts.Log.Info("another adapter's chain taken over", "group", p.Chain.Target.Name, "version", p.Version, "filters", p.Chain.Names())
+	return nil
+}
+
 // keptRevisions is how many values a store keeps of each record.
 const keptRevisions = 10
 
@@ -322,8 +376,16 @@ func (b *Backend) Commit(ctx context.Context, p plan.Plan) error {
 	// What else the target says does not tell groups apart.
 	c := p.Chain
 	c.Target = filter.Target{Kind: filter.ProxyGroup, Name: t.Name}
-	if err := b.record(ctx, c); err != nil {
-		return fmt.Errorf("record the chain of %s: %w", t, storeFailed(err))
+	// A chain that is recorded already, as after a restart, is no revision of its own, and a full disk does not keep it
+	// from its proxies.
+	b.mu.Lock()
+	g = b.groups[t.Name]
+	recorded := g != nil && sameChain(g.chain, c)
+	b.mu.Unlock()
+	if !recorded {
+		if err := b.record(ctx, c); err != nil {
+			return fmt.Errorf("record the chain of %s: %w", t, storeFailed(err))
+		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -342,10 +404,6 @@ func (b *Backend) record(ctx context.Context, c filter.Chain) error {
 	data, err := json.Marshal(c)
 	if err != nil {
 		return err
-	}
-	// What is there already needs no write, so that a full disk keeps nothing from coming back after a restart.
-	if there, err := b.opts.Records.Get(ctx, recordKey(c.Target)); err == nil && bytes.Equal(there, data) {
-		return nil
 	}
 	return b.opts.Records.Put(ctx, recordKey(c.Target), data)
 }

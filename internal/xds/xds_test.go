@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -108,7 +109,7 @@ func TestOffers(t *testing.T) {
 			a.want(p)
 			a.leave()
 			r.await(p, "a=gone b=held")
-			a = r.joinAndAck("a") // gets what is committed
+			r.joinAndAck("a") // gets what is committed
 			r.await(p, "a=held b=held")
 			if c, err := r.b.Revert(t.Context(), edge); err != nil || c.Version != r.plan(all).Version {
 				t.Fatal(c, err)
@@ -626,7 +627,7 @@ func TestACommitThatCannotBeWrittenChangesNothing(t *testing.T) {
 	r.apply(empty)
 	a.ack(a.want(empty))
 	r.await(empty, "a=running b=running")
-	if err := r.b.Commit(t.Context(), empty); !errors.Is(err, problem.StoreFailed) {
+	if err := r.b.Commit(t.Context(), empty); err != nil { // there is nothing to write
 		t.Fatal(err)
 	}
 }
@@ -739,6 +740,7 @@ func TestAChainWithTheSameVersionAndOtherLabelsIsRecorded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	p := r.put(r.plan(all, "one"))
+	p.Chain.Filters = slices.Clone(p.Chain.Filters)
 	p.Chain.Filters[0].Labels = map[string]string{"team": "blue"}
 	if got := r.apply(p); got != "[ProxyGroup edge unchanged]" {
 		t.Fatal(got)

@@ -1,0 +1,208 @@
+package operation_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// external starts a JetStream that several adapters share.
+func external(t *testing.T) (url string) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the external JetStream does not start")
+	}
+	return s.ClientURL()
+}
+
+func TestAdaptersThatShareAStoreShareTheirWorkAndItsResult(t *testing.T) {
+	url := external(t)
+	rigs := []*rig{}
+	for range 3 {
+		rigs = append(rigs, startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url}))
+	}
+	const each = 20
+	var sending sync.WaitGroup
+	for n, r := range rigs {
+		sending.Go(func() {
+			for i := range each {
+				q := apply(doc(fmt.Sprintf("f-%d", i%4), fmt.Sprintf("priority: %d", n*each+i), "target: {kind: ProxyGroup, name: "+[]string{"one", "two"}[i%2]+"}"))
+				if i%7 == 6 {
+					q = remove(doc(fmt.Sprintf("f-%d", i%4)))
+				}
+				q.ID = fmt.Sprintf("op-%d-%d", n, i)
+				if _, err := r.runner.Submit(t.Context(), q); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	sending.Wait()
+	for n := range rigs {
+		for i := range each {
+			story := rigs[(n+1)%3].story(fmt.Sprintf("op-%d-%d", n, i)) // told by another than the one that was asked
+			if last := story[len(story)-1]; last.Type == event.Error && !strings.Contains(last.Summary, "no such filter") {
+				t.Errorf("op-%d-%d: %v", n, i, texts(story))
+			}
+		}
+	}
+	want := ""
+	for i, r := range rigs {
+		if err := r.runner.CatchUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list, err := r.runner.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, s := range list {
+			got += fmt.Sprint(s.Version, s.Chain.Names())
+		}
+		if i == 0 {
+			want = got
+		} else if got != want {
+			t.Errorf("adapter %d keeps %s, and adapter 0 %s", i, got, want)
+		}
+	}
+}
+
+// sleepy is a queue whose claims tell when their effects are about to happen, and let the test hold them up.
+type sleepy struct {
+	store.Queue
+	asked   chan string
+	goes    chan struct{}
+	results chan error
+}
+
+type sleepyClaim struct {
+	store.Claim
+	q *sleepy
+}
+
+func (q *sleepy) Next(ctx context.Context) (store.Claim, error) {
+	c, err := q.Queue.Next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return sleepyClaim{c, q}, nil
+}
+
+func (c sleepyClaim) Hold(ctx context.Context) error {
+	c.q.asked <- c.Entry().ID
+	<-c.q.goes
+	err := c.Claim.Hold(ctx)
+	c.q.results <- err
+	return err
+}
+
+// link is a network to a server that can be cut and mended.
+func link(t *testing.T, url string) (near string, cut, mend func()) {
+	t.Helper()
+	var (
+		mu       sync.Mutex
+		listener net.Listener
+		conns    []net.Conn
+		all      sync.WaitGroup
+		addr     = "127.0.0.1:0"
+	)
+	mend = func() {
+		t.Helper()
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		listener, addr = l, l.Addr().String()
+		mu.Unlock()
+		all.Go(func() {
+			for {
+				a, err := l.Accept()
+				if err != nil {
+					return
+				}
+				b, err := net.Dial("tcp", strings.TrimPrefix(url, "nats://"))
+				if err != nil {
+					a.Close()
+					continue
+				}
+				mu.Lock()
+				conns = append(conns, a, b)
+				mu.Unlock()
+				for _, c := range [][2]net.Conn{{a, b}, {b, a}} {
+					all.Go(func() { _, _ = io.Copy(c[0], c[1]); a.Close(); b.Close() })
+				}
+			}
+		})
+	}
+	cut = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		listener.Close()
+		for _, c := range conns {
+			c.Close()
+		}
+		conns = nil
+	}
+	mend()
+	t.Cleanup(func() { cut(); all.Wait() })
+	return "nats://" + addr, cut, mend
+}
+
+// The worker is cut off before its first effect, for so long that another adapter does its work.
+func TestAWorkerThatWakesUpLateNeitherWritesNorAcknowledges(t *testing.T) {
+	url := external(t)
+	q := &sleepy{asked: make(chan string, 100), goes: make(chan struct{}), results: make(chan error, 100)}
+	lease := 300 * time.Millisecond
+	near, cut, mend := link(t, url)
+	late := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: near, Lease: lease}, func(o *operation.Options) {
+		q.Queue, o.Queue = o.Queue, q
+	})
+	id, err := late.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if asked := <-q.asked; asked != id {
+		t.Fatal(asked)
+	}
+	cut()
+	other := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url, Lease: lease})
+	story := other.story(id)
+	if last := story[len(story)-1]; last.Type == event.Error {
+		t.Fatalf("%v", texts(story))
+	}
+	other.ok(remove(doc("x")))
+	mend()
+	close(q.goes)
+	if err := <-q.results; !errors.Is(err, store.ErrLost) {
+		t.Errorf("the late worker may write: %v", err)
+	}
+	if err := late.stop(); err != nil {
+		t.Error(err)
+	}
+	again, _, err := other.events.Of(t.Context(), id)
+	if err != nil || len(again) != len(story) {
+		t.Errorf("the story has grown from %v to %v, %v", texts(story), texts(again), err)
+	}
+	if got := other.order("default"); got != "" {
+		t.Errorf("the late worker has put back %q", got)
+	}
+}
