@@ -58,7 +58,7 @@ func (c Config) Warnings() []string {
 		}
 	}
 	if c.StoreURL != "" && c.SealKey.Name == "" {
-		w = append(w, "kubeconfigs in the store can be opened by this adapter only, because sealKey is not set")
+		w = append(w, "kubeconfigs and Image Hub's key in the store can be opened by this adapter only, because sealKey is not set")
 	}
 	if k := c.ImageHub.Key; k.Name != "" && k != (SecretRef{"imagehub", "token-key"}) {
 		if _, ok := c.Secrets["imagehub"]["token-key"]; ok {
