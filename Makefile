@@ -30,12 +30,16 @@ build: ## build bin/meshery-filters: static, with version and commit
 envoy: ## install the pinned Envoy into the cache, unless ENVOY, PATH or the cache has one already
 	@build/envoy.sh
 
+.PHONY: chromium
+chromium: ## install the Chromium that the pages are tested in, by apt-get, unless PATH has one already
+	@build/chromium.sh
+
 .PHONY: demo
 demo: build envoy ## show the whole idea on this machine; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
 	$(BIN) demo $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
 
 .PHONY: check
-check: fmt vet lint ## format, vet, linters, unit and golden tests: under a minute once built
+check: fmt vet lint ## format, vet, linters, unit and golden tests, without an Envoy: under a minute once built
 	$(GO) test -short ./...
 	@for module in $(NESTED); do $(GO) -C $$module test -short ./... || exit 1; done
 
@@ -57,11 +61,11 @@ lint: ## staticcheck (staticcheck.conf) and the table of the packages (.depguard
 test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
 
 .PHONY: test-go
-test-go: envoy
+test-go: envoy chromium
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
-	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench)
+	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
 	@# These measure under load, so they get the machine for themselves.
-	$(GO) test -race -timeout 20m -p 1 ./build/proof ./build/bench
+	$(GO) test -race -timeout 20m -p 1 ./build/browser ./build/proof ./build/bench
 
 .PHONY: test-rust
 test-rust:

@@ -27,7 +27,7 @@ type Config struct {
 	XDSAddr string `yaml:"xdsAddr"`
 	// TLS of the xDS listener.
 	XDSTLS TLS `yaml:"xdsTLS"`
-	// Where /healthz and /readyz answer over HTTP.
+	// Where the page in the browser, /healthz and /readyz answer over HTTP.
 	HTTPAddr string `yaml:"httpAddr"`
 	// TLS of the HTTP listener.
 	HTTPTLS TLS `yaml:"httpTLS"`
@@ -49,9 +49,9 @@ type Config struct {
 	NATSURL string `yaml:"natsURL"`
 	// Credentials file (.creds) for the servers of natsURL. Empty: none.
 	NATSCredsFile string `yaml:"natsCredsFile"`
-	// Secret that kubeconfigs in waiting operations are sealed with, of 16 bytes or more. Empty: a key that is made up and
-	// kept in stateDir, which protects a store elsewhere and not copies of stateDir. Adapters that share a store need the
-	// same one.
+	// Secret that kubeconfigs in waiting operations and the key of imagehub are sealed with, of 16 bytes or more. Empty: a
+	// key that is made up and kept in stateDir, which protects a store elsewhere and not copies of stateDir. Adapters that
+	// share a store need the same one.
 	SealKey SealKey `yaml:"sealKey"`
 	// Image Hub, the sample application.
 	ImageHub ImageHub `yaml:"imagehub"`
@@ -93,7 +93,8 @@ type ImageHub struct {
 	Addr string `yaml:"addr"`
 	// Let Image Hub listen on other interfaces than loopback: it has no TLS.
 	Insecure bool `yaml:"insecure"`
-	// Secret that Image Hub's tokens are signed with. Empty: made up anew at each start.
+	// Secret that Image Hub's tokens are signed with, of 32 bytes or more. Empty: imagehub/token-key of secrets, else a
+	// key that is made up once and kept sealed.
 	Key SecretRef `yaml:"key"`
 }
 

@@ -309,6 +309,16 @@ func TestAListenerForOtherMachinesNeedsClientCertificatesOrAnExplicitYes(t *test
 			t.Errorf("loopback warns: %v, %v", err, c.Warnings())
 		}
 	}
+	hub := "secrets: {imagehub: {token-key: {env: X}, other: {env: Y}}}\n"
+	if c, err := Load(write(t, hub+"imagehub: {key: {name: imagehub, key: other}}\n"), home, nil); err != nil || len(c.Warnings()) != 1 ||
+		!strings.Contains(c.Warnings()[0], "imagehub/token-key") {
+		t.Errorf("a key of Image Hub that another stands before: %v, %v", err, c.Warnings())
+	}
+	for _, rest := range []string{"", "imagehub: {key: {name: imagehub, key: token-key}}\n"} {
+		if c, err := Load(write(t, hub+rest), home, nil); err != nil || len(c.Warnings()) != 0 {
+			t.Errorf("a key of Image Hub that is used warns: %v, %v", err, c.Warnings())
+		}
+	}
 	if c, err := Load("", home, map[string]string{"allowLoopbackModules": "true"}); err != nil || len(c.Warnings()) != 1 {
 		t.Errorf("allowLoopbackModules: %v, %v", err, c.Warnings())
 	}

@@ -60,6 +60,11 @@ func (c Config) Warnings() []string {
 	if c.StoreURL != "" && c.SealKey.Name == "" {
 		w = append(w, "kubeconfigs in the store can be opened by this adapter only, because sealKey is not set")
 	}
+	if k := c.ImageHub.Key; k.Name != "" && k != (SecretRef{"imagehub", "token-key"}) {
+		if _, ok := c.Secrets["imagehub"]["token-key"]; ok {
+			w = append(w, "the secret imagehub/token-key is not used, because imagehub.key names another")
+		}
+	}
 	if c.AllowLoopbackModules {
 		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
 	}

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/meshery/meshery-filters/filters"
+	envoybin "github.com/meshery/meshery-filters/internal/envoy"
 )
 
 const key = "an HS256 key for tests, 32 bytes or more"
@@ -91,17 +92,14 @@ func start(t *testing.T, module string, configs ...string) *envoy {
 // launch starts an Envoy whose end the caller waits for.
 func launch(t *testing.T, module string, configs ...string) (*envoy, *exec.Cmd) {
 	t.Helper()
-	binary := os.Getenv("ENVOY")
-	if binary == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		binary = filepath.Join(home, ".cache/meshery-filters/envoy/1.40.0/envoy/_bin/envoy")
+	if testing.Short() {
+		t.Skip("it runs a real Envoy")
 	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Skipf("no Envoy: %v; name one with ENVOY", err)
+	found, err := envoybin.Find(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
 	}
+	binary := found.Path
 	wasm, ok := filters.Builtin(module)
 	if !ok {
 		var err error

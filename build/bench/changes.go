@@ -61,8 +61,9 @@ func (b *bench) measureChanges(ctx context.Context, a *adapter, upstream string)
 	m.add("before the limiter", figureOf("MiB", before))
 	m.add("more after it was loaded", figureOf("MiB", grown))
 	b.report.Sections = append(b.report.Sections, m)
-	b.note("the difference is, pair by pair, what the adapter adds to a bare push: checks and a dry run of the module, the events, " +
-		"and with 2 proxies the canary, which lets the second proxy wait for the first; proof and storing come between effect and last event")
+	b.note("the difference is taken pair by pair: it is what the adapter adds to a bare push before the effect, that is the queue, the checks and " +
+		"dry run of the module, and in a group of 2 the canary, which lets the second proxy wait for the first")
+	b.note("the proof, which is the acknowledgements, and the storing of the chain come between the adapter's effect and its last event")
 	return nil
 }
 
@@ -74,7 +75,7 @@ func (b *bench) life(ctx context.Context, p plane, group string, n int, upstream
 	var proxies []*proxy
 	defer func() { err = errors.Join(err, stopAll(proxies)) }()
 	for i := range n {
-		px, err := b.startSlotted(ctx, group, fmt.Sprintf("%s-%d", group, i), p.addr(), upstream)
+		px, err := b.startSlotted(ctx, group, fmt.Sprintf("%s-%d", group, i), p.addr(), upstream, byUpstream)
 		if err != nil {
 			return 0, 0, err
 		}

@@ -87,10 +87,8 @@ func TestTheCheckOfStampsNoticesMixedChains(t *testing.T) {
 }
 
 func TestEveryRequestMeetsOneWholeChain(t *testing.T) {
-	want, least := 100_000, 20
-	if testing.Short() {
-		want, least = 10_000, 6
-	}
+	onRealParts(t)
+	const want, least = 100_000, 20
 	a := newAdapter(t)
 	const group = "edge"
 	proxies := a.startProxies(2, group, upstream(t), 2)

@@ -83,6 +83,7 @@ func marked(variable string) error {
 }
 
 func TestTwoDemosAtOnceHoldAndLeaveNothingBehind(t *testing.T) {
+	onRealParts(t)
 	t.Parallel()
 	both := []demoRun{startDemo(t), startDemo(t)}
 	eventually(t, "a demo's processes can be found", func() error {
@@ -117,6 +118,7 @@ func TestTwoDemosAtOnceHoldAndLeaveNothingBehind(t *testing.T) {
 }
 
 func TestASabotagedDemoFailsAtTheStepThatDoesNotHold(t *testing.T) {
+	onRealParts(t)
 	t.Parallel()
 	for _, c := range []struct {
 		sabotage, step, problem string

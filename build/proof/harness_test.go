@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -40,6 +41,11 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		goleak.VerifyTestMain(m)
+		return
+	}
 	dir, err := os.MkdirTemp("", "meshery-filters-proof-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -56,6 +62,14 @@ func TestMain(m *testing.M) {
 		os.RemoveAll(dir)
 		os.Exit(code)
 	}))
+}
+
+// onRealParts skips a test that runs the program and real Envoys when only quick tests are asked for.
+func onRealParts(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it runs the program and real Envoys")
+	}
 }
 
 // patience bounds every wait for something that takes a moment; it is long, since other tests may share the machine.
@@ -439,8 +453,7 @@ type proxyOptions struct {
 	tls                 *envoy.TLS
 	workers             int                 // default: 1
 	edit                func(string) string // of the bootstrap
-	dir                 string
-	closed              bool // its listener need not be open when startProxy returns
+	closed              bool                // its listener need not be open when startProxy returns
 }
 
 func startProxy(t *testing.T, o proxyOptions) *proxy {
@@ -620,9 +633,8 @@ func answerAll(c net.Conn) {
 	buf := make([]byte, 0, 8<<10)
 	for {
 		if end := bytes.Index(buf, []byte("\r\n\r\n")); end >= 0 {
-			last := bytes.Contains(bytes.ToLower(buf[:end]), []byte("connection: close"))
 			buf = append(buf[:0], buf[end+4:]...)
-			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"); err != nil || last {
+			if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"); err != nil {
 				return
 			}
 			continue

@@ -121,9 +121,7 @@ func each(proxies []*proxy, paths []Request) (all []Request) {
 
 // TestNoRequestFailsWhileChainsChangeUnderLoad takes about 75 seconds.
 func TestNoRequestFailsWhileChainsChangeUnderLoad(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes 75 seconds")
-	}
+	onRealParts(t)
 	const (
 		group = "edge"
 		rate  = 1100 // a second; the generator must reach 1,000

@@ -264,9 +264,6 @@ func (w *wire) exchange(q Request, deadline time.Time) (status int, h http.Heade
 	for name, value := range q.Header {
 		fmt.Fprintf(&text, "%s: %s\r\n", name, value)
 	}
-	if q.Fresh {
-		text.WriteString("connection: close\r\n")
-	}
 	text.WriteString("\r\n")
 	if _, err := io.WriteString(w.conn, text.String()); err != nil {
 		return 0, nil, false, err

@@ -10,6 +10,7 @@ import (
 )
 
 func TestWhatAnEnvoyRefusesIsAskedOfOneAndTakenBack(t *testing.T) {
+	onRealParts(t)
 	t.Parallel()
 	const group = "edge"
 	a := newAdapter(t)

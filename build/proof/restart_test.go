@@ -11,6 +11,7 @@ import (
 )
 
 func TestAnAdapterThatEndsAndComesBackChangesNothingInItsProxies(t *testing.T) {
+	onRealParts(t)
 	const group = "edge"
 	a := newAdapter(t, append(withKey(t), fixedPorts(t)...)...)
 	backend := upstream(t)

@@ -40,9 +40,10 @@ var imports = map[string]string{
 	"oam":                "filter operation problem templates",
 	"internal/imagehub":  "",
 	"internal/operation": "filters filter plan mesh wasm module event store problem templates",
+	"internal/page":      "event operation plan filter problem",
 	"internal/server":    "operation oam event problem server/filterspb",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds envoy filters templates oam imagehub operation server server/filterspb config",
+	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds envoy filters templates oam imagehub operation page server server/filterspb config",
 }
 
 // others are imported, or not, but have no row of their own.

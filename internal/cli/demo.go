@@ -114,7 +114,7 @@ type heardEvent struct {
 	Code      string `json:"code,omitempty"`
 }
 
-// demoBudget bounds the whole run; one takes about ten seconds.
+// demoBudget bounds the steps, which take about ten seconds.
 const demoBudget = 3 * time.Minute
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -134,16 +134,21 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(d.dir)
 
-	work, stop := context.WithTimeout(ctx, demoBudget)
+	running, stop := context.WithCancel(ctx)
 	defer stop()
-	g, work := errgroup.WithContext(work)
+	g, running := errgroup.WithContext(running)
+	over := false // nothing that ends from now on is a failure
 	defer func() {
 		stop()
-		err = errors.Join(err, ignoreCanceled(g.Wait()))
+		if werr := ignoreCanceled(g.Wait()); !over {
+			err = errors.Join(err, werr)
+		}
 	}()
 	defer d.stopEnvoys()
 
-	err = d.steps(work, g, binary)
+	steps, cancel := context.WithTimeout(running, demoBudget)
+	defer cancel()
+	err = d.steps(steps, running, g, binary)
 	d.report.OK = err == nil
 	d.report.Duration = time.Since(begun).Round(time.Millisecond).String()
 	if werr := d.writeReport(); werr != nil {
@@ -156,9 +161,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return fmt.Errorf("the demo does not hold: %w", err)
 	}
 	fmt.Fprintf(d.out, "\nEvery step held, in %s. The report is %s.\n", d.report.Duration, d.reportPath)
-	if d.keep {
-		d.invite()
-		<-ctx.Done()
+	if !d.keep {
+		return nil
+	}
+	d.invite()
+	<-running.Done()
+	if over = ctx.Err() != nil; over {
+		fmt.Fprintln(d.out, "\nThe demo ends, and what it started is stopped.")
 	}
 	return nil
 }
@@ -176,13 +185,14 @@ const (
 	ownHeader   = "x-my-module"
 )
 
-func (d *demo) steps(ctx context.Context, g *errgroup.Group, binary envoy.Binary) error {
+// steps takes all steps within ctx. What they start in g lives as long as running.
+func (d *demo) steps(ctx, running context.Context, g *errgroup.Group, binary envoy.Binary) error {
 	var personal, team string // tokens
 	for _, s := range []struct {
 		name string
 		do   func() error
 	}{
-		{"The adapter starts, with its embedded NATS", func() error { return d.startAdapter(ctx, g) }},
+		{"The adapter starts, with its embedded NATS", func() error { return d.startAdapter(ctx, running, g) }},
 		{"Image Hub is deployed", func() (err error) {
 			last, err := d.operate(ctx, "imagehub", "")
 			if err != nil {
@@ -358,7 +368,7 @@ func (d *demo) summarize(st *step) {
 	fmt.Fprintln(d.out, line)
 }
 
-func (d *demo) startAdapter(ctx context.Context, g *errgroup.Group) error {
+func (d *demo) startAdapter(ctx, running context.Context, g *errgroup.Group) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -368,7 +378,7 @@ func (d *demo) startAdapter(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, "serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
+	cmd := exec.CommandContext(running, self, "serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
 		"--http-addr", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--state-dir", state, "--imagehub-addr", "127.0.0.1:0")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
@@ -380,7 +390,7 @@ func (d *demo) startAdapter(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		defer log.Close()
 		defer close(ended)
-		if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+		if err := cmd.Wait(); err != nil && running.Err() == nil {
 			tail, _ := os.ReadFile(log.Name())
 			return fmt.Errorf("the adapter ended: %w\n%s", err, lastLines(tail, 20))
 		}
@@ -407,7 +417,7 @@ func (d *demo) startAdapter(ctx context.Context, g *errgroup.Group) error {
 	if d.adapter, err = d.app.dial(); err != nil {
 		return err
 	}
-	return d.listen(ctx, g)
+	return d.listen(running, g)
 }
 
 // listen prints and keeps every event from gRPC and from NATS.

@@ -118,6 +118,9 @@ func (d *demo) startEnvoys(ctx context.Context, binary envoy.Binary) error {
 			return err
 		}
 		d.envoys = append(d.envoys, p)
+		if err := p.Ready(ctx); err != nil { // the listener opens once the chain is there
+			return err
+		}
 		addr, err := p.ListenerAddr(ctx, envoy.ListenerName)
 		if err != nil {
 			return err
@@ -374,15 +377,20 @@ func (d *demo) writeReport() error {
 
 // invite prints what one can do while the demo stays up.
 func (d *demo) invite() {
+	self, err := os.Executable()
+	if err != nil {
+		self = "meshery-filters"
+	}
 	fmt.Fprintf(d.out, `
 The demo stays up until Ctrl-C. To play with it:
   export %s=%s
-  meshery-filters status
-  meshery-filters run imagehub_rate_limit
+  %s run imagehub_rate_limit
+  %[3]s status
   curl -i http://%s/pull
   curl -i http://%s/pull
+Image Hub's page through the first Envoy is http://%s, the adapter's page http://%s.
 Image Hub itself is http://%s, NATS %s, the Envoys' admin http://%s and http://%s.
-`, envServer, d.addresses.GRPC, d.listeners[0], d.listeners[1], d.hub, d.addresses.NATS, d.envoys[0].AdminAddr(), d.envoys[1].AdminAddr())
+`, envServer, d.addresses.GRPC, self, d.listeners[0], d.listeners[1], d.listeners[0], d.addresses.HTTP, d.hub, d.addresses.NATS, d.envoys[0].AdminAddr(), d.envoys[1].AdminAddr())
 }
 
 // poll tries until there is no error, and returns the last one when the time is up.

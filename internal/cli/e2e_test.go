@@ -32,7 +32,12 @@ type adapter struct {
 
 func newAdapter(t *testing.T, flags ...string) *adapter {
 	t.Helper()
-	state := t.TempDir()
+	return newAdapterIn(t, t.TempDir(), flags...)
+}
+
+// newAdapterIn is an adapter on a state directory that may be an earlier one's.
+func newAdapterIn(t *testing.T, state string, flags ...string) *adapter {
+	t.Helper()
 	a := &adapter{t: t}
 	a.background = start(t, nil, append([]string{"serve", "--state-dir", state, "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
 		"--http-addr", "127.0.0.1:0", "--imagehub-addr", "127.0.0.1:0"}, flags...)...)
@@ -64,10 +69,15 @@ func (a *adapter) cli(args ...string) result {
 
 // proxy starts an Envoy with the bootstrap that the command line writes, and returns it and where it listens.
 func (a *adapter) proxy(id, upstream string) (p *envoy.Process, url string) {
+	a.t.Helper()
+	return a.proxyOf("edge", id, upstream)
+}
+
+func (a *adapter) proxyOf(group, id, upstream string) (p *envoy.Process, url string) {
 	t := a.t
 	t.Helper()
 	binary := realEnvoy(t)
-	bootstrap := run(t, "envoy", "bootstrap", "--group", "edge", "--node-id", id, "--xds-addr", a.at.XDS, "--listen", "127.0.0.1:0",
+	bootstrap := run(t, "envoy", "bootstrap", "--group", group, "--node-id", id, "--xds-addr", a.at.XDS, "--listen", "127.0.0.1:0",
 		"--admin", "127.0.0.1:0", "--upstream", upstream).want(t, exitOK).out
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)

@@ -60,8 +60,11 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	goesOn := func(why string, exit int) error {
 		return exitError{fmt.Errorf("%s; operation %s goes on\n`meshery-filters events --operation %s --follow` tells how", why, q.OperationId, q.OperationId), exit}
 	}
+	// The adapter may notice the deadline, which is the only one here, before this process does.
+	var coded exitError
+	late := w.timeout > 0 && errors.As(err, &coded) && coded.exit == exitTimeout
 	switch {
-	case ctx.Err() != nil && errors.Is(context.Cause(ctx), errTimeout):
+	case late || ctx.Err() != nil && errors.Is(context.Cause(ctx), errTimeout):
 		return goesOn(fmt.Sprintf("no end after %s", w.timeout), exitTimeout)
 	case ctx.Err() != nil:
 		return goesOn("stopped waiting", exitInterrupted)

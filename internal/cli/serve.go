@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -13,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -29,6 +29,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/page"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -54,7 +55,7 @@ func newServe(a *app) *cobra.Command {
 		Use:   "serve",
 		Short: "Run the adapter: Meshery's gRPC service, and the xDS that proxies connect to",
 		Long: `Serve runs the adapter until it is interrupted. Meshery and the other commands talk to its gRPC address, plain Envoys
-connect to its xDS address, and /healthz and /readyz answer on its HTTP address.
+connect to its xDS address, and its HTTP address shows in a browser what runs where, and answers /healthz and /readyz.
 
 Every key of the configuration can be set in a file (--config), in the environment or by a flag; later ones win.
 What it keeps is in the state directory: an adapter that is started again on it goes on where it was.`,
@@ -131,20 +132,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		brokers = append(brokers, b)
 	}
 
-	// Secrets: from the configuration; Image Hub's key, unless one is configured, lives as long as the users it is for.
-	hubKey := rand.Text() + rand.Text()
-	if k := c.ImageHub.Key; k.Name != "" {
-		if hubKey, err = c.Secret(k.Name, k.Key); err != nil {
-			return err
-		}
-	}
-	secret := func(name, key string) (string, error) {
-		if name == "imagehub" && key == "token-key" { // as the limiter's document refers to it
-			return hubKey, nil
-		}
-		return c.Secret(name, key)
-	}
-
+	// Secrets: from the configuration, and what is kept is sealed with one of them.
 	sealKey := ""
 	if k := c.SealKey; k.Name != "" {
 		sealKey, err = c.Secret(k.Name, k.Key)
@@ -159,6 +147,17 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 
+	tokenKey, err := hubKey(ctx, c, kept.Records(), seal, component, log)
+	if err != nil {
+		return err
+	}
+	secret := func(name, key string) (string, error) {
+		if name == hubSecret && key == hubToken {
+			return tokenKey, nil
+		}
+		return c.Secret(name, key)
+	}
+
 	// Operations: over modules by digest and the backend of plain Envoy.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
@@ -168,7 +167,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	xdsOptions := xds.Options{Records: kept.Records(), Shared: kept.Shared(), Modules: kept.Blobs(), Log: log,
-		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, "envoy", l.Target, l.Proxy, l.Text) }}
+		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, l.Target, l.Proxy, l.Text) }}
 	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = xds.AdmitCertified
 	}
@@ -178,12 +177,12 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	defer envoys.Close()
 	limiter, _ := templates.ImageHubLimiter("envoy")
-	prepared, err := readPrepared(c.OperationsDir)
+	prepared, err := readPrepared(c.OperationsDir, log)
 	if err != nil {
 		return err
 	}
-	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(hubKey), log: log}
-	defer hubApp.Stop(context.WithoutCancel(ctx))
+	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(tokenKey), records: kept.Records(), record: "imagehub/runs/" + component, log: log}
+	defer hubApp.end(context.WithoutCancel(ctx))
 	runner, err = operation.NewRunner(operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
@@ -218,8 +217,16 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	grpcListener, xdsListener, httpListener := listeners[0], listeners[1], listeners[2]
 
-	// What proxies had before, they get again, before the first of them is answered.
-	if err := runner.Restore(ctx); err != nil {
+	// The page: what the runner and the backend say, and the hub's events.
+	view, err := page.New(page.Options{Groups: func() []page.Group { return pageGroups(envoys.Groups()) }, Chains: runner.List, Events: hub,
+		Version: build.Version, Component: component, Loopback: isLoopback(httpListener.Addr()), Log: log})
+	if err != nil {
+		closeAll(listeners[:])
+		return err
+	}
+
+	// What proxies had before, they get again, before the first of them is answered, and what they are in front of runs.
+	if err := errors.Join(runner.Restore(ctx), hubApp.Resume(ctx)); err != nil {
 		closeAll(listeners[:])
 		return err
 	}
@@ -243,7 +250,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	}
 	g.Go(func() error { return api.Serve(outlive, grpcListener) })
 	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys) })
-	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, log) })
+	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
 	g.Go(func() error {
 		<-running.Done()
 		ready.Store(false)
@@ -332,9 +339,24 @@ func ignoreStopped(err error) error {
 	return err
 }
 
-// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken).
-func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, log *slog.Logger) error {
+// pageGroups hands the backend's groups to the page.
+func pageGroups(groups []xds.GroupStatus) []page.Group {
+	all := make([]page.Group, len(groups))
+	for i, g := range groups {
+		all[i] = page.Group{Chain: g.Chain, Version: g.Version, Held: g.Held, Proxies: g.Proxies, Offered: g.Offered, OfferedProxies: g.OfferedProxies}
+	}
+	return all
+}
+
+func isLoopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken), and shows the page.
+func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, view http.Handler, log *slog.Logger) error {
 	mux := http.NewServeMux()
+	mux.Handle("/", view)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready.Load() {
@@ -358,16 +380,21 @@ func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, log *slo
 }
 
 // readPrepared reads the operations folder: every Filter document in it becomes an operation with the filter's name.
-func readPrepared(folder string) (map[string]string, error) {
+func readPrepared(folder string, log *slog.Logger) (map[string]string, error) {
 	prepared := map[string]string{}
 	if folder == "" {
 		return prepared, nil
 	}
-	files, err := filepath.Glob(filepath.Join(folder, "*.yaml"))
+	entries, err := os.ReadDir(folder)
 	if err != nil {
 		return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)
 	}
-	for _, file := range files {
+	for _, e := range entries {
+		file := filepath.Join(folder, e.Name())
+		if strings.HasPrefix(e.Name(), ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file)) {
+			log.Debug("a file in operationsDir is ignored: documents are in .yaml, .yml and .json", "file", file)
+			continue
+		}
 		body, err := readFile(file, filter.MaxBody)
 		if err != nil {
 			return nil, problem.InvalidConfiguration.New("operationsDir: %w", err)

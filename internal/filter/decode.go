@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -24,8 +25,12 @@ const (
 	// MaxDocuments bounds the documents in one body.
 	MaxDocuments = 1000
 
-	maxNodes = 200_000 // of one body after aliases are expanded, so that nested aliases cannot blow up
-	maxDepth = 100
+	maxNodes    = 200_000 // of one body after aliases are expanded, so that nested aliases cannot blow up
+	maxDepth    = 100
+	maxKey      = 1 << 10 // bytes
+	maxNumber   = 400     // characters: room for every float64 written out
+	maxText     = 2 << 20 // bytes of a body that are neither base64 nor white space
+	maxMistakes = 100     // a person reads ten
 )
 
 // Decode reads one document, several (---) or YAML lists of them. It is strict: unknown and repeated fields and wrong
@@ -43,6 +48,9 @@ func Read(body []byte, namespace string) ([]Filter, error) {
 	var filters []Filter
 	seen := map[Key]int{}
 	for i, d := range docs {
+		if len(mistakes) >= maxMistakes {
+			break
+		}
 		prefix := ""
 		if len(docs) > 1 {
 			prefix = fmt.Sprintf("documents[%d].", i)
@@ -68,17 +76,17 @@ func Read(body []byte, namespace string) ([]Filter, error) {
 	return filters, nil
 }
 
-// ReadKeys decodes documents of which only the identity counts, as for a removal: each may be a whole Filter or stop
-// after metadata.
+// ReadKeys decodes documents of which only the identity and the wait count, as for a removal: each may be a whole
+// Filter or stop after metadata.
 func ReadKeys(body []byte, namespace string) ([]Filter, error) {
 	docs, mistakes := decode(body)
 	var filters []Filter
 	for i, d := range docs {
+		if len(mistakes) >= maxMistakes {
+			break
+		}
 		f := d.Filter(namespace)
-		for _, m := range d.validate(f) {
-			if strings.HasPrefix(m.Path, "spec") {
-				continue
-			}
+		for _, m := range d.validateKey(f) {
 			if len(docs) > 1 {
 				m.Path = fmt.Sprintf("documents[%d].%s", i, m.Path)
 			}
@@ -103,43 +111,152 @@ func related(a, b string) bool {
 }
 
 func decode(body []byte) ([]Document, []problem.Field) {
-	d := &decoder{budget: maxNodes}
-	if len(body) > MaxBody {
-		d.fail("", nil, fmt.Sprintf("the body has %d bytes, more than the %d allowed", len(body), MaxBody), "send fewer documents at a time")
-		return nil, d.mistakes
-	}
+	d := newDecoder()
 	roots := d.roots(body)
 	if len(roots) == 0 && len(d.mistakes) == 0 {
-		d.fail("", nil, "there is no document in the body", "send a Filter document")
+		d.fail(nil, nil, "there is no document in the body", "send a Filter document")
 	}
 	docs := make([]Document, len(roots))
+	list := (*place)(nil).field("documents")
 	for i, n := range roots {
-		path := ""
+		var at *place
 		if len(roots) > 1 {
-			path = fmt.Sprintf("documents[%d]", i)
+			e := list.entry(i)
+			at = &e
 		}
-		d.into(n, reflect.ValueOf(&docs[i]).Elem(), path, "", 0)
+		d.into(n, reflect.ValueOf(&docs[i]).Elem(), at, "", 0)
 	}
 	return docs, d.mistakes
 }
 
-type decoder struct {
-	mistakes []problem.Field
-	budget   int
-	spent    bool
+const (
+	longRun = 40 // base64 characters in a row that are taken for a piece of a module
+
+	// Each node of a YAML tree is there because of one of these characters, and none brings more than three: a colon
+	// in a list makes a map, its key and its value; a ? or { does the same; a comma or a dash an entry, and a dash its
+	// list; --- and ... a document and its root. The rest decorates nodes, and is counted as it takes room, too.
+	// Letters, quotes, white space and all of base64 only lengthen the scalar that one of these began.
+	marks = "-?:,[{" + "." + "]}&*!#"
+)
+
+// The classes of a byte in refusal.
+const (
+	other byte = iota
+	mark
+	white
+	digit  // base64 that numbers are written in, too
+	letter // all other base64
+)
+
+// refusal looks at a body before the YAML parser builds its tree, which takes some 300 bytes for a mark of one byte.
+// It says what is wrong with a body that would take too much, or nothing.
+func refusal(body []byte) (cause, remedy string) {
+	if len(body) > MaxBody {
+		return fmt.Sprintf("the body has %d bytes, more than the %d allowed", len(body), MaxBody), "send fewer documents at a time"
+	}
+	if !utf8.Valid(body) {
+		return "it is not UTF-8", "save it as UTF-8"
+	}
+	classes := [256]byte{' ': white, '\t': white, '\r': white, '\n': white}
+	for c := range byte(128) {
+		switch {
+		case strings.IndexByte(marks, c) >= 0:
+			classes[c] = mark
+		case '0' <= c && c <= '9', c == 'e', c == 'E', c == '+':
+			classes[c] = digit
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '/', c == '=':
+			classes[c] = letter
+		}
+	}
+	nodes, text := 0, 0
+	run, word := 0, false // of base64; digits alone are a number, whose type YAML takes long to find
+	for i, c := range body {
+		class := classes[c]
+		if class >= digit {
+			run++
+			word = word || class == letter && run <= longRun
+			continue
+		}
+		if run < longRun || !word {
+			text += run
+		}
+		run, word = 0, false
+		switch class {
+		case mark:
+			nodes++
+			text++
+		case other:
+			text++
+			if c == '%' && startsLine(body[:i]) { // %TAG has one line lengthen every tag
+				return "a line starts with %, and YAML's directives are not supported", "leave it out"
+			}
+		}
+	}
+	if run < longRun || !word {
+		text += run
+	}
+	if nodes > maxNodes || text > maxText {
+		return "it has too many values or too much text beside its modules", "make the documents smaller, or send fewer at a time"
+	}
+	return "", ""
 }
 
-func (d *decoder) fail(path string, n *yaml.Node, cause, remedy string) {
+// startsLine says whether what follows before stands at the beginning of a line, as YAML counts lines.
+func startsLine(before []byte) bool {
+	r, size := utf8.DecodeLastRune(before)
+	return size == 0 || strings.ContainsRune("\n\r\u0085\u2028\u2029\ufeff", r)
+}
+
+// place is where a value stands in the body. A mistake makes a text of it; without one, no path is ever written.
+type place struct {
+	up    *place
+	key   string
+	index int // of a list's entry; -1 under a key
+}
+
+func (p *place) field(key string) place { return place{p, key, -1} }
+
+func (p *place) entry(i int) place { return place{p, "", i} }
+
+func (p *place) String() string {
+	switch {
+	case p == nil:
+		return ""
+	case p.index >= 0:
+		return fmt.Sprintf("%s[%d]", p.up, p.index)
+	case p.up == nil:
+		return clip(p.key)
+	default:
+		return p.up.String() + "." + clip(p.key)
+	}
+}
+
+type decoder struct {
+	mistakes []problem.Field
+	nodes    int  // that may still come
+	text     int  // bytes of scalars that may still come: an alias writes its anchor's again
+	spent    bool // nothing more is looked at
+}
+
+func newDecoder() *decoder { return &decoder{nodes: maxNodes, text: MaxBody} }
+
+func (d *decoder) fail(at *place, n *yaml.Node, cause, remedy string) {
+	if len(d.mistakes) == maxMistakes {
+		d.spent = true
+		return
+	}
 	if n != nil {
 		cause += fmt.Sprintf(" (line %d)", n.Line)
 	}
-	if len(d.mistakes) < 100 { // a person reads ten
-		d.mistakes = append(d.mistakes, problem.Field{Path: path, Cause: cause, Remedy: remedy})
-	}
+	d.mistakes = append(d.mistakes, problem.Field{Path: at.String(), Cause: cause, Remedy: remedy})
 }
 
 // roots finds the documents: each of a stream, or each entry of a list.
 func (d *decoder) roots(body []byte) []*yaml.Node {
+	if cause, remedy := refusal(body); cause != "" {
+		d.fail(nil, nil, cause, remedy)
+		return nil
+	}
 	var roots []*yaml.Node
 	for dec := yaml.NewDecoder(bytes.NewReader(body)); ; {
 		var n yaml.Node
@@ -148,7 +265,7 @@ func (d *decoder) roots(body []byte) []*yaml.Node {
 			return roots
 		}
 		if err != nil {
-			d.fail("", nil, "it is not YAML: "+strings.TrimPrefix(err.Error(), "yaml: "), "mind indentation and quotes")
+			d.fail(nil, nil, "it is not YAML: "+strings.TrimPrefix(err.Error(), "yaml: "), "mind indentation and quotes")
 			return nil
 		}
 		entries := n.Content
@@ -161,24 +278,26 @@ func (d *decoder) roots(body []byte) []*yaml.Node {
 			}
 		}
 		if len(roots) > MaxDocuments {
-			d.fail("", nil, fmt.Sprintf("there are more than %d documents", MaxDocuments), "send fewer at a time")
+			d.fail(nil, nil, fmt.Sprintf("there are more than %d documents", MaxDocuments), "send fewer at a time")
 			return nil
 		}
 	}
 }
 
-// enter follows aliases and counts; it returns nil where a limit is passed.
-func (d *decoder) enter(n *yaml.Node, path string, depth int) *yaml.Node {
+// enter follows aliases and counts; it returns nil where a limit is passed. A node pays for its children at once, as
+// room is made for all of them before the first is entered.
+func (d *decoder) enter(n *yaml.Node, at *place, depth int) *yaml.Node {
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	d.budget--
 	if d.spent {
 		return nil
 	}
-	if d.budget < 0 || depth > maxDepth {
+	d.nodes -= len(n.Content)
+	d.text -= len(n.Value)
+	if d.nodes < 0 || d.text < 0 || depth > maxDepth {
+		d.fail(at, n, "it is nested too deep, has too many values or, with its aliases written out, too much text", "make the document smaller")
 		d.spent = true
-		d.fail(path, n, "it is nested too deep or has too many values", "make the document smaller")
 		return nil
 	}
 	return n
@@ -190,8 +309,8 @@ var (
 )
 
 // into decodes a node into a field of a document; tag is the field's schema tag.
-func (d *decoder) into(n *yaml.Node, v reflect.Value, path, tag string, depth int) {
-	if n = d.enter(n, path, depth); n == nil {
+func (d *decoder) into(n *yaml.Node, v reflect.Value, at *place, tag string, depth int) {
+	if n = d.enter(n, at, depth); n == nil {
 		return
 	}
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
@@ -203,33 +322,34 @@ func (d *decoder) into(n *yaml.Node, v reflect.Value, path, tag string, depth in
 	}
 	expect := func(k yaml.Kind) bool {
 		if n.Kind != k {
-			d.fail(path, n, fmt.Sprintf("must be %s and is %s", nodeKinds[k], nodeKinds[n.Kind]), "")
+			d.fail(at, n, fmt.Sprintf("must be %s and is %s", nodeKinds[k], nodeKinds[n.Kind]), "")
 		}
 		return n.Kind == k
 	}
 	if v.Type() == valueType {
-		v.Set(reflect.ValueOf(Value{d.value(n, path, depth)}))
+		v.Set(reflect.ValueOf(Value{d.value(n, at, depth)}))
 		return
 	}
 	if t, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		if expect(yaml.ScalarNode) && t.UnmarshalText([]byte(n.Value)) != nil {
-			d.fail(path, n, fmt.Sprintf("%q is not a duration", n.Value), "write a number with a unit, such as 30s or 2m")
+			d.fail(at, n, fmt.Sprintf("%q is not a duration", clip(n.Value)), "write a number with a unit, such as 30s or 2m")
 		}
 		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
 		if expect(yaml.MappingNode) {
-			d.object(n, v, path, depth)
+			d.object(n, v, at, depth)
 		}
 	case reflect.Map: // map[string]string
 		if !expect(yaml.MappingNode) {
 			return
 		}
 		v.Set(reflect.MakeMap(v.Type()))
-		for key, val := range d.pairs(n, path) {
+		for key, val := range d.pairs(n, at) {
 			e := reflect.New(v.Type().Elem()).Elem()
-			d.into(val, e, path+"."+key, "", depth+1)
+			inner := at.field(key)
+			d.into(val, e, &inner, "", depth+1)
 			v.SetMapIndex(reflect.ValueOf(key), e)
 		}
 	case reflect.Slice:
@@ -238,26 +358,27 @@ func (d *decoder) into(n *yaml.Node, v reflect.Value, path, tag string, depth in
 		}
 		v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 		for i, e := range n.Content {
-			d.into(e, v.Index(i), fmt.Sprintf("%s[%d]", path, i), "", depth+1)
+			inner := at.entry(i)
+			d.into(e, v.Index(i), &inner, "", depth+1)
 		}
 	case reflect.String:
 		if !expect(yaml.ScalarNode) {
 			return
 		}
 		if n.Tag == "!!bool" {
-			d.fail(path, n, fmt.Sprintf("must be text, and %s without quotes is true or false", n.Value), "put it in quotes")
+			d.fail(at, n, fmt.Sprintf("must be text, and %s without quotes is true or false", clip(n.Value)), "put it in quotes")
 			return
 		}
 		if allowed := tagValue(tag, "enum"); allowed != "" && !slices.Contains(strings.Split(allowed, "|"), n.Value) {
-			d.fail(path, n, fmt.Sprintf("%q is not one of %s", n.Value, strings.ReplaceAll(allowed, "|", ", ")), "")
+			d.fail(at, n, fmt.Sprintf("%q is not one of %s", clip(n.Value), strings.ReplaceAll(allowed, "|", ", ")), "")
 			return
 		}
 		v.SetString(n.Value)
 	case reflect.Int:
 		var i int
 		if expect(yaml.ScalarNode) {
-			if n.Tag != "!!int" || n.Decode(&i) != nil {
-				d.fail(path, n, fmt.Sprintf("%q is not a whole number", n.Value), "")
+			if n.Tag != "!!int" || len(n.Value) > maxNumber || n.Decode(&i) != nil {
+				d.fail(at, n, fmt.Sprintf("%q is not a whole number", clip(n.Value)), "")
 				return
 			}
 			v.SetInt(int64(i))
@@ -265,7 +386,7 @@ func (d *decoder) into(n *yaml.Node, v reflect.Value, path, tag string, depth in
 	case reflect.Bool:
 		if expect(yaml.ScalarNode) {
 			if n.Tag != "!!bool" {
-				d.fail(path, n, fmt.Sprintf("%q is not true or false", n.Value), "")
+				d.fail(at, n, fmt.Sprintf("%q is not true or false", clip(n.Value)), "")
 				return
 			}
 			v.SetBool(n.Value == "true" || n.Value == "True" || n.Value == "TRUE")
@@ -275,7 +396,7 @@ func (d *decoder) into(n *yaml.Node, v reflect.Value, path, tag string, depth in
 	}
 }
 
-func (d *decoder) object(n *yaml.Node, v reflect.Value, path string, depth int) {
+func (d *decoder) object(n *yaml.Node, v reflect.Value, at *place, depth int) {
 	fields := map[string]reflect.StructField{}
 	var names []string
 	for _, f := range reflect.VisibleFields(v.Type()) {
@@ -283,32 +404,32 @@ func (d *decoder) object(n *yaml.Node, v reflect.Value, path string, depth int) 
 		fields[name] = f
 		names = append(names, name)
 	}
-	for key, val := range d.pairs(n, path) {
-		at := key
-		if path != "" {
-			at = path + "." + key
-		}
+	for key, val := range d.pairs(n, at) {
+		inner := at.field(key)
 		f, ok := fields[key]
 		if !ok {
-			d.fail(at, val, "there is no such field", suggest(key, names))
+			d.fail(&inner, val, "there is no such field", suggest(key, names))
 			continue
 		}
-		d.into(val, v.FieldByIndex(f.Index), at, f.Tag.Get("schema"), depth+1)
+		d.into(val, v.FieldByIndex(f.Index), &inner, f.Tag.Get("schema"), depth+1)
 	}
 }
 
-// pairs iterates over a map's entries and reports keys that are no text, or come twice.
-func (d *decoder) pairs(n *yaml.Node, path string) func(func(string, *yaml.Node) bool) {
+// pairs iterates over a map's entries and reports keys that are no text, too long, or come twice.
+func (d *decoder) pairs(n *yaml.Node, at *place) func(func(string, *yaml.Node) bool) {
 	return func(yield func(string, *yaml.Node) bool) {
 		seen := map[string]bool{}
-		for i := 0; i+1 < len(n.Content); i += 2 {
+		for i := 0; i+1 < len(n.Content) && !d.spent; i += 2 {
 			k := n.Content[i]
-			switch {
+			switch inner := at.field(k.Value); {
 			case k.Kind != yaml.ScalarNode || k.Tag == "!!merge":
-				d.fail(path, k, "a key must be plain text", "write the fields out; merge keys are not supported")
+				d.fail(at, k, "a key must be plain text", "write the fields out; merge keys are not supported")
+			case len(k.Value) > maxKey:
+				d.fail(&inner, k, fmt.Sprintf("a key has more than %d bytes", maxKey), "use a shorter one")
 			case seen[k.Value]:
-				d.fail(strings.TrimPrefix(path+"."+k.Value, "."), k, "the field is there twice", "keep one of them")
+				d.fail(&inner, k, "the field is there twice", "keep one of them")
 			default:
+				d.text -= len(k.Value)
 				seen[k.Value] = true
 				if !yield(k.Value, n.Content[i+1]) {
 					return
@@ -319,23 +440,29 @@ func (d *decoder) pairs(n *yaml.Node, path string) func(func(string, *yaml.Node)
 }
 
 // value decodes any YAML value into what encoding/json would give with UseNumber.
-func (d *decoder) value(n *yaml.Node, path string, depth int) any {
-	if n = d.enter(n, path, depth); n == nil {
+func (d *decoder) value(n *yaml.Node, at *place, depth int) any {
+	if n = d.enter(n, at, depth); n == nil {
 		return nil
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
 		m := map[string]any{}
-		for key, val := range d.pairs(n, path) {
-			m[key] = d.value(val, path+"."+key, depth+1)
+		for key, val := range d.pairs(n, at) {
+			inner := at.field(key)
+			m[key] = d.value(val, &inner, depth+1)
 		}
 		return m
 	case yaml.SequenceNode:
 		l := make([]any, len(n.Content))
 		for i, e := range n.Content {
-			l[i] = d.value(e, fmt.Sprintf("%s[%d]", path, i), depth+1)
+			inner := at.entry(i)
+			l[i] = d.value(e, &inner, depth+1)
 		}
 		return l
+	}
+	if (n.Tag == "!!int" || n.Tag == "!!float") && len(n.Value) > maxNumber {
+		d.fail(at, n, fmt.Sprintf("a number has more than %d characters", maxNumber), "put it in quotes")
+		return nil
 	}
 	switch n.Tag {
 	case "!!null":
@@ -357,7 +484,7 @@ func (d *decoder) value(n *yaml.Node, path string, depth int) any {
 	case "!!str", "!!timestamp":
 		return n.Value
 	}
-	d.fail(path, n, fmt.Sprintf("%q has no equivalent in JSON", n.Value), "put it in quotes")
+	d.fail(at, n, fmt.Sprintf("%q has no equivalent in JSON", clip(n.Value)), "put it in quotes")
 	return nil
 }
 

@@ -4,6 +4,7 @@ package filter
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -53,7 +54,7 @@ type Spec struct {
 	// RootID selects one of several filters in a module.
 	RootID string `json:"rootID,omitempty"`
 	// VMID names the sandbox. Filters with the same module and vmID share one, and its shared data (counters) outlives
-	// reconfiguration as long as the vmID stays. Default: namespace/name of the filter.
+	// reconfiguration as long as the vmID stays, and ends with the last filter of that vmID on a proxy. Default: namespace/name of the filter.
 	VMID string `json:"vmID,omitempty"`
 	// Config is handed to the filter: any YAML value, as JSON; a string is handed on verbatim. {$secret: {name, key}}
 	// stands for a value that is resolved when the filter is applied.
@@ -64,8 +65,9 @@ type Spec struct {
 	Phase Phase `json:"phase,omitempty" schema:"enum=authn|authz|stats"`
 	// Priority within the phase: higher runs first; equal ones run in the order of namespace/name. Default: 0.
 	Priority int `json:"priority,omitempty"`
-	// FailurePolicy says what happens to requests after the module crashed in a proxy. closed: 503 until the filter is
-	// applied anew. open: they pass unfiltered. reload: 503 for about a second, then a fresh sandbox filters again.
+	// FailurePolicy says what happens to requests after the module crashed in a proxy, until the filter is changed or
+	// removed and applied again. closed: 503. open: they pass unfiltered. reload: the next request gets a fresh sandbox;
+	// only a sandbox that crashes within a second after it was made is not replaced before that second is over.
 	FailurePolicy FailurePolicy `json:"failurePolicy,omitempty" schema:"enum=closed|open|reload,default=closed"`
 	// Wait says when the operation ends.
 	Wait Wait `json:"wait,omitzero"`
@@ -233,18 +235,27 @@ type Filter struct {
 	Spec   Spec              `json:"spec"`
 }
 
-// Source tells a person where the module came from: "builtin ratelimit", "https://…", "inline".
+// Source tells a person where the module came from: "builtin ratelimit", "https://…", "inline". Of an address it leaves
+// out credentials, query and fragment: a pre-signed one carries its secret there, and events, lists and logs show this.
 func (m Module) Source() string {
 	switch {
 	case m.Builtin != "":
 		return "builtin " + m.Builtin
 	case m.URL != "":
-		return m.URL
+		return publicURL(m.URL)
 	case m.File != "":
 		return m.File
 	default:
 		return "inline"
 	}
+}
+
+func publicURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Opaque != "" {
+		return "an address that cannot be read"
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }
 
 // ShortDigest is a digest's beginning, as events and tables show it.

@@ -12,6 +12,8 @@ import (
 // KindUndo heads a document that brings a filter back to what it was.
 const KindUndo = "Undo"
 
+const maxUndo = 64 << 10 // bytes of a body that may be one
+
 // Undo is such a document.
 type Undo struct {
 	// Version of the schema: filters.meshery.io/v1alpha1.
@@ -44,26 +46,27 @@ func (u Undo) Body() (string, error) {
 
 // ReadUndo reads the one Undo of a body. A body whose first document is of another kind is none, and no error.
 func ReadUndo(body []byte, namespace string) (u Undo, found bool, err error) {
-	if len(body) > MaxBody {
-		return u, false, nil // Read reports it
+	if len(body) > maxUndo { // a module is in it, which need not be parsed twice
+		return u, false, nil
 	}
-	d := &decoder{budget: maxNodes}
+	d := newDecoder()
 	roots := d.roots(body)
 	if len(roots) == 0 || kindOf(roots[0]) != KindUndo {
 		return u, false, nil
 	}
-	d.into(roots[0], reflect.ValueOf(&u).Elem(), "", "", 0)
+	d.into(roots[0], reflect.ValueOf(&u).Elem(), nil, "", 0)
+	fail := failures(&d.mistakes)
 	if len(roots) > 1 {
-		d.fail("", roots[1], "an Undo stands alone, and there are more documents", "send one at a time")
+		d.fail(nil, roots[1], "an Undo stands alone, and there are more documents", "send one at a time")
 	}
 	if u.APIVersion != APIVersion {
-		d.fail("apiVersion", nil, "it is not a version of this schema", "write "+APIVersion)
+		fail("apiVersion", "write "+APIVersion, "it is not a version of this schema")
 	}
 	if k := u.Key(namespace); !IsDNSLabel(k.Name) || !IsDNSLabel(k.Namespace) {
-		d.fail("metadata", nil, "it does not name a filter", "write the name and the namespace of one, in lower-case letters, digits and dashes")
+		fail("metadata", "write the name and the namespace of one, in lower-case letters, digits and dashes", "it does not name a filter")
 	}
 	if u.Spec.Revision < 0 {
-		d.fail("spec.revision", nil, "it is not a revision", "write one that the filter's history has")
+		fail("spec.revision", "write one that the filter's history has", "it is not a revision")
 	}
 	return u, true, problem.InvalidDocument.WithFields("", d.mistakes)
 }

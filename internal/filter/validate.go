@@ -61,28 +61,31 @@ func (f Filter) Document() Document {
 
 // Bytes gives the bytes of an inline module.
 func (m Module) Bytes() ([]byte, error) {
-	b, err := base64.StdEncoding.DecodeString(strings.Map(func(r rune) rune {
-		if strings.ContainsRune(" \t\r\n", r) {
-			return -1
-		}
-		return r
-	}, m.Inline))
+	text := strings.ReplaceAll(strings.ReplaceAll(m.Inline, " ", ""), "\t", "") // the decoder skips line breaks itself
+	b, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		return nil, fmt.Errorf("module.inline is not base64: %w", err)
 	}
 	return b, nil
 }
 
-// validate lists every mistake of the document, whose Filter is f.
-func (d Document) validate(f Filter) (mistakes []problem.Field) {
-	fail := func(path, remedy, cause string, args ...any) {
-		mistakes = append(mistakes, problem.Field{Path: path, Cause: fmt.Sprintf(cause, args...), Remedy: remedy})
+// failures collects mistakes up to maxMistakes.
+func failures(mistakes *[]problem.Field) failFunc {
+	return func(path, remedy, cause string, args ...any) {
+		if len(*mistakes) < maxMistakes {
+			*mistakes = append(*mistakes, problem.Field{Path: path, Cause: fmt.Sprintf(cause, args...), Remedy: remedy})
+		}
 	}
+}
+
+// validateKey lists the mistakes in what a removal reads of the document, whose Filter is f.
+func (d Document) validateKey(f Filter) (mistakes []problem.Field) {
+	fail := failures(&mistakes)
 	if d.APIVersion != APIVersion {
-		fail("apiVersion", "write "+APIVersion, "%q is not a version of this schema", d.APIVersion)
+		fail("apiVersion", "write "+APIVersion, "%q is not a version of this schema", clip(d.APIVersion))
 	}
 	if d.Kind != Kind {
-		fail("kind", "write "+Kind, "%q is not a kind of document that the adapter takes", d.Kind)
+		fail("kind", "write "+Kind, "%q is not a kind of document that the adapter takes", clip(d.Kind))
 	}
 	const labelRule = "use at most 63 lower-case letters, digits and dashes, with a letter or digit at both ends"
 	if f.Key.Name == "" {
@@ -93,16 +96,19 @@ func (d Document) validate(f Filter) (mistakes []problem.Field) {
 	if !IsDNSLabel(f.Key.Namespace) {
 		fail("metadata.namespace", labelRule, "%q is not a DNS label", clip(f.Key.Namespace))
 	}
-	labels := func(path string, m map[string]string) {
-		for k, v := range m {
-			if !labelKey.MatchString(k) || !labelText.MatchString(v) {
-				fail(path+"."+clip(k), "keys and values have at most 63 letters, digits, dots, dashes and underscores", "%q is not a label", clip(k+"="+v))
-			}
-		}
+	validateLabels("metadata.labels", f.Labels, fail)
+	if t := time.Duration(f.Spec.Wait.Timeout); t < 0 || t > time.Hour {
+		fail("spec.wait.timeout", "use more than 0s and at most 1h", "%s is out of range", t)
 	}
-	labels("metadata.labels", f.Labels)
+	return mistakes
+}
+
+// validate lists the mistakes of the document, whose Filter is f.
+func (d Document) validate(f Filter) []problem.Field {
+	mistakes := d.validateKey(f)
+	fail := failures(&mistakes)
 	s := f.Spec
-	validateTarget(s.Target, labels, fail)
+	validateTarget(s.Target, fail)
 	seenPorts := map[int]bool{}
 	for i, p := range s.Match.Ports {
 		if p < 1 || p > 65535 || seenPorts[p] {
@@ -121,21 +127,28 @@ func (d Document) validate(f Filter) (mistakes []problem.Field) {
 			fail(p, "use at most 253 printable ASCII characters", "it is too long or has other characters")
 		}
 	}
-	badSecrets("spec.config", s.Config.V, func(p, cause string) { fail(p, cause, "$secret is not written right") })
+	spec := (*place)(nil).field("spec")
+	config := spec.field("config")
+	badSecrets(&config, s.Config.V, func(p, cause string) { fail(p, cause, "$secret is not written right") })
 	validateEnvironment(s.Environment, fail)
 	if s.Priority < -1<<31 || s.Priority > 1<<31-1 {
 		fail("spec.priority", "use a number of 32 bits", "%d is out of range", s.Priority)
-	}
-	if t := time.Duration(s.Wait.Timeout); t < 0 || t > time.Hour {
-		fail("spec.wait.timeout", "use more than 0s and at most 1h", "%s is out of range", t)
 	}
 	return mistakes
 }
 
 type failFunc func(path, remedy, cause string, args ...any)
 
-func validateTarget(t Target, labels func(string, map[string]string), fail failFunc) {
-	labels("spec.target.labels", t.Labels)
+func validateLabels(path string, labels map[string]string, fail failFunc) {
+	for k, v := range labels {
+		if !labelKey.MatchString(k) || !labelText.MatchString(v) {
+			fail(path+"."+clip(k), "keys and values have at most 63 letters, digits, dots, dashes and underscores", "%q is not a label", clip(k+"="+v))
+		}
+	}
+}
+
+func validateTarget(t Target, fail failFunc) {
+	validateLabels("spec.target.labels", t.Labels, fail)
 	if t.Namespace != "" && !IsDNSLabel(t.Namespace) {
 		fail("spec.target.namespace", "use the namespace's name", "%q is not a DNS label", clip(t.Namespace))
 	}
@@ -255,10 +268,10 @@ func validateEnvironment(env []EnvVar, fail failFunc) {
 
 // clip keeps what a user wrote short enough to read in a message.
 func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
+	if len(s) <= 80 {
+		return s
 	}
-	return s
+	return strings.ToValidUTF8(s[:80], "") + "…" // a character may have been cut
 }
 
 func firstOf[T comparable](values ...T) T {

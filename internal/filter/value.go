@@ -136,19 +136,21 @@ func asSecret(m map[string]any) (ref SecretRef, ok bool, mistake string) {
 }
 
 // badSecrets calls report for each map in v that has $secret and is no reference.
-func badSecrets(path string, v any, report func(path, cause string)) {
+func badSecrets(at *place, v any, report func(path, cause string)) {
 	switch t := v.(type) {
 	case []any:
 		for i, e := range t {
-			badSecrets(fmt.Sprintf("%s[%d]", path, i), e, report)
+			inner := at.entry(i)
+			badSecrets(&inner, e, report)
 		}
 	case map[string]any:
 		if _, _, mistake := asSecret(t); mistake != "" {
-			report(path, mistake)
+			report(at.String(), mistake)
 			return
 		}
 		for k, e := range t {
-			badSecrets(path+"."+k, e, report)
+			inner := at.field(k)
+			badSecrets(&inner, e, report)
 		}
 	}
 }

@@ -1,6 +1,6 @@
-// Package imagehub is the API of Image Hub, Meshery's sample application: people sign up with a plan, log in, and pull
-// images. Its routes, methods and JSON fields are those of the public Image Hub, so that its clients work unchanged
-// but for one thing: an upgrade has to be asked for with a token or a password.
+// Package imagehub is Image Hub, Meshery's sample application: an API with which people sign up with a plan, log in, and
+// pull images, and a page at / that uses it. Routes, methods and JSON fields of the API are those of the public Image
+// Hub, so that its clients work unchanged but for one thing: an upgrade has to be asked for with a token or a password.
 //
 // What it does not do:
 //   - It keeps users in memory only, as befits a sample: a restart forgets them all.
@@ -67,7 +67,7 @@ type Options struct {
 	Cost int
 }
 
-// App is Image Hub's API as an http.Handler. It is safe for concurrent use.
+// App is Image Hub's API and page as an http.Handler. It is safe for concurrent use.
 type App struct {
 	mux    *http.ServeMux
 	log    *slog.Logger
@@ -137,15 +137,18 @@ func New(o Options) (*App, error) {
 	a.handle("/upgrade", a.upgrade, http.MethodPost)
 	a.handle("/pull", a.pull, http.MethodGet, http.MethodHead, http.MethodPost)
 	a.handle("/healthz", healthz, http.MethodGet, http.MethodHead)
+	if err := a.pages(); err != nil {
+		return nil, err
+	}
 	a.mux.HandleFunc("/", notFound)
 	return a, nil
 }
 
-// ServeHTTP answers one request of the API.
+// ServeHTTP answers one request of the API or the page.
 func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	h := w.Header()
-	// The page may be served from another address than the API. Tokens travel in a header that pages set themselves,
+	// A client's page may be served from another address than the API. Tokens travel in a header that pages set themselves,
 	// never in a cookie, so this opens nothing to a foreign page.
 	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Cache-Control", "no-store")
@@ -203,7 +206,7 @@ func (a *App) handle(path string, h http.HandlerFunc, methods ...string) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		refuse(w, http.StatusMethodNotAllowed, Mistake{"method", path + " does not answer " + r.Method, "use one of " + allow})
+		refuse(w, http.StatusMethodNotAllowed, Mistake{"method", r.URL.Path + " does not answer " + r.Method, "use one of " + allow})
 	})
 }
 

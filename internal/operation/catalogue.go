@@ -124,6 +124,7 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 		return nil, err
 	}
 	var mistakes []problem.Field
+	onTarget := map[string]int{}
 	for i, f := range filters {
 		if f.Spec.Mesh == "auto" {
 			if len(kubeconfigs) > 0 {
@@ -158,6 +159,12 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 				Remedy: "use https:// with sha256, or module.inline"})
 		}
 		filters[i] = f
+		onTarget[f.Spec.Target.String()]++
+	}
+	for target, n := range onTarget {
+		if n > maxChain {
+			return nil, tooMany(target, n)
+		}
 	}
 	return filters, problem.InvalidDocument.WithFields("", mistakes)
 }

@@ -40,30 +40,44 @@ func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter
 	return p, nil
 }
 
-func (r *Runner) lookup(ref filter.SecretRef) (string, error) { return r.Secret(ref.Name, ref.Key) }
-
-// redactor hides the values of every secret that the chains refer to.
-func (r *Runner) redactor(chains ...filter.Chain) func(string) string {
-	var values []string
-	for _, c := range chains {
-		for _, ref := range c.Secrets() {
-			if v, err := r.lookup(ref); err == nil && v != "" {
-				values = append(values, v)
-				// A proxy quotes the configuration as it got it, which is JSON.
-				if quoted := (filter.Value{V: v}).JSON(); quoted != v {
-					values = append(values, quoted)
-				}
-			}
+// lookup resolves a secret, and remembers its value so that it can be hidden wherever a proxy or a filter quotes it.
+func (r *Runner) lookup(ref filter.SecretRef) (string, error) {
+	v, err := r.Secret(ref.Name, ref.Key)
+	if err != nil || len(v) < leastHidden {
+		return v, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// A proxy quotes the configuration as it got it, which is JSON.
+	for _, form := range []string{v, (filter.Value{V: v}).JSON()} {
+		if !slices.Contains(r.secrets, form) {
+			r.secrets = append(r.secrets, form)
 		}
 	}
+	if over := len(r.secrets) - rememberedSecrets; over > 0 {
+		r.secrets = slices.Delete(r.secrets, 0, over)
+	}
+	return v, nil
+}
+
+const (
+	// leastHidden is the length in bytes from which a secret is hidden: a shorter one would garble every text.
+	leastHidden = 4
+	// rememberedSecrets bounds the values that are hidden, old ones of rotated secrets included.
+	rememberedSecrets = 2000
+)
+
+// redact hides every secret that was resolved.
+func (r *Runner) redact(text string) string {
+	r.mu.Lock()
+	values := slices.Clone(r.secrets)
+	r.mu.Unlock()
 	// The longest first, so that a value that contains another is hidden whole.
 	slices.SortFunc(values, func(a, b string) int { return len(b) - len(a) })
-	return func(text string) string {
-		for _, v := range values {
-			text = strings.ReplaceAll(text, v, "[redacted]")
-		}
-		return text
+	for _, v := range values {
+		text = strings.ReplaceAll(text, v, "[redacted]")
 	}
+	return text
 }
 
 // patience is how long an operation waits, and for what.
@@ -88,51 +102,83 @@ func of(filters []filter.Filter) patience {
 	return p
 }
 
-// change makes next hold where prev does, proves it, and returns "2 of 2 proxies". subject is what the events are
-// about, without being a sentence: "shop/rate-limit (sha256 3f2a…)". When a proxy rejects the chain, prev holds again.
-func (r *Runner) change(ctx context.Context, s *story, b Backend, prev, next filter.Chain, subject string, pt patience) (proven string, unchanged bool, err error) {
-	old, oldErr := r.plan(ctx, b, prev)
+// edit is what an operation changes on one target, and how its events speak of that.
+type edit struct {
+	subject string       // "shop/rate-limit (sha256 3f2a…)"
+	touched []filter.Key // the filters it applies
+	removal bool
+}
+
+// on names the edit with its target.
+func (e edit) on(t filter.Target) string {
+	if e.removal {
+		return fmt.Sprintf("the removal of %s from %s", e.subject, t)
+	}
+	return fmt.Sprintf("%s on %s", e.subject, t)
+}
+
+// progress tells how far the proxies are.
+func (e edit) progress(l plan.Loaded) string {
+	if e.removal {
+		return fmt.Sprintf("%s have let go of %s", l, e.subject)
+	}
+	return fmt.Sprintf("%s run %s", l, e.subject)
+}
+
+// maxChain bounds the filters of one target: each costs every proxy memory, and every request time.
+const maxChain = 100
+
+func tooMany(target string, n int) error {
+	return problem.NotSupported.New("%s would have %d filters, and %d is the most", target, n, maxChain)
+}
+
+// change makes next hold where prev does, and proves it. When a proxy rejects it, or nothing is proved, prev holds again.
+func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan, next filter.Chain, e edit, pt patience) (l plan.Loaded, unchanged bool, err error) {
+	target := next.Target
+	if n := len(next.Filters); n > maxChain && n > len(prev.Chain.Filters) {
+		return l, false, tooMany(target.String(), n)
+	}
 	p, err := r.plan(ctx, b, next)
 	if err != nil {
-		return "", false, err
+		return l, false, err
 	}
 	p.Rollout = pt.rollout
-	s.redact = r.redactor(prev, next)
-	for _, l := range p.Losses {
-		if _, had := prev.Find(l.Filter); !had || !slices.ContainsFunc(old.Losses, func(o plan.Loss) bool { return o == l }) {
-			s.warn(problem.FieldLost.New("%s", l))
+	for _, loss := range p.Losses {
+		if slices.Contains(e.touched, loss.Filter) {
+			s.warn(problem.FieldLost.New("%s", loss))
 		}
 	}
-	unchanged = oldErr == nil && old.Version == p.Version
+	unchanged = prev.Version == p.Version
 	if err := s.holds(ctx); err != nil {
-		return "", false, err
+		return l, false, err
 	}
 	if _, err := b.Apply(ctx, p); err != nil {
-		return "", false, fmt.Errorf("offer the chain to %s: %w", next.Target, err)
+		return l, false, fmt.Errorf("offer the chain to %s: %w", target, err)
 	}
-	l, err := r.await(ctx, s, b, p, subject, pt)
+	l, err = r.await(ctx, s, b, p, e, pt)
 	switch {
-	case errors.Is(err, problem.ProxyRejected), errors.Is(err, errWithdraw):
-		return "", false, r.takeBack(ctx, b, old, oldErr, err)
 	case errors.Is(err, problem.ProxyTimeout):
 		// It stays offered: whoever answers later runs what was asked for.
 		if cerr := s.commit(context.WithoutCancel(ctx), b, p); cerr != nil {
-			err = errors.Join(err, cerr)
+			err = r.takeBack(ctx, b, p, fmt.Errorf("%w\nIt does not stay offered, since it could not be kept: %w", err, cerr))
 		}
-		return "", false, err
-	case err != nil: // cut off: nothing is proved, so what was proved before holds
-		return "", false, r.takeBack(context.WithoutCancel(ctx), b, old, oldErr, err)
+		return l, false, err
+	case err != nil: // rejected or cut off: what was proved before holds
+		return l, false, r.takeBack(context.WithoutCancel(ctx), b, p, err)
 	}
 	if err := s.commit(ctx, b, p); err != nil {
-		return "", false, r.takeBack(context.WithoutCancel(ctx), b, old, oldErr, fmt.Errorf("keep the chain of %s: %w", next.Target, err))
+		return l, false, r.takeBack(context.WithoutCancel(ctx), b, p, fmt.Errorf("keep the chain of %s: %w", target, err))
+	}
+	if gone := l.In(plan.Gone); len(gone) > 0 {
+		s.warn(problem.ProxyLeft.New("%s left meanwhile and did not confirm %s", plan.Names(gone), e.on(target)))
 	}
 	switch {
-	case l.Expected() == 0 && len(next.Filters) > 0:
-		s.warn(problem.NoProxy.New("%s waits for the first proxy of %s", subject, next.Target))
+	case l.Expected() == 0 && !e.removal:
+		s.warn(problem.NoProxy.New("%s waits for the first proxy of %s", e.subject, target))
 	case l.Count(plan.Running) < l.Expected():
-		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, next.Target))
+		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, target))
 	}
-	return l.String(), unchanged, nil
+	return l, unchanged, nil
 }
 
 // commit makes the plan hold, unless another adapter has the operation.
@@ -143,46 +189,49 @@ func (s *story) commit(ctx context.Context, b Backend, p plan.Plan) error {
 	return b.Commit(ctx, p)
 }
 
-// errWithdraw marks a timeout after which nothing should stay offered.
-var errWithdraw = errors.New("withdrawn")
-
 // settle bounds how long a failed operation waits for proxies to confirm that they have the old chain.
 const settle = 2 * time.Second
 
-// takeBack offers the old chain again, waits until it is proved to hold, and adds to why how that went.
-func (r *Runner) takeBack(ctx context.Context, b Backend, old plan.Plan, oldErr, why error) error {
-	err := oldErr
-	if err == nil {
-		old.Rollout = filter.RolloutAll
-		_, err = b.Apply(ctx, old)
-	}
+// takeBack takes the offer of a plan back, waits until the old chain is proved to hold, and adds to why how that went.
+func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why error) error {
 	p := *problem.Of(why)
-	if err != nil {
-		p.Details += fmt.Sprintf("\nThe chain that %s had before could not be put back; its proxies keep what they accepted last, and applying the filter again finishes it: %v", old.Chain.Target, err)
-		p.Err = errors.Join(why, err)
+	p.Err = why
+	target := offered.Chain.Target
+	committed, err := b.Revert(ctx, target)
+	switch {
+	case err != nil:
+		p.Details += fmt.Sprintf("\nThe offer to %s could not be taken back, so its proxies may take it still: %v", target, err)
+		return &p
+	case committed.Version == offered.Version:
+		p.Details += "\nIt is the chain that these proxies should run already; each keeps what it accepted last."
+		return &p
+	case committed.Version == "":
+		p.Details += "\nThe offer was taken back; each proxy keeps what it accepted last."
 		return &p
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	var l plan.Loaded
-	for l, err = range b.Loaded(ctx, old) {
+	for l, err = range b.Loaded(ctx, committed) {
 		if err != nil || l.Count(plan.Running) == l.Expected() {
 			break
 		}
 	}
-	if behind := l.In(plan.Waiting); len(behind) > 0 {
-		p.Details += fmt.Sprintf("\nThe chain that worked before is offered again, and not yet confirmed by %s.", plan.Names(behind))
-	} else {
+	switch behind := slices.Concat(l.In(plan.Waiting), l.In(plan.Rejected)); {
+	case len(behind) > 0:
+		p.Details += fmt.Sprintf("\nThe chain that held before is offered again, and not yet confirmed by %s.", plan.Names(behind))
+	case l.Expected() == 0:
+		p.Details += "\nThe offer was taken back."
+	default:
 		p.Details += "\nThe chain that worked before is in place again."
 	}
 	return &p
 }
 
 // await watches the proxies until the wait is met.
-func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, subject string, pt patience) (plan.Loaded, error) {
+func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, e edit, pt patience) (last plan.Loaded, err error) {
 	wctx, cancel := context.WithTimeout(ctx, time.Duration(pt.wait.Timeout))
 	defer cancel()
-	var last plan.Loaded
 	told := 0
 	target := p.Chain.Target
 	for l, err := range b.Loaded(wctx, p) {
@@ -194,16 +243,21 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, su
 		}
 		last = l
 		running, expected := l.Count(plan.Running), l.Expected()
-		if rejected := l.In(plan.Rejected); len(rejected) > 0 {
-			return l, problem.ProxyRejected.New("%s on %s, by proxy %s\nProxy %s says: %s",
-				subject, target, plan.Names(rejected), rejected[0].ID, rejected[0].Detail)
+		rejected, held, gone := l.In(plan.Rejected), l.In(plan.Held), l.In(plan.Gone)
+		switch {
+		case len(rejected) > 0:
+			return l, problem.ProxyRejected.New("%s, by proxy %s\nProxy %s says: %s", e.on(target), plan.Names(rejected), rejected[0].ID, rejected[0].Detail)
+		case len(gone) > 0 && running == 0 && len(l.In(plan.Waiting)) == 0:
+			// Either all have left, or the one that was to try it first.
+			return l, problem.ProxyLeft.New("%s: proxy %s left before it confirmed it", e.on(target), plan.Names(gone))
 		}
 		// Humans read ten lines, not a thousand: of a large group only each tenth of it is told.
 		if running > told && running < expected && (expected <= 10 || told == 0 || running-told >= expected/10) {
 			told = running
-			s.info(fmt.Sprintf("%s run %s", l, subject), fmt.Sprintf("on %s, chain version %s", target, p.Version))
+			s.info(e.progress(l), fmt.Sprintf("on %s, chain version %s", target, p.Version))
 		}
-		if running == expected || pt.wait.For == filter.WaitNone || pt.wait.For == filter.WaitSome && running > 0 {
+		// Whoever does not wait still has one proxy try it before all get it.
+		if running == expected || pt.wait.For == filter.WaitNone && len(held) == 0 || pt.wait.For == filter.WaitSome && running > 0 {
 			return l, nil
 		}
 	}
@@ -212,11 +266,10 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, su
 	}
 	waiting, held := last.In(plan.Waiting), last.In(plan.Held)
 	if len(held) > 0 {
-		return last, fmt.Errorf("%w: %w", errWithdraw, problem.ProxyTimeout.New(
-			"%s on %s: proxy %s, which was to try it first, did not answer within %s\nThe offer was taken back; %d others were not asked.",
-			subject, target, plan.Names(waiting), pt.wait.Timeout, len(held)))
+		return last, problem.CanarySilent.New("%s: no answer from proxy %s within %s; %d more were not asked",
+			e.on(target), plan.Names(waiting), pt.wait.Timeout, len(held))
 	}
-	return last, problem.ProxyTimeout.New("%s on %s: %s run it after %s; no answer from %s", subject, target, last, pt.wait.Timeout, plan.Names(waiting))
+	return last, problem.ProxyTimeout.New("%s: %s after %s; no answer from %s", e.on(target), last, pt.wait.Timeout, plan.Names(waiting))
 }
 
 // backend finds the backend of a mesh.

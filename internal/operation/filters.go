@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/wasm"
 )
@@ -100,8 +101,6 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 	if err != nil {
 		return f, named(f, err)
 	}
-	alone := filter.Chain{Filters: []filter.Filter{f}}
-	s.redact = r.redactor(alone)
 	options := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(resolved.Spec.Config.Text()), Environment: map[string]string{}}
 	for _, e := range resolved.Spec.Environment {
 		if e.Value != nil {
@@ -136,58 +135,81 @@ func describe(filters []filter.Filter) string {
 	for _, f := range filters {
 		names = append(names, fmt.Sprintf("%s (sha256 %s…)", f.Key, filter.ShortDigest(f.Spec.Module.SHA256)))
 	}
+	return listed(names)
+}
+
+// listed joins names; of many it gives ten, and counts the others.
+func listed(names []string) string {
+	const most = 10
+	if more := len(names) - most; more > 1 {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", more)
+	}
 	return strings.Join(names, ", ")
 }
 
 // applyTo brings filters to their one target in one change, then takes them from targets they stood on before.
 func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters []filter.Filter) (outcome, error) {
-	first := filters[0].Spec
-	b, err := r.backend(first.Mesh)
+	target := filters[0].Spec.Target
+	b, err := r.backend(filters[0].Spec.Mesh)
 	if err != nil {
 		return outcome{}, err
 	}
-	var keys []filter.Key
+	e := edit{subject: describe(filters)}
 	for _, f := range filters {
-		keys = append(keys, f.Key)
+		e.touched = append(e.touched, f.Key)
 	}
-	subject, pt := describe(filters), of(filters)
-	proven, unchanged, next, err := func() (string, bool, filter.Chain, error) {
+	pt := of(filters)
+	var next filter.Chain
+	l, unchanged, err := func() (plan.Loaded, bool, error) {
 		defer r.lock(chainID)()
-		prev, err := b.Chain(ctx, first.Target)
+		prev, err := b.Committed(ctx, target)
 		if err != nil {
-			return "", false, prev, fmt.Errorf("read the chain of %s: %w", first.Target, err)
+			return plan.Loaded{}, false, fmt.Errorf("read the chain of %s: %w", target, err)
 		}
-		next := prev
+		next = prev.Chain
 		for _, f := range filters {
 			next = next.With(f)
 		}
-		proven, unchanged, err := r.change(ctx, s, b, prev, next, subject, pt)
-		return proven, unchanged, next, err
+		return r.change(ctx, s, b, prev, next, e, pt)
 	}()
-	if err != nil {
+	if err != nil && !errors.Is(err, problem.ProxyTimeout) {
 		return outcome{}, err
 	}
-	moved, err := r.holding(ctx, keys...)
-	if err != nil {
-		return outcome{}, err
+	moved, herr := r.holding(ctx, e.touched...)
+	if herr != nil {
+		return outcome{}, errors.Join(err, herr)
 	}
 	for _, c := range moved {
 		if c.ID() == chainID {
 			continue
 		}
-		o, err := r.takeFrom(ctx, s, c, keys, pt)
-		if err != nil {
+		unmoved := func(err error) (outcome, error) {
 			p := *problem.Of(err)
-			p.Details += fmt.Sprintf("\n%s runs on %s now and is on %s still; applying it again finishes the move.", subject, first.Target, c.Target)
+			p.Details += fmt.Sprintf("\n%s is on %s now and is on %s still; applying it again finishes the move.", e.subject, target, c.Target)
 			return outcome{}, &p
 		}
-		s.info(o.line, "it moved to "+first.Target.String())
+		if err != nil { // the new target is not proved to have it
+			return unmoved(err)
+		}
+		o, err := r.takeFrom(ctx, s, c, e.touched, pt)
+		if err != nil {
+			return unmoved(err)
+		}
+		s.info(o.line, "it moved to "+target.String())
+	}
+	if err != nil {
+		return outcome{}, err
 	}
 	verb := "runs on"
-	if unchanged {
+	switch {
+	case l.Expected() == 0:
+		verb = "is kept for"
+	case l.Count(plan.Running) == 0:
+		verb = "is offered to"
+	case unchanged:
 		verb = "is unchanged and runs on"
 	}
-	return outcome{fmt.Sprintf("%s %s %s (%s)", subject, verb, first.Target, proven), meets(next)}, nil
+	return outcome{fmt.Sprintf("%s %s %s (%s)", e.subject, verb, target, l), meets(next)}, nil
 }
 
 // meets tells what requests go through on a target.
@@ -195,7 +217,7 @@ func meets(c filter.Chain) string {
 	if len(c.Filters) == 0 {
 		return "no filter is left there"
 	}
-	return "requests meet " + strings.Join(c.Names(), ", ")
+	return "requests meet " + listed(c.Names())
 }
 
 // takeFrom removes filters from one chain.
@@ -205,22 +227,22 @@ func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys
 		return outcome{}, err
 	}
 	defer r.lock(held.ID())()
-	prev, err := b.Chain(ctx, held.Target)
+	prev, err := b.Committed(ctx, held.Target)
 	if err != nil {
 		return outcome{}, fmt.Errorf("read the chain of %s: %w", held.Target, err)
 	}
-	next, names := prev, []string{}
+	next, names := prev.Chain, []string{}
 	for _, k := range keys {
 		if _, ok := next.Find(k); ok {
 			next, names = next.Without(k), append(names, k.String())
 		}
 	}
-	subject := strings.Join(names, ", ")
-	proven, _, err := r.change(ctx, s, b, prev, next, "without "+subject, pt)
+	e := edit{subject: listed(names), removal: true}
+	l, _, err := r.change(ctx, s, b, prev, next, e, pt)
 	if err != nil {
 		return outcome{}, err
 	}
-	return outcome{fmt.Sprintf("%s removed from %s (%s)", subject, held.Target, proven), meets(next)}, nil
+	return outcome{fmt.Sprintf("%s removed from %s (%s)", e.subject, held.Target, l), meets(next)}, nil
 }
 
 // remove takes filters away wherever they stand.
@@ -296,7 +318,7 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 			names = append(names, fmt.Sprintf("%s (%s, sha256 %s…)", f.Key, f.Spec.Module.Source(), filter.ShortDigest(f.Spec.Module.SHA256)))
 		}
 		line := fmt.Sprintf("%s: %s run version %s", st.Chain.Target, st.Loaded, st.Version)
-		detail := "requests meet " + strings.Join(names, ", ")
+		detail := "requests meet " + listed(names)
 		drift := map[string][]string{}
 		for _, p := range st.Loaded.Proxies {
 			if p.State != "running" {
@@ -305,7 +327,7 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 		}
 		lines = append(lines, line)
 		if st.Problem != "" {
-			drift["cannot be planned"] = []string{st.Problem}
+			drift["not served"] = []string{st.Problem}
 		}
 		if len(drift) == 0 {
 			s.info(line, detail)
@@ -313,14 +335,18 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 		}
 		drifted++
 		for _, state := range slices.Sorted(maps.Keys(drift)) {
-			detail += fmt.Sprintf("\n%s: %s", state, strings.Join(drift[state], ", "))
+			detail += fmt.Sprintf("\n%s: %s", state, listed(drift[state]))
 		}
 		s.warn(problem.Drift.New("%s\n%s", line, detail))
 	}
 	if len(lines) == 0 {
 		return "No filter is applied", "", nil
 	}
-	return fmt.Sprintf("%d targets have filters, %d of them drifted", len(lines), drifted), strings.Join(lines, "\n"), nil
+	noun := "targets have"
+	if len(lines) == 1 {
+		noun = "target has"
+	}
+	return fmt.Sprintf("%d %s filters, %d drifted", len(lines), noun, drifted), strings.Join(lines, "\n"), nil
 }
 
 // bound of starting and stopping Image Hub.

@@ -45,8 +45,9 @@ type Row struct {
 type Backend interface {
 	// World reads what the mesh needs to know to plan the chain.
 	World(context.Context, filter.Chain) (plan.World, error)
-	// Chain returns what we put on the target: a chain without filters when that is nothing.
-	Chain(context.Context, filter.Target) (filter.Chain, error)
+	// Committed returns what holds on the target: a chain, without filters when we put nothing there, and its Version,
+	// which is empty while it was not brought back since the start. Resources are not part of it.
+	Committed(context.Context, filter.Target) (plan.Plan, error)
 	// List returns every chain that we put somewhere.
 	List(context.Context) ([]filter.Chain, error)
 	// History returns the chains that targets had, oldest first.
@@ -56,11 +57,13 @@ type Backend interface {
 	// Adopt makes the plan of such a chain the one that every proxy gets.
 	Adopt(context.Context, plan.Plan) error
 	// Apply offers the plan to the target's proxies. Those that come later get the last committed plan until Commit.
-	// Applying the committed plan again takes an offer back.
 	Apply(context.Context, plan.Plan) ([]plan.Change, error)
 	// Loaded yields how far the target's proxies are with the plan: at once, and whenever that changes. It ends with
 	// ctx, when the consumer stops, or after an error.
 	Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error]
+	// Revert takes what is offered back, so that the target's proxies get the committed plan again, and returns that as
+	// Committed does.
+	Revert(context.Context, filter.Target) (plan.Plan, error)
 	// Commit makes the plan the one that survives a restart and that every proxy of the target gets.
 	Commit(context.Context, plan.Plan) error
 }
@@ -70,7 +73,7 @@ type Status struct {
 	Chain   filter.Chain `json:"chain"`
 	Version string       `json:"version"`
 	Loaded  plan.Loaded  `json:"loaded"`
-	// Problem says why the chain cannot be planned now, such as a secret that is missing; else it is empty.
+	// Problem says why the chain is not served to its proxies; else it is empty.
 	Problem string `json:"problem,omitempty"`
 }
 

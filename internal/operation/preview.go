@@ -84,9 +84,11 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 			if err != nil {
 				return nil, err
 			}
-			if c, err = b.Chain(ctx, f.Spec.Target); err != nil {
+			held, err := b.Committed(ctx, f.Spec.Target)
+			if err != nil {
 				return nil, fmt.Errorf("read the chain of %s: %w", f.Spec.Target, err)
 			}
+			c = held.Chain
 		}
 		put(c.With(f))
 	}

@@ -95,7 +95,7 @@ func startRigOn(t *testing.T, kept store.Options, change ...func(*operation.Opti
 	log := slog.New(slog.DiscardHandler)
 	r.envoys, err = xds.New(context.Background(), xds.Options{Records: dir.Records(), Shared: dir.Shared(), Modules: dir.Blobs(), Log: log,
 		OnLateRejection: func(l xds.LateRejection) {
-			r.runner.Rejected(context.Background(), "envoy", l.Target, l.Proxy, l.Text)
+			r.runner.Rejected(context.Background(), l.Target, l.Proxy, l.Text)
 		}})
 	if err != nil {
 		t.Fatal(err)
@@ -258,6 +258,7 @@ const (
 	accept answer = iota
 	refuse
 	ignore
+	quote // refuses, and quotes a secret of the configuration as Envoy may
 )
 
 const refusal = "Unable to create Wasm plugin: no"
@@ -305,6 +306,8 @@ func (r *rig) versionedProxy(id, group string, minor uint32, decide func(nth int
 				version = m.GetVersionInfo()
 			case refuse:
 				q.ErrorDetail = &rpcstatus.Status{Message: refusal}
+			case quote:
+				q.ErrorDetail = &rpcstatus.Status{Message: refusal + ": " + hubKey}
 			}
 			q.VersionInfo = version
 			if a != ignore && stream.Send(q) != nil {

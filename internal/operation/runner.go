@@ -83,6 +83,8 @@ type Runner struct {
 
 	mu    sync.Mutex
 	locks map[string]*chainLock
+	// secrets are the values that were resolved so far, in the forms that texts may quote them in.
+	secrets []string
 }
 
 // maxAttempts is how often an operation is begun whose process ends each time.
@@ -304,7 +306,7 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 func (r *Runner) newStory(ctx context.Context, id string) *story {
-	return &story{ctx: ctx, operation: id, component: r.Component, events: r.Events, log: r.Log}
+	return &story{ctx: ctx, operation: id, component: r.Component, events: r.Events, log: r.Log, redact: r.redact}
 }
 
 // execute runs one operation to its last event, whatever happens in it, unless its time is up or another adapter has
@@ -463,7 +465,7 @@ func (r *Runner) lock(chain string) (unlock func()) {
 	}
 }
 
-// List tells every chain and how far its proxies are.
+// List tells every chain and how far its proxies are. What proxies say may quote secrets, which are hidden.
 func (r *Runner) List(ctx context.Context) ([]Status, error) {
 	var out []Status
 	for _, b := range r.Backends {
@@ -472,18 +474,29 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 			return nil, err
 		}
 		for _, c := range chains {
-			p, err := r.plan(ctx, b, c)
+			p, err := b.Committed(ctx, c.Target)
 			if err != nil {
-				out = append(out, Status{Chain: c, Problem: problem.Of(err).Error()})
-				continue
+				return nil, err
 			}
 			st := Status{Chain: c, Version: p.Version}
+			if p.Version == "" {
+				st.Problem = "it was not brought back since the adapter started; an event says why, and applying its filters again mends it"
+				out = append(out, st)
+				continue
+			}
 			for l, err := range b.Loaded(ctx, p) {
-				if err != nil {
-					return nil, err
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				if err != nil { // it was replaced this very moment
+					continue
 				}
 				st.Loaded = l
 				break
+			}
+			st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
+			for i, proxy := range st.Loaded.Proxies {
+				st.Loaded.Proxies[i].Detail = r.redact(proxy.Detail)
 			}
 			out = append(out, st)
 		}
@@ -516,13 +529,8 @@ func (r *Runner) Restore(ctx context.Context) error {
 }
 
 // Rejected tells that a proxy refused its chain outside of any operation.
-func (r *Runner) Rejected(ctx context.Context, meshName string, t filter.Target, p plan.Proxy, text string) {
+func (r *Runner) Rejected(ctx context.Context, t filter.Target, p plan.Proxy, text string) {
 	s := r.newStory(context.WithoutCancel(ctx), "proxy-"+rand.Text())
-	if b, err := r.backend(meshName); err == nil {
-		if c, err := b.Chain(ctx, t); err == nil {
-			s.redact = r.redactor(c)
-		}
-	}
 	s.fail(problem.LateRejection.New("proxy %s (Envoy %s) of %s does not run its chain: %s", p.ID, p.Version, t, text))
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
 )
@@ -61,7 +62,7 @@ func TestNoEventButAFailureSaysError(t *testing.T) {
 	for _, q := range []operation.Request{
 		apply(doc("x", "match: {ports: [80]}")), apply(doc("y", "wait: {for: none}")), {Operation: "filters_status"},
 		{Operation: "imagehub"}, {Operation: "imagehub_rate_limit"}, {Operation: "meshery-filters"}, {Operation: "filters_status"},
-		{Operation: "meshery-filters", Delete: true}, {Operation: "imagehub", Delete: true}, remove(doc("x")), apply(doc("z", "target: {kind: ProxyGroup, name: empty}")),
+		{Operation: "meshery-filters", Delete: true}, {Operation: "imagehub", Delete: true}, remove(doc("x")), apply(doc("error-pages")), apply(doc("z", "target: {kind: ProxyGroup, name: empty}")),
 	} {
 		events = append(events, r.ok(q)...)
 	}
@@ -124,8 +125,8 @@ func TestACanaryThatDoesNotAnswerKeepsTheOthersAsTheyWere(t *testing.T) {
 	r := newRig(t)
 	r.proxy("a-canary", "default", always(ignore))
 	r.proxy("b", "default", func(int) answer { t.Error("b was asked"); return accept })
-	last := r.fails(problem.ProxyTimeout, apply(doc("x", "wait: {timeout: 300ms}")))
-	if !strings.Contains(last.Details, "a-canary") || !strings.Contains(last.Details, "taken back") {
+	last := r.fails(problem.CanarySilent, apply(doc("x", "wait: {timeout: 300ms}")))
+	if !strings.Contains(last.Details, "a-canary") || !strings.Contains(last.Details, "offered again, and not yet confirmed by a-canary") {
 		t.Errorf("details: %s", last.Details)
 	}
 	if got := r.order("default"); got != "" {
@@ -172,7 +173,12 @@ func TestWithoutProxiesTheFilterWaitsForTheFirst(t *testing.T) {
 		t.Errorf("no warning: %v", texts(events))
 	}
 	r.proxy("first", "default", always(accept))
-	events = r.ok(operation.Request{Operation: "filters_status"})
+	for deadline := time.Now().Add(10 * time.Second); ; { // it is connected, and its answer is on the way
+		events = r.ok(operation.Request{Operation: "filters_status"})
+		if events[0].Type == event.Info || time.Now().After(deadline) {
+			break
+		}
+	}
 	if !strings.Contains(events[0].Summary, "1 of 1 proxy") || !strings.Contains(events[0].Details, "default/x (builtin headers, sha256 ") {
 		t.Errorf("status: %v", texts(events))
 	}
@@ -254,6 +260,9 @@ func TestNothingReachesAProxyThatTheDryRunRefuses(t *testing.T) {
 		"a secret that is not there":              {problem.SecretMissing, "no/such", doc("x", "config: {response: {a: {$secret: {name: no, key: such}}}}")},
 		"one bad document among good ones":        {problem.ConfigRefused, "default/bad", doc("good") + "---\n" + doc("bad", "config: {response: 1}")},
 	} {
+		if testing.Short() && name == "a module that never ends" { // it takes the whole timeout of a dry run
+			continue
+		}
 		last := r.fails(c.kind, apply(c.doc))
 		if !strings.Contains(last.Details, c.want) {
 			t.Errorf("%s: %q is not in %s", name, c.want, last.Details)
@@ -295,6 +304,173 @@ func TestSecretsReachTheProxyAndNothingElse(t *testing.T) {
 		if strings.Contains(text, hubKey) {
 			t.Errorf("the %s show the secret:\n%s", what, text)
 		}
+	}
+}
+
+func TestAListHidesTheSecretsThatAProxyQuotes(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(quote))
+	r.ok(apply(doc("x", "config: {response: {x-key: {$secret: {name: imagehub, key: token-key}}}}", "wait: {for: none}")))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		statuses, err := r.runner.List(t.Context())
+		if err != nil || len(statuses) != 1 || len(statuses[0].Loaded.Proxies) != 1 {
+			t.Fatalf("%v, %v", statuses, err)
+		}
+		p := statuses[0].Loaded.Proxies[0]
+		if p.State == plan.Rejected {
+			if p.Detail != refusal+": [redacted]" {
+				t.Errorf("the list says %q", p.Detail)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy is %s", p.State)
+		}
+	}
+}
+
+func TestAStatusNeedsNoSecretsAndARestartDoes(t *testing.T) {
+	state, key := t.TempDir(), hubKey
+	secret := func(o *operation.Options) {
+		o.Secret = func(string, string) (string, error) {
+			if key == "" {
+				return "", problem.SecretMissing.New("imagehub/token-key")
+			}
+			return key, nil
+		}
+	}
+	r := startRig(t, state, secret)
+	r.proxy("a", "default", always(accept))
+	r.ok(operation.Request{Operation: "imagehub_rate_limit"})
+	for _, key = range []string{strings.Repeat("k", 40), ""} {
+		if events := r.ok(operation.Request{Operation: "filters_status"}); events[0].Type != event.Info || !strings.Contains(events[0].Summary, "1 of 1 proxy") {
+			t.Errorf("with the key %q: %v", key, texts(events))
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r = startRig(t, state, secret) // without the key
+	statuses, err := r.runner.List(t.Context())
+	if err != nil || len(statuses) != 1 || !strings.Contains(statuses[0].Problem, "not brought back") {
+		t.Errorf("%+v, %v", statuses, err)
+	}
+	if events := r.ok(operation.Request{Operation: "filters_status"}); events[0].Code != problem.Drift.Code || !strings.Contains(events[0].Details, "not brought back") {
+		t.Errorf("%v", texts(events))
+	}
+}
+
+func TestAProxyThatLeavesWhileItTriesAChainIsNoSuccess(t *testing.T) {
+	r := newRig(t)
+	var leave func()
+	asked := make(chan struct{}, 10)
+	join := func(id string) func() {
+		return r.proxy(id, "default", func(int) answer { asked <- struct{}{}; return ignore })
+	}
+	leave = join("a")
+	r.proxy("b", "default", func(int) answer { t.Error("b was asked"); return accept })
+	for name, body := range map[string]string{"the first of two": doc("x"), "whoever does not wait": doc("x", "wait: {for: none}")} {
+		id, err := r.runner.Submit(t.Context(), apply(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-asked
+		leave()
+		events := r.story(id)
+		if last := events[len(events)-1]; last.Code != problem.ProxyLeft.Code || !strings.Contains(last.Details, "proxy a") {
+			t.Errorf("%s: %v", name, texts(events))
+		}
+		if got := r.order("default"); got != "" {
+			t.Errorf("%s: the chain is %q", name, got)
+		}
+		leave = join("a")
+	}
+	leave()
+
+	alone := r.proxy("c", "alone", func(int) answer { asked <- struct{}{}; return ignore })
+	id, err := r.runner.Submit(t.Context(), apply(doc("y", "target: {kind: ProxyGroup, name: alone}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	alone()
+	if events := r.story(id); events[len(events)-1].Code != problem.ProxyLeft.Code || r.order("alone") != "" {
+		t.Errorf("all of them: %v", texts(events))
+	}
+}
+
+func TestWhoeverDoesNotWaitStillHasOneProxyTryIt(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 1 {
+			return refuse
+		}
+		return accept
+	})
+	r.proxy("b", "default", func(int) answer { t.Error("b was asked"); return accept })
+	r.fails(problem.ProxyRejected, apply(doc("x", "wait: {for: none}", "rollout: canary")))
+	if got := r.order("default"); got != "" {
+		t.Errorf("the chain is %q", got)
+	}
+}
+
+func TestTakingBackNeedsNoNewPlan(t *testing.T) {
+	key := hubKey
+	r := newRig(t, func(o *operation.Options) {
+		o.Secret = func(string, string) (string, error) { return key, nil }
+	})
+	r.proxy("a", "default", func(nth int) answer {
+		if nth == 2 {
+			return refuse
+		}
+		return accept
+	})
+	r.ok(apply(doc("x", "config: {response: {x-key: {$secret: {name: a, key: b}}}}")))
+	before, _ := r.runner.List(t.Context())
+	key = "another value of the secret"
+	last := r.fails(problem.ProxyRejected, apply(doc("y")))
+	if !strings.Contains(last.Details, "in place again") {
+		t.Errorf("details: %s", last.Details)
+	}
+	after, _ := r.runner.List(t.Context())
+	if after[0].Version != before[0].Version || after[0].Loaded.Count("running") != 1 {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+}
+
+func TestAChainThatItsProxiesRefuseIsNotSaidToBeInPlace(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "default", always(refuse))
+	r.ok(apply(doc("x", "wait: {for: none}")))
+	last := r.fails(problem.ProxyRejected, apply(doc("x")))
+	if strings.Contains(last.Details+last.Cause, "in place") || !strings.Contains(last.Details, "should run already") {
+		t.Errorf("%s | %s", last.Details, last.Cause)
+	}
+}
+
+func TestAMoveThatTimesOutSaysWhereTheFilterIs(t *testing.T) {
+	r := newRig(t)
+	r.proxy("a", "one", always(accept))
+	r.proxy("b", "two", always(ignore))
+	r.ok(apply(doc("x", "target: {kind: ProxyGroup, name: one}")))
+	last := r.fails(problem.ProxyTimeout, apply(doc("x", "target: {kind: ProxyGroup, name: two}", "wait: {timeout: 200ms}")))
+	if !strings.Contains(last.Details, "is on ProxyGroup two now and is on ProxyGroup one still; applying it again finishes the move") {
+		t.Errorf("details: %s", last.Details)
+	}
+}
+
+func TestManyFiltersAreCountedAndNotListedAndAChainHasALimit(t *testing.T) {
+	r := newRig(t)
+	var bodies []string
+	for i := range 101 {
+		bodies = append(bodies, doc(fmt.Sprintf("f%d", i)))
+	}
+	events := r.ok(apply(strings.Join(bodies[:12], "---\n")))
+	if last := events[len(events)-1]; len(last.Summary) > 1000 || !strings.Contains(last.Summary, "and 2 more") {
+		t.Errorf("the summary has %d bytes: %s", len(last.Summary), last.Summary)
+	}
+	if _, err := r.runner.Submit(t.Context(), apply(strings.Join(bodies, "---\n"))); !errors.Is(err, problem.NotSupported) || !strings.Contains(err.Error(), "101 filters, and 100 is the most") {
+		t.Errorf("more than a chain may have: %v", err)
 	}
 }
 

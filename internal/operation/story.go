@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"time"
 
@@ -74,8 +75,9 @@ func (s *story) tell(e event.Event) {
 	if s.lost != nil || s.over {
 		return
 	}
-	if s.redact != nil {
-		e.Details = s.redact(e.Details)
+	e.Summary, e.Details = s.redact(e.Summary), s.redact(e.Details)
+	if e.Type != event.Error {
+		e.Summary, e.Details = harmless(e.Summary), harmless(e.Details)
 	}
 	if like := likeness(e); !e.Last && s.before[like] > 0 {
 		s.before[like]-- // an attempt before this one has told it
@@ -113,8 +115,15 @@ func (s *story) tell(e event.Event) {
 		}
 		wait.Stop()
 	}
-	s.log.Info(e.Summary, "operation", e.Operation, "sequence", e.Sequence, "details", e.Details, "code", e.Code)
+	level := map[event.Type]slog.Level{event.Warn: slog.LevelWarn, event.Error: slog.LevelError}[e.Type]
+	s.log.Log(s.ctx, level, e.Summary, "operation", e.Operation, "sequence", e.Sequence, "details", e.Details, "code", e.Code)
 }
+
+var errorWord = regexp.MustCompile(`(?i)(err)(or)`)
+
+// harmless parts the word error, which may be in a filter's name or a proxy's text, by a sign that is not seen: mesheryctl
+// takes every event with that word for a failure.
+func harmless(text string) string { return errorWord.ReplaceAllString(text, "$1\u2060$2") }
 
 // info tells that something has happened.
 func (s *story) info(summary, details string) {
@@ -136,9 +145,6 @@ func (s *story) problem(p *problem.Problem, t event.Type, last bool) {
 	summary := p.Kind.Summary
 	if first, _, _ := strings.Cut(p.Details, "\n"); first != "" && len(first) <= 200 {
 		summary += ": " + first
-		if s.redact != nil {
-			summary = s.redact(summary)
-		}
 	}
 	s.tell(event.Event{Type: t, Summary: summary, Details: p.Details, Code: p.Kind.Code, Cause: p.Kind.Cause,
 		Remedy: p.Kind.Remedy, Last: last})

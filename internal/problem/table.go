@@ -50,8 +50,8 @@ var (
 		"It crashed, did not come to an end or took too much memory while it was configured in the sandbox.",
 		"`meshery-filters inspect FILE.wasm` and `meshery-filters try` reproduce it on your machine."}
 	ProxyRejected = &Kind{"meshery-filters-1016", codes.FailedPrecondition, "a proxy rejected the configuration",
-		"Envoy checked the new chain and did not accept it. The chain that worked before is in place again.",
-		"Read Envoy's own text in the details; it names the filter and the field."}
+		"Envoy checked the new chain and did not accept it.",
+		"Read Envoy's own text in the details; it names the filter and the field. The details also say what the proxies run now."}
 	ProxyTimeout = &Kind{"meshery-filters-1017", codes.DeadlineExceeded, "not every proxy answered in time",
 		"The proxies that are named are connected but have neither accepted nor rejected the chain.",
 		"Look at those proxies' logs; the chain stays offered, so they take it when they answer. Raise spec.wait.timeout for slow ones."}
@@ -115,6 +115,15 @@ var (
 	Sealed = &Kind{"meshery-filters-1037", codes.FailedPrecondition, "what the operation carries cannot be opened",
 		"It was sealed with another key: sealKey was changed while the operation waited, or differs between adapters that share a store.",
 		"Give every adapter that shares a store the same sealKey, and send the operation again."}
+	StateInUse = &Kind{"meshery-filters-1038", codes.FailedPrecondition, "the state directory is in use",
+		"Another adapter runs with the same state directory, and only one may write to it.",
+		"Stop the other adapter, or give this one a directory of its own with --state-dir."}
+	CanarySilent = &Kind{"meshery-filters-1039", codes.DeadlineExceeded, "the proxy that was to try the chain first did not answer",
+		"It is connected but has neither accepted nor rejected the chain. The others were not asked, and the offer was taken back.",
+		"Look at that proxy's log, then apply the filter again; spec.rollout all asks every proxy at once."}
+	ProxyLeft = &Kind{"meshery-filters-1040", codes.Aborted, "a proxy left while it was to run the chain",
+		"It crashed, was stopped or lost its connection. A filter can do that to a proxy only by using up its memory or a thread.",
+		"Look at that proxy's log and wait until it is back, then apply the filter again."}
 )
 
 // All lists the table in the order of its codes.
@@ -124,5 +133,5 @@ func All() []*Kind {
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift,
-		Poisoned, RevisionNotFound, Sealed}
+		Poisoned, RevisionNotFound, Sealed, StateInUse, CanarySilent, ProxyLeft}
 }

@@ -101,8 +101,7 @@ func (d *Dir) takeLock() error {
 		if pid, err := io.ReadAll(io.LimitReader(f, 20)); err == nil && len(pid) > 0 {
 			owner = ", process " + strings.TrimSpace(string(pid)) + ","
 		}
-		return problem.StoreFailed.New(
-			"another adapter%s is using %s; stop it, or give this one a directory of its own with --state-dir", owner, d.path)
+		return problem.StateInUse.New("another adapter%s is using %s", owner, d.path)
 	}
 	if err != nil {
 		return d.failed("locking", lockName, err)

@@ -11,23 +11,21 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	envoybin "github.com/meshery/meshery-filters/internal/envoy"
 )
 
 // envoy finds the Envoy that the project uses.
 func envoy(t *testing.T) string {
 	t.Helper()
-	path := os.Getenv("ENVOY")
-	if path == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		path = filepath.Join(cache, "meshery-filters/envoy/1.40.0/envoy/_bin/envoy")
+	if testing.Short() {
+		t.Skip("it runs a real Envoy")
 	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("no Envoy: %v", err)
+	found, err := envoybin.Find(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return path
+	return found.Path
 }
 
 const bootstrap = `

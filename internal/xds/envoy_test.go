@@ -31,6 +31,9 @@ type realEnvoy struct {
 func (r *rig) startEnvoy(id, upstream string) *realEnvoy {
 	t := r.t
 	t.Helper()
+	if testing.Short() {
+		t.Skip("it runs real Envoys")
+	}
 	bin, err := envoy.Find(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +258,7 @@ func TestRealEnvoysTakeRefuseKeepAndDropAChainWhileRequestsFlow(t *testing.T) {
 	if g := r.b.Groups(); !g[0].Held {
 		t.Fatalf("the group is not held: %+v", g[0])
 	}
-	stored, err := r.b.Chain(t.Context(), edge)
+	stored, err := r.committed()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +319,7 @@ func TestRealEnvoysRefuseTheSameChainEveryTimeItIsOffered(t *testing.T) {
 	r.stop() // and the next adapter knows nothing of all this
 	r.start()
 	eventually(t, "the Envoy is back", func() bool { return r.has("a") })
-	stored, err := r.b.Chain(t.Context(), edge)
+	stored, err := r.committed()
 	if err != nil {
 		t.Fatal(err)
 	}

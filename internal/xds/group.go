@@ -46,7 +46,7 @@ type offer struct {
 	members map[string]*member
 	open    bool   // every member may have it
 	canary  *proxy // the one that has it first while not open; nil when none is connected
-	failed  bool   // the canary rejected it, so nobody else is tried
+	failed  bool   // the canary rejected it or left, so nobody else is tried
 }
 
 // member outlives the proxy's stream, so that a proxy that comes back counts again.
@@ -84,6 +84,15 @@ func newGroup(name string) *group {
 		reported: map[string]string{},
 		refusals: map[string]refusal{},
 	}
+}
+
+// committed is the group's committed plan, without resources.
+func (g *group) committed() plan.Plan {
+	p := plan.Plan{Chain: g.chain}
+	if g.good != nil {
+		p.Version = g.good.id
+	}
+	return p
 }
 
 // version returns the version of that id if it is committed or on offer.
@@ -203,8 +212,9 @@ func (g *group) leave(p *proxy) {
 	delete(g.proxies, p.ID)
 	p.group, p.out, p.request = nil, nil, nil
 	p.sent, p.acked, p.refused, p.text, p.answered = "", "", "", "", true
-	if g.offer != nil && g.offer.canary == p {
-		g.offer.canary = nil
+	if o := g.offer; o != nil && o.canary == p {
+		// It may be the chain that ended it, and the next one to try would end too.
+		o.canary, o.failed = nil, true
 	}
 	g.settle(false)
 }

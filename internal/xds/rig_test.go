@@ -412,3 +412,9 @@ func (s *sim) leave() {
 	s.cancel()
 	<-s.ended
 }
+
+// committed is the chain of the group edge that the backend holds.
+func (r *rig) committed() (filter.Chain, error) {
+	p, err := r.b.Committed(r.t.Context(), edge)
+	return p.Chain, err
+}

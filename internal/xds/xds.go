@@ -82,7 +82,8 @@ type GroupStatus struct {
 	Version string       // the committed one; empty while Held
 	Offered string       // the version that is being offered; empty when none is
 	Held    bool         // the stored chain was not applied since the start, so the proxies are not answered yet
-	Proxies []plan.ProxyStatus
+	// Proxies is how far the proxies are with Version, and OfferedProxies with Offered.
+	Proxies, OfferedProxies []plan.ProxyStatus
 }
 
 // Backend serves the proxies' streams and keeps the groups' chains.
@@ -170,14 +171,29 @@ func (b *Backend) World(ctx context.Context, c filter.Chain) (plan.World, error)
 	return w, nil
 }
 
-// Chain returns the committed chain of the target, which the caller must not change.
-func (b *Backend) Chain(_ context.Context, t filter.Target) (filter.Chain, error) {
+// Committed returns the group's committed chain and its version, which is empty while the stored chain was not applied
+// since the start.
+func (b *Backend) Committed(_ context.Context, t filter.Target) (plan.Plan, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if g := b.groups[t.Name]; g != nil && t.Kind == filter.ProxyGroup {
-		return g.chain, nil
+		return g.committed(), nil
 	}
-	return filter.Chain{Mesh: meshName, Target: t}, nil
+	return plan.Plan{Chain: filter.Chain{Mesh: meshName, Target: t}, Version: b.empty.id}, nil
+}
+
+// Revert takes the open offer back: every proxy that was sent it gets the committed chain again.
+func (b *Backend) Revert(_ context.Context, t filter.Target) (plan.Plan, error) {
+	b.changing.Lock()
+	defer b.changing.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.group(t.Name)
+	defer b.forget(g)
+	g.offer = nil
+	g.settle(true)
+	b.opts.Log.Info("offer taken back", "group", t.Name)
+	return g.committed(), nil
 }
 
 // List returns every committed chain that has filters, by group name.
@@ -311,6 +327,9 @@ func (b *Backend) Groups() []GroupStatus {
 		s := GroupStatus{Target: g.target, Chain: g.chain, Held: g.good == nil}
 		if g.offer != nil {
 			s.Offered = g.offer.version.id
+			l := g.loaded(s.Offered)
+			l.Sort()
+			s.OfferedProxies = l.Proxies
 		}
 		if g.good != nil {
 			s.Version = g.good.id
