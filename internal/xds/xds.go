@@ -95,6 +95,7 @@ type Backend struct {
 
 	// changing lets one Apply or Commit at a time in; it is held while a record is written.
 	changing sync.Mutex
+	recorded map[string][sha256.Size]byte // digest of each record, under changing
 
 	mu      sync.Mutex // guards all below, and every group and proxy
 	groups  map[string]*group
@@ -109,7 +110,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{opts: o, empty: empty, groups: map[string]*group{}}
+	b := &Backend{opts: o, empty: empty, groups: map[string]*group{}, recorded: map[string][sha256.Size]byte{}}
 	records, err := o.Records.All(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load chains: %w", storeFailed(err))
@@ -128,6 +129,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 		g := newGroup(c.Target.Name)
 		g.chain = c
 		b.groups[g.target.Name] = g
+		b.recorded[key] = sha256.Sum256(data)
 	}
 	b.ctx, b.stop = context.WithCancel(ctx)
 	return b, nil
@@ -282,6 +284,15 @@ func (b *Backend) Adopt(_ context.Context, p plan.Plan) error {
 	defer b.changing.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	data, err := json.Marshal(p.Chain)
+	if err != nil {
+		return err
+	}
+	if key := recordKey(p.Chain.Target); len(p.Chain.Filters) > 0 {
+		b.recorded[key] = sha256.Sum256(data)
+	} else {
+		delete(b.recorded, key)
+	}
 	g := b.group(p.Chain.Target.Name)
 	g.apply(&version{id: p.Version, resources: p.Resources}, filter.RolloutAll)
 	g.commit(p.Version, p.Chain)
@@ -376,16 +387,8 @@ func (b *Backend) Commit(ctx context.Context, p plan.Plan) error {
 	// What else the target says does not tell groups apart.
 	c := p.Chain
 	c.Target = filter.Target{Kind: filter.ProxyGroup, Name: t.Name}
-	// A chain that is recorded already, as after a restart, is no revision of its own, and a full disk does not keep it
-	// from its proxies.
-	b.mu.Lock()
-	g = b.groups[t.Name]
-	recorded := g != nil && sameChain(g.chain, c)
-	b.mu.Unlock()
-	if !recorded {
-		if err := b.record(ctx, c); err != nil {
-			return fmt.Errorf("record the chain of %s: %w", t, storeFailed(err))
-		}
+	if err := b.record(ctx, c); err != nil {
+		return fmt.Errorf("record the chain of %s: %w", t, storeFailed(err))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -397,15 +400,33 @@ func (b *Backend) Commit(ctx context.Context, p plan.Plan) error {
 	return nil
 }
 
+// record writes a chain down. One that is written already, as after a restart, is no revision of its own.
 func (b *Backend) record(ctx context.Context, c filter.Chain) error {
+	key := recordKey(c.Target)
+	was, there := b.recorded[key]
 	if len(c.Filters) == 0 {
-		return b.opts.Records.Delete(ctx, recordKey(c.Target))
+		if !there {
+			return nil
+		}
+		if err := b.opts.Records.Delete(ctx, key); err != nil {
+			return err
+		}
+		delete(b.recorded, key)
+		return nil
 	}
 	data, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	return b.opts.Records.Put(ctx, recordKey(c.Target), data)
+	sum := sha256.Sum256(data)
+	if there && was == sum {
+		return nil
+	}
+	if err := b.opts.Records.Put(ctx, key, data); err != nil {
+		return err
+	}
+	b.recorded[key] = sum
+	return nil
 }
 
 // Loaded yields how far the group's proxies are with the plan, at once and after changes; changes that come close

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -598,17 +599,24 @@ func TestARestartHoldsProxiesUntilTheirChainIsThereAgain(t *testing.T) {
 	}
 }
 
-// failing is a disk that is full.
-type failing struct{ store.Records }
+// failing is a disk that is full, unless it is mended.
+type failing struct {
+	store.Records
+	mended *atomic.Bool
+}
 
-func (failing) Put(context.Context, string, []byte) error {
+func (f failing) Put(ctx context.Context, key string, value []byte) error {
+	if f.mended.Load() {
+		return f.Records.Put(ctx, key, value)
+	}
 	return errors.New("no space left on device")
 }
 func (failing) Delete(context.Context, string) error { return errors.New("read-only file system") }
 
 func TestACommitThatCannotBeWrittenChangesNothing(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.Records = failing{o.Records} })
+	var mended atomic.Bool
+	r := newRig(t, func(o *Options) { o.Records = failing{o.Records, &mended} })
 	empty := r.plan(all)
 	a := r.joinAndAck("a")
 	r.await(empty, "a=running")
@@ -627,7 +635,21 @@ func TestACommitThatCannotBeWrittenChangesNothing(t *testing.T) {
 	r.apply(empty)
 	a.ack(a.want(empty))
 	r.await(empty, "a=running b=running")
-	if err := r.b.Commit(t.Context(), empty); err != nil { // there is nothing to write
+	// Nothing is recorded of the group, so there is nothing to delete.
+	if err := r.b.Commit(t.Context(), empty); err != nil {
+		t.Fatal(err)
+	}
+	mended.Store(true)
+	r.apply(p)
+	a.ack(a.want(p))
+	b.ack(b.want(p))
+	if err := r.b.Commit(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(empty)
+	a.ack(a.want(empty))
+	b.ack(b.want(empty))
+	if err := r.b.Commit(t.Context(), empty); !errors.Is(err, problem.StoreFailed) {
 		t.Fatal(err)
 	}
 }
