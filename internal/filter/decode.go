@@ -28,7 +28,7 @@ const (
 	maxNodes    = 200_000 // of one body after aliases are expanded, so that nested aliases cannot blow up
 	maxDepth    = 100
 	maxKey      = 1 << 10 // bytes
-	maxNumber   = 400     // characters: room for every float64 written out
+	maxNumber   = 400     // characters; the largest float64 has 309 digits
 	maxText     = 2 << 20 // bytes of a body that are neither base64 nor white space
 	maxMistakes = 100     // a person reads ten
 )
@@ -327,7 +327,7 @@ func (d *decoder) into(n *yaml.Node, v reflect.Value, at *place, tag string, dep
 		return n.Kind == k
 	}
 	if v.Type() == valueType {
-		v.Set(reflect.ValueOf(Value{d.value(n, at, depth)}))
+		v.Set(reflect.ValueOf(Value{d.entered(n, at, depth)}))
 		return
 	}
 	if t, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
@@ -444,6 +444,11 @@ func (d *decoder) value(n *yaml.Node, at *place, depth int) any {
 	if n = d.enter(n, at, depth); n == nil {
 		return nil
 	}
+	return d.entered(n, at, depth)
+}
+
+// entered is value for a node that is counted already.
+func (d *decoder) entered(n *yaml.Node, at *place, depth int) any {
 	switch n.Kind {
 	case yaml.MappingNode:
 		m := map[string]any{}

@@ -229,6 +229,7 @@ func FuzzRead(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
+		checkNodes(t, body)
 		filters, err := Read(body, "")
 		if err != nil {
 			if !errors.Is(err, problem.InvalidDocument) {
