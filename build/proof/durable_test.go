@@ -23,6 +23,7 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
@@ -121,13 +122,21 @@ func (f *follower) runs() string {
 	return f.version
 }
 
-func startFollower(t *testing.T, addr, id, group string) *follower {
+// dialOften connects to an adapter that is away for moments only.
+func dialOften(t *testing.T, addr string) *grpc.ClientConn {
 	t.Helper()
-	f := &follower{}
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	often := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}, MinConnectTimeout: 5 * time.Second}
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(often))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn
+}
+
+func startFollower(t *testing.T, addr, id, group string) *follower {
+	t.Helper()
+	f := &follower{}
+	conn := dialOften(t, addr)
 	ctx, cancel := context.WithCancel(context.Background())
 	gone := make(chan struct{})
 	go func() {
@@ -135,7 +144,6 @@ func startFollower(t *testing.T, addr, id, group string) *follower {
 		for ctx.Err() == nil {
 			f.follow(ctx, conn, id, group)
 			time.Sleep(20 * time.Millisecond) // as a proxy waits before it connects again
-			conn.ResetConnectBackoff()
 		}
 	}()
 	t.Cleanup(func() { cancel(); conn.Close(); <-gone })
@@ -186,17 +194,8 @@ func newTorture(t *testing.T, args ...string) *torture {
 	x.grpc, x.xds = ports[1], ports[3]
 	x.args = append([]string{"serve", "--state-dir", x.state, "--imagehub-addr", "127.0.0.1:0", "--nats-url", x.heard.url}, ports...)
 	x.args = append(x.args, args...)
-	conn, err := grpc.NewClient("passthrough:///"+x.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := dialOften(t, x.grpc)
 	t.Cleanup(func() { conn.Close() })
-	go func() {
-		for t.Context().Err() == nil { // the adapter is away for moments only
-			conn.ResetConnectBackoff()
-			time.Sleep(10 * time.Millisecond)
-		}
-	}()
 	x.meshes, x.filters = meshes.NewMeshServiceClient(conn), filterspb.NewFilterServiceClient(conn)
 	return x
 }
@@ -305,16 +304,15 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	asking := make(chan error, 1)
 	go func() {
-		for i := 0; ; i++ {
-			if err := x.submit(ctx, i); err != nil {
-				if ctx.Err() != nil {
-					err = nil
-				}
+		// A request is never broken off, for then nobody would know whether it was accepted.
+		for i := 0; ctx.Err() == nil; i++ {
+			if err := x.submit(t.Context(), i); err != nil {
 				asking <- err
 				return
 			}
 			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
 		}
+		asking <- nil
 	}()
 	var slowest time.Duration
 	for kill := range kills {
