@@ -4,6 +4,9 @@ GO        ?= go
 VERSION   := $(or $(VERSION),$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null),v0.1.0-dev)
 COMMIT    := $(or $(COMMIT),$(shell git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null),unknown)
 FUZZTIME  ?= 10s
+KILLS     ?= 1000
+FOR       ?=
+TORTURE   := ^TestAKilledAdapter
 BIN       := bin/meshery-filters
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
@@ -78,6 +81,11 @@ verify: ## rebuild the Wasm filters from two directories and compare with the co
 .PHONY: test-demo
 test-demo: build envoy
 	build/testdemo.sh $(BIN)
+
+.PHONY: torture
+torture: envoy ## kill, cut off and damage what runs, KILLS (1000) times; FOR=30m goes on for that long in each test
+	TORTURE_KILLS='$(KILLS)' TORTURE_TIME='$(FOR)' $(GO) test -count 1 -timeout 0 -v ./build/proof -run '$(TORTURE)'
+	$(GO) test -count 1 -timeout 0 -v ./internal/operation -run TestWhateverMomentTheProcessIsKilled
 
 .PHONY: bench
 bench: build envoy ## measure: loading and unloading, CPU per request, start and idle memory

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -181,6 +182,8 @@ type torture struct {
 	filters   filterspb.FilterServiceClient
 	heard     *subscriber
 	run       string
+	followers []*follower // the ith is in groupOf(i)
+	envoys    []*proxy
 
 	mu       sync.Mutex
 	accepted []string
@@ -200,12 +203,23 @@ func newTorture(t *testing.T, args ...string) *torture {
 	return x
 }
 
+func groupOf(i int) string { return fmt.Sprintf("group-%d", i%2) }
+
+// startProxies starts a real Envoy of each group, and more proxies that only acknowledge.
+func (x *torture) startProxies() {
+	x.t.Helper()
+	backend := upstream(x.t)
+	for i := range 2 {
+		x.followers = append(x.followers, startFollower(x.t, x.xds, fmt.Sprintf("proxy-%d", i), groupOf(i)))
+		x.envoys = append(x.envoys, startProxy(x.t, proxyOptions{id: fmt.Sprintf("envoy-%d", i), group: groupOf(i), upstream: backend, xds: x.xds}))
+	}
+}
+
 // submit asks for the ith operation until it is accepted, as a client does that knows what it wants.
 func (x *torture) submit(ctx context.Context, i int) error {
 	name := fmt.Sprintf("filter-%d", i%4)
-	group := fmt.Sprintf("group-%d", i%2)
 	q := &meshes.ApplyRuleRequest{OpName: "apply_filter", OperationId: fmt.Sprintf("%s-%d", x.run, i), Username: "torture",
-		CustomBody: document(name, map[string]any{"target": target(group), "module": map[string]any{"builtin": "headers"},
+		CustomBody: document(name, map[string]any{"target": target(groupOf(i)), "module": map[string]any{"builtin": "headers"},
 			"priority": i, "config": map[string]any{"response": map[string]any{"x-" + name: strconv.Itoa(i)}}})}
 	x.mu.Lock()
 	_, there := x.want["default/"+name]
@@ -282,25 +296,40 @@ func (x *torture) start() {
 	x.process = launch(x.t, nil, x.args...)
 }
 
-// TestAKilledAdapterLosesNothingThatItAccepted kills the adapter at moments of chance, its start included.
-// DURABLE_KILLS says how often, if not 100 times.
-func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
-	kills := 100
-	if text := os.Getenv("DURABLE_KILLS"); text != "" {
+// rounds counts to n, or for as long or as far as `make torture` asks for: TORTURE_KILLS is how many kills its longest
+// test does, of whose share the others do theirs, and TORTURE_TIME, which comes before it, for how long each goes on.
+func rounds(t *testing.T, n int) iter.Seq[int] {
+	t.Helper()
+	const most = 100 // of the longest, in CI
+	var limit time.Duration
+	if text := os.Getenv("TORTURE_TIME"); text != "" {
 		var err error
-		if kills, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
+		if limit, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("TORTURE_TIME: %v", err)
+		}
+	} else if text := os.Getenv("TORTURE_KILLS"); text != "" {
+		kills, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("TORTURE_KILLS: %v", err)
+		}
+		n = max(n, n*kills/most)
+	}
+	began := time.Now()
+	return func(yield func(int) bool) {
+		for i := 0; limit > 0 && time.Since(began) < limit || limit == 0 && i < n; i++ {
+			if !yield(i) {
+				return
+			}
 		}
 	}
+}
+
+// TestAKilledAdapterLosesNothingThatItAccepted kills the adapter at moments of chance, its start included.
+func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
+	onRealParts(t)
 	x := newTorture(t)
 	x.start()
-	var followers []*follower
-	for i := range 4 {
-		followers = append(followers, startFollower(t, x.xds, fmt.Sprintf("proxy-%d", i), fmt.Sprintf("group-%d", i%2)))
-	}
+	x.startProxies()
 	ctx, stop := context.WithCancel(t.Context())
 	asking := make(chan error, 1)
 	go func() {
@@ -315,7 +344,9 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 		asking <- nil
 	}()
 	var slowest time.Duration
-	for kill := range kills {
+	kills := 0
+	for kill := range rounds(t, 100) {
+		kills++
 		if kill%3 != 2 {
 			x.ready()
 		}
@@ -335,14 +366,14 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.ended(patience)
-	x.check(followers)
+	x.check()
 	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",
 		kills, len(x.accepted), x.heard.doubled, slowest)
 	x.process.end(t, syscall.SIGTERM)
 }
 
 // check compares what the subscriber heard, what the adapter keeps and what the proxies run.
-func (x *torture) check(followers []*follower) {
+func (x *torture) check() {
 	t := x.t
 	t.Helper()
 	x.heard.mu.Lock()
@@ -360,15 +391,33 @@ func (x *torture) check(followers []*follower) {
 		if err != nil {
 			return err
 		}
-		have := map[string]int32{}
+		have, chains := map[string]int32{}, map[string]*filterspb.Chain{}
 		for _, c := range list.GetChains() {
+			chains[c.GetTarget().GetName()] = c
 			for _, f := range c.GetFilters() {
 				have[f.GetNamespace()+"/"+f.GetName()] = f.GetPriority()
 			}
-			for i, f := range followers {
-				if group := fmt.Sprintf("group-%d", i%2); group == c.GetTarget().GetName() && f.runs() != c.GetVersion() {
-					return fmt.Errorf("proxy %d of %s runs %s, and the chain has version %s", i, group, f.runs(), c.GetVersion())
-				}
+		}
+		for i, f := range x.followers {
+			if c := chains[groupOf(i)]; c != nil && f.runs() != c.GetVersion() {
+				return fmt.Errorf("proxy %d runs %s, and the chain of %s has version %s", i, f.runs(), groupOf(i), c.GetVersion())
+			}
+		}
+		for i, p := range x.envoys {
+			var names []string
+			for _, f := range chains[groupOf(i)].GetFilters() {
+				names = append(names, f.GetNamespace()+"/"+f.GetName())
+			}
+			s, err := p.Admin().SlotConfig(t.Context())
+			if err != nil {
+				return err
+			}
+			var runs []string
+			for _, f := range s.Filters {
+				runs = append(runs, f.Name)
+			}
+			if c := chains[groupOf(i)]; !slices.Equal(runs, names) || c != nil && s.Version != c.GetVersion() {
+				return fmt.Errorf("%s runs %v, version %s, and the chain is %v", p.id, runs, s.Version, c)
 			}
 		}
 		if fmt.Sprint(have) != fmt.Sprint(x.want) {
