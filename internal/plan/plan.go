@@ -44,10 +44,22 @@ type Plan struct {
 	Version string
 	// Resources are what proxies get over xDS. They hold resolved secrets and must not be logged.
 	Resources []*anypb.Any
+	// Objects are what an API has to keep: Kubernetes' resources. They hold resolved secrets and must not be logged.
+	Objects []Object
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
 	Rollout filter.Rollout
+}
+
+// Object is what an API has to keep, by its apiVersion, kind, metadata.name and metadata.namespace.
+type Object struct {
+	// Content is JSON: map[string]any, []any, string, bool, nil and numbers.
+	Content map[string]any
+	// Shared says that the object is the user's. Content is then all of it, as it was read, with fields and entries of
+	// lists added; nothing of the user's may be changed or left out. It is changed under its resourceVersion, never
+	// made or deleted, and gets back exactly what it had.
+	Shared bool
 }
 
 // Loss is a field that the user set and that has no effect on a mesh. It becomes a warning, never silence.
@@ -67,9 +79,11 @@ const (
 	Updated   Action = "updated"
 	Deleted   Action = "removed"
 	Unchanged Action = "unchanged"
+	// Kept is an object that we made and that stays, since others may have put something into it: a namespace.
+	Kept Action = "kept"
 )
 
-// Change is one thing that applying a plan did: "ProxyGroup edge" "updated".
+// Change is one thing that applying a plan did: "ProxyGroup edge" "updated", "WasmPlugin/shop/rate-limit" "created".
 type Change struct {
 	Subject string `json:"subject"`
 	Action  Action `json:"action"`
