@@ -88,6 +88,7 @@ var more = map[string]object{
 	"spec.delivery.localPath":  {{"pattern", "^/"}},
 	"spec.rootID":              {{"maxLength", 253}},
 	"spec.vmID":                {{"maxLength", 253}},
+	"spec.before":              {{"maxLength", 253}},
 	"spec.environment[]":       {{"oneOf", []object{required("value"), required("valueFrom")}}},
 	"spec.environment[].name":  {{"pattern", `^[A-Za-z_][A-Za-z0-9_]{0,127}$`}},
 	"spec.priority":            {{"minimum", -1 << 31}, {"maximum", 1<<31 - 1}},

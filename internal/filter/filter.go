@@ -41,7 +41,7 @@ type Metadata struct {
 type Spec struct {
 	// Mesh that carries the filter. auto: the one mesh that the cluster shows, or plain Envoy without a cluster.
 	Mesh string `json:"mesh,omitempty" schema:"enum=auto|envoy|istio|consul|envoy-gateway|kuma,default=auto"`
-	// Target is the set of proxies that run the filter. Default on plain Envoy: the proxy group "default".
+	// Target is the set of proxies that run the filter. Default on plain Envoy: the proxy group "default". Istio has none.
 	Target Target `json:"target,omitzero"`
 	// Match narrows the traffic that meets the filter.
 	Match Match `json:"match,omitzero"`
@@ -65,6 +65,9 @@ type Spec struct {
 	Phase Phase `json:"phase,omitempty" schema:"enum=authn|authz|stats"`
 	// Priority within the phase: higher runs first; equal ones run in the order of namespace/name. Default: 0.
 	Priority int `json:"priority,omitempty"`
+	// Before names the proxy's own filter that this one stands right before, such as envoy.filters.http.cors; where a
+	// proxy has none of that name, it does not get the filter. Default: the place of the phase. Istio only.
+	Before string `json:"before,omitempty"`
 	// FailurePolicy says what happens to requests after the module crashed in a proxy, until the filter is changed or
 	// removed and applied again. closed: 503. open: they pass unfiltered. reload: the next request gets a fresh sandbox;
 	// only a sandbox that crashes within a second after it was made is not replaced before that second is over.
@@ -80,14 +83,14 @@ type Spec struct {
 
 // Target is the set of proxies that run a filter: by kind, and by name or labels.
 type Target struct {
-	// Kind of the target. Workload: pods by labels. Service, Gateway, Route: by name. Namespace, Mesh: all in it.
-	// ProxyGroup: plain Envoys by their node's cluster.
+	// Kind of the target. Workload: pods by labels, or by the name of what makes them. Service, Route: by name. Gateway:
+	// by name, or its pods by labels. Namespace, Mesh: all in it. ProxyGroup: plain Envoys by their node's cluster.
 	Kind TargetKind `json:"kind,omitempty" schema:"enum=Workload|Service|Gateway|Route|Namespace|Mesh|ProxyGroup"`
-	// Namespace of the target. Default: the filter's.
+	// Namespace of the target. Default: the filter's; of a Mesh on Istio, istio-system, its root namespace.
 	Namespace string `json:"namespace,omitempty"`
 	// Name of the target.
 	Name string `json:"name,omitempty"`
-	// Labels that select a Workload's pods.
+	// Labels that select a Workload's or Gateway's pods.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Partition of the target (Consul Enterprise).
 	Partition string `json:"partition,omitempty"`
@@ -95,7 +98,7 @@ type Target struct {
 
 // Match narrows the traffic that meets a filter.
 type Match struct {
-	// Direction of the traffic as the proxy sees it. Default: both on gateways, inbound on sidecars.
+	// Direction of the traffic as a sidecar sees it; gateways have one direction. Default: inbound.
 	Direction Direction `json:"direction,omitempty" schema:"enum=inbound|outbound"`
 	// Ports of the listener, 1 to 65535. Default: all.
 	Ports []int `json:"ports,omitempty"`
@@ -119,8 +122,8 @@ type Module struct {
 
 // Delivery is how proxies get a module's bytes.
 type Delivery struct {
-	// Mode auto picks the first that holds: inline (with the configuration), direct (from url), served (by the
-	// adapter), local (a file on the proxies' machines).
+	// Mode auto picks the first that holds: inline (with the configuration; on Istio at most 512 KiB), direct (from
+	// url), served (by the adapter), local (a file on the proxies' machines).
 	Mode DeliveryMode `json:"mode,omitempty" schema:"enum=auto|inline|direct|served|local,default=auto"`
 	// LocalPath is the folder on the proxies' machines for mode local.
 	LocalPath string `json:"localPath,omitempty"`

@@ -68,6 +68,9 @@ func (Envoy) Complete(f filter.Filter) (filter.Filter, error) {
 	return f, problem.NotSupported.WithFields(f.Key.String(), mistakes)
 }
 
+// Reads nothing: there is no cluster.
+func (Envoy) Reads(filter.Chain) plan.Reads { return plan.Reads{} }
+
 // Plan makes the one resource that fills the slot.
 func (Envoy) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	p := plan.Plan{Chain: c, Rollout: filter.RolloutAll}
@@ -171,6 +174,7 @@ func envoyLosses(f filter.Filter) (losses []plan.Loss) {
 	s := f.Spec
 	lose(s.Match.Direction != "", "spec.match.direction", "a proxy's slot stands on one listener and has no direction")
 	lose(len(s.Match.Ports) > 0, "spec.match.ports", "a proxy's slot stands where its operator put it, whatever the port")
+	lose(s.Before != "", "spec.before", "a proxy's slot stands where its operator put it, and phase and priority order what is in it")
 	lose(s.Force, "spec.force", "nobody else owns fields of a proxy's slot")
 	return losses
 }

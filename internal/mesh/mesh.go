@@ -16,13 +16,15 @@ type Mesh interface {
 	Name() string
 	// Complete fills in what the document left to the mesh, and refuses what the mesh can never do.
 	Complete(filter.Filter) (filter.Filter, error)
+	// Reads says what of a cluster must be in the chain's world.
+	Reads(filter.Chain) plan.Reads
 	// Plan says what must hold so that the chain, whose secrets are resolved, runs in this world.
 	Plan(filter.Chain, plan.World) (plan.Plan, error)
 }
 
-var known = []Mesh{Envoy{}}
+var known = []Mesh{Envoy{}, Istio{}}
 
-// Names lists the meshes that this version can drive.
+// Names lists the meshes that this version translates for.
 func Names() []string {
 	names := make([]string, len(known))
 	for i, m := range known {
@@ -38,5 +40,5 @@ func Find(name string) (Mesh, error) {
 			return m, nil
 		}
 	}
-	return nil, problem.MeshNotSupported.New("spec.mesh is %q, and this version drives %s", name, strings.Join(Names(), ", "))
+	return nil, problem.MeshNotSupported.New("spec.mesh is %q, and this version knows %s", name, strings.Join(Names(), ", "))
 }

@@ -20,13 +20,15 @@ type World struct {
 	Modules map[string]Code
 	// Proxies are those of the target that are connected now (plain Envoy).
 	Proxies []Proxy
+	// Cluster is what a Kubernetes cluster serves and holds, of what the mesh Reads there.
+	Cluster Cluster
 }
 
-// Code is where a module's bytes can be had: exactly one field is set.
+// Code is where a module's bytes can be had: every place there is, for the mesh to choose from.
 type Code struct {
 	Inline []byte // the bytes, shared by all who hold the Code: never to be changed
 	Path   string // a file on the proxies' machines
-	URL    string // an address that proxies reach
+	URL    string // an address that proxies reach, and that was seen to give these very bytes
 }
 
 // Proxy is one connected Envoy.
@@ -40,7 +42,7 @@ type Proxy struct {
 type Plan struct {
 	// Chain is what the plan is for, with secrets as references, for the backend to record.
 	Chain filter.Chain
-	// Version changes whenever Resources do, and only then.
+	// Version changes whenever Resources or Objects do, and only then.
 	Version string
 	// Resources are what proxies get over xDS. They hold resolved secrets and must not be logged.
 	Resources []*anypb.Any

