@@ -3,10 +3,13 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
@@ -14,15 +17,23 @@ import (
 func newRender(a *app) *cobra.Command {
 	var files []string
 	var remove bool
+	var meshName, cluster string
 	cmd := &cobra.Command{
 		Use:   "render -f FILE",
 		Short: "Show what applying a document would put on its targets",
 		Long: `Show what applying a document would put on its targets, and change nothing.
 
 The adapter plans it as it would for "apply", next to what is applied now. Secrets are shown as references and modules
-as their length. Fields that a mesh has no equivalent for are listed with the reason.`,
+as their length. Fields that a mesh has no equivalent for are listed with the reason.
+
+For Istio no adapter is asked: what is printed are the objects themselves, for kubectl or a Git repository, as if the
+documents were all there is on their targets. --cluster tells what the cluster serves and holds; without it, it is
+taken for Istio 1.31, and targets have to be given by labels.`,
 		Example: `  meshery-filters render -f filter.yaml
-  meshery-filters render -f filter.yaml --delete   # what would be left`,
+  meshery-filters render -f filter.yaml --delete   # what would be left
+  meshery-filters render -f filter.yaml --mesh istio | kubectl apply --server-side -f -
+  kubectl get crd,namespaces,services,deployments -A -o yaml > cluster.yaml
+  meshery-filters render -f filter.yaml --mesh istio --cluster cluster.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
@@ -31,6 +42,21 @@ as their length. Fields that a mesh has no equivalent for are listed with the re
 			docs, err := a.readDocuments(files, remove)
 			if err != nil {
 				return err
+			}
+			m, err := renderedMesh(docs, meshName)
+			if err != nil {
+				return err
+			}
+			local := !slices.Contains(driven, m.Name())
+			switch {
+			case local && remove:
+				return usage("--delete is for meshes that an adapter drives; leave the documents out of what you render")
+			case local && cluster == stdin && slices.Contains(files, stdin):
+				return usage("--cluster and --filename cannot both be standard input")
+			case local:
+				return a.renderLocally(cmd.Context(), m, docs, cluster)
+			case cluster != "":
+				return usage("--cluster is for meshes of a cluster, and %s is none", m.Name())
 			}
 			body, err := bodyOf(docs)
 			if err != nil {
@@ -51,10 +77,38 @@ as their length. Fields that a mesh has no equivalent for are listed with the re
 	}
 	filesFlag(cmd, &files)
 	cmd.Flags().BoolVar(&remove, "delete", false, "show what removing the documents' filters would leave")
+	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
+	cmd.Flags().StringVar(&cluster, "cluster", "", "`file` with what a cluster serves and holds, as \"kubectl get -o yaml\" prints it; - for standard input")
+	_ = cmd.MarkFlagFilename("cluster", "yaml", "yml", "json")
+	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
+}
+
+// renderedMesh is the one mesh that all documents are for; those that name none get the one that is given, or plain
+// Envoy.
+func renderedMesh(docs []filter.Document, given string) (mesh.Mesh, error) {
+	name := ""
+	for i := range docs {
+		s := &docs[i].Spec
+		if s.Mesh == "" || s.Mesh == "auto" {
+			s.Mesh = given
+		}
+		of := s.Mesh
+		if of == "" {
+			of = "envoy"
+		}
+		if name != "" && of != name {
+			return nil, usage("the documents are for %s and for %s; render them one mesh at a time", name, of)
+		}
+		name = of
+	}
+	if given != "" && name != given {
+		return nil, usage("--mesh is %s, and the documents are for %s", given, name)
+	}
+	return mesh.Find(name)
 }
 
 func (a *app) printPreviews(previews []*filterspb.Preview) error {

@@ -128,7 +128,7 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 	for i, f := range filters {
 		if f.Spec.Mesh == "auto" {
 			if len(kubeconfigs) > 0 {
-				return nil, problem.MeshNotSupported.New("%s: spec.mesh is auto and the request carries a kubeconfig, and this version drives no mesh of a cluster; set spec.mesh to %s", f.Key, strings.Join(mesh.Names(), " or "))
+				return nil, problem.MeshNotSupported.New("%s: spec.mesh is auto and the request carries a kubeconfig, and this version drives no mesh of a cluster; set spec.mesh to %s", f.Key, strings.Join(slices.Sorted(maps.Keys(r.Backends)), " or "))
 			}
 			f.Spec.Mesh = "envoy"
 		}
@@ -137,7 +137,7 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 			return nil, err
 		}
 		if _, err := r.backend(f.Spec.Mesh); err != nil {
-			return nil, err
+			return nil, named(f, err)
 		}
 		if f, err = m.Complete(f); err != nil {
 			return nil, err

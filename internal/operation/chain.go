@@ -274,11 +274,13 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, e 
 
 // backend finds the backend of a mesh.
 func (r *Runner) backend(meshName string) (Backend, error) {
-	b, ok := r.Backends[meshName]
-	if !ok {
-		return nil, problem.MeshNotSupported.New("spec.mesh is %q, and this adapter has no backend for it", meshName)
+	if b, ok := r.Backends[meshName]; ok {
+		return b, nil
 	}
-	return b, nil
+	if _, err := mesh.Find(meshName); err != nil {
+		return nil, err
+	}
+	return nil, problem.RenderOnly.New("spec.mesh is %q", meshName)
 }
 
 // holding lists the chains that hold any of the filters.

@@ -613,7 +613,8 @@ func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
 		"a file of the adapter's machine": {problem.InvalidDocument, "spec.module.file", apply(doc("x", "module: {file: /etc/passwd}"))},
 		"a builtin that is none":          {problem.InvalidDocument, "headers, ratelimit", apply(doc("x", "module: {builtin: nope}"))},
 		"oci":                             {problem.InvalidDocument, "oci:// is not supported", apply(doc("x", "module: {url: 'oci://example.com/x:1'}"))},
-		"a mesh that is not built":        {problem.MeshNotSupported, "istio", apply(doc("x", "mesh: istio"))},
+		"a mesh that is not built":        {problem.MeshNotSupported, "consul", apply(doc("x", "mesh: consul"))},
+		"a mesh that is rendered only":    {problem.RenderOnly, `default/x: spec.mesh is "istio"`, apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
 		"a cluster with mesh auto":        {problem.MeshNotSupported, "kubeconfig", operation.Request{Operation: "custom", Body: doc("x"), Kubeconfigs: []string{"secret"}}},
 		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},
 	} {

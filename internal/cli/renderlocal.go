@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// driven are the meshes that an adapter changes by itself. Others are rendered here, without one.
+var driven = []string{"envoy"}
+
+// assumed are the kinds that a mesh's clusters serve, for whoever renders without --cluster.
+var assumed = map[string]func() []plan.Kind{"istio": mesh.Istio131}
+
+// renderLocally prints what a mesh's cluster would hold if these documents were all there is on their targets.
+func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, clusterFile string) error {
+	var cluster plan.Cluster
+	if clusterFile != "" {
+		objects, err := a.readObjects(clusterFile)
+		if err != nil {
+			return err
+		}
+		cluster = plan.ClusterOf(objects)
+	}
+	if kinds := assumed[m.Name()]; kinds != nil && len(cluster.Kinds) == 0 {
+		cluster.Kinds = kinds()
+	}
+	world := plan.World{Modules: map[string]plan.Code{}, Cluster: cluster}
+	modules := module.New(module.Options{Blobs: held(world.Modules), Builtin: filters.Builtin, BuiltinNames: filters.Names()})
+	chains := map[string]filter.Chain{}
+	var order []string
+	for _, d := range docs {
+		f, err := m.Complete(d.Filter(a.namespace))
+		if err != nil {
+			return err
+		}
+		if refs := f.Secrets(); len(refs) > 0 {
+			return problem.SecretMissing.New("%s refers to %s, and render resolves no secrets, which would end up in what it prints", f.Key, refs[0])
+		}
+		if f.Spec.Module, err = known(ctx, modules, f); err != nil {
+			p := *problem.Of(err)
+			p.Details = f.Key.String() + ": " + p.Details
+			return &p
+		}
+		c := filter.Chain{Mesh: m.Name(), Target: f.Spec.Target}
+		id := c.ID()
+		if known, ok := chains[id]; ok {
+			c = known
+		} else {
+			order = append(order, id)
+		}
+		chains[id] = c.With(f)
+	}
+	var all plan.Plan
+	for _, id := range order {
+		p, err := m.Plan(chains[id], world)
+		if err != nil {
+			return err
+		}
+		all.Objects = append(all.Objects, p.Objects...)
+		all.Losses = append(all.Losses, p.Losses...)
+	}
+	for _, l := range all.Losses {
+		fmt.Fprintf(a.Err, "Warning: %s: %s\n", problem.FieldLost.Summary, l)
+	}
+	if a.output == formJSON {
+		items := make([]any, len(all.Objects))
+		for i, o := range all.Objects {
+			items[i] = o.Content
+		}
+		return a.print(map[string]any{"apiVersion": "v1", "kind": "List", "items": items}, nil)
+	}
+	text, err := plan.Manifest(all.Objects)
+	if err != nil {
+		return err
+	}
+	return write(a.Out, text, "")
+}
+
+// known is the filter's module by its digest. One that proxies get by themselves is not fetched: its author has said
+// which it is.
+func known(ctx context.Context, modules *module.Resolver, f filter.Filter) (filter.Module, error) {
+	byThemselves := f.Spec.Delivery.Mode == filter.DeliverDirect || f.Spec.Delivery.Mode == filter.DeliverLocal
+	if byThemselves && f.Spec.Module.URL != "" && f.Spec.Module.SHA256 != "" {
+		return f.Spec.Module, nil
+	}
+	m, _, err := modules.Resolve(ctx, f.Spec.Module)
+	return m, err
+}
+
+// held keeps modules by their digest, in memory and where a plan finds them.
+type held map[string]plan.Code
+
+// Put never fails.
+func (h held) Put(_ context.Context, data []byte) (string, error) {
+	sum := sha256.Sum256(data)
+	digest := hex.EncodeToString(sum[:])
+	h[digest] = plan.Code{Inline: data}
+	return digest, nil
+}
+
+// Get gives what was put.
+func (h held) Get(_ context.Context, digest string) ([]byte, error) {
+	c, ok := h[digest]
+	if !ok {
+		return nil, problem.ModuleUnavailable.New("sha256 %s", digest)
+	}
+	return c.Inline, nil
+}
+
+// readObjects reads what `kubectl get -o yaml` or `-o json` printed: objects, lists of them, or both.
+func (a *app) readObjects(name string) ([]plan.Object, error) {
+	body, err := a.readBody(name)
+	if err != nil {
+		return nil, err
+	}
+	wrong := func(err error) error {
+		return usage("--cluster: %s is not what `kubectl get -o yaml` prints: %s", name, strings.ReplaceAll(err.Error(), "\n", " "))
+	}
+	var objects []plan.Object
+	dec := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(body), 4096)
+	for {
+		var o unstructured.Unstructured
+		err := dec.Decode(&o.Object)
+		if errors.Is(err, io.EOF) {
+			return objects, nil
+		}
+		if err != nil {
+			return nil, wrong(err)
+		}
+		switch {
+		case o.Object == nil: // nothing between two ---
+		case o.IsList():
+			list, err := o.ToList()
+			if err != nil {
+				return nil, wrong(err)
+			}
+			for i := range list.Items {
+				objects = append(objects, plan.Object{Content: list.Items[i].Object})
+			}
+		case o.GetKind() == "" || o.GetName() == "":
+			return nil, wrong(errors.New("an object has no kind or no name"))
+		default:
+			objects = append(objects, plan.Object{Content: o.Object})
+		}
+	}
+}
