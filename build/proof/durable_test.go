@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
@@ -60,13 +61,15 @@ func newSubscriber(t *testing.T) *subscriber {
 	if !broker.ReadyForConnections(patience) {
 		t.Fatal("the broker does not start")
 	}
-	s := &subscriber{url: broker.ClientURL(), events: map[string][]subscriberEvent{}}
-	nc, err := nats.Connect(s.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	if _, err := nc.Subscribe("meshery.adapters.filters.events.*", s.take); err != nil {
+	return subscribe(t, broker.ClientURL())
+}
+
+// subscribe follows what a broker tells, and comes back whenever it was away.
+func subscribe(t *testing.T, url string) *subscriber {
+	t.Helper()
+	s := &subscriber{url: url, events: map[string][]subscriberEvent{}}
+	nc := connectNATS(t, url)
+	if _, err := nc.Subscribe("meshery.adapters.filters.events.*", func(m *nats.Msg) { s.take(m.Subject, m.Data) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := nc.Flush(); err != nil {
@@ -75,12 +78,24 @@ func newSubscriber(t *testing.T) *subscriber {
 	return s
 }
 
-func (s *subscriber) take(m *nats.Msg) {
+// connectNATS connects to servers that may be away for a while.
+func connectNATS(t *testing.T, url string) *nats.Conn {
+	t.Helper()
+	closed := make(chan struct{})
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(time.Second), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close(); <-closed })
+	return nc
+}
+
+func (s *subscriber) take(subject string, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var envelope struct{ Object subscriberEvent }
-	if err := json.Unmarshal(m.Data, &envelope); err != nil {
-		s.wrong = append(s.wrong, fmt.Sprintf("%s: %v", m.Subject, err))
+	if err := json.Unmarshal(data, &envelope); err != nil {
+		s.wrong = append(s.wrong, fmt.Sprintf("%s: %v", subject, err))
 		return
 	}
 	e := envelope.Object
@@ -171,8 +186,8 @@ func (f *follower) follow(ctx context.Context, conn *grpc.ClientConn, id, group 
 	}
 }
 
-// torture is an adapter that is killed, what asks it for operations, and what looks at it.
-type torture struct {
+// replica is an adapter that is killed and started again.
+type replica struct {
 	t     *testing.T
 	args  []string
 	state string
@@ -180,6 +195,61 @@ type torture struct {
 	grpc, xds string
 	meshes    meshes.MeshServiceClient
 	filters   filterspb.FilterServiceClient
+	health    healthpb.HealthClient
+}
+
+func newReplica(t *testing.T, args ...string) *replica {
+	t.Helper()
+	r := &replica{t: t, state: filepath.Join(t.TempDir(), "state")}
+	ports := fixedPorts(t)
+	r.grpc, r.xds = ports[1], ports[3]
+	r.args = append(append([]string{"serve", "--state-dir", r.state, "--imagehub-addr", "127.0.0.1:0"}, ports...), args...)
+	conn := dialOften(t, r.grpc)
+	t.Cleanup(func() { conn.Close() })
+	r.meshes, r.filters = meshes.NewMeshServiceClient(conn), filterspb.NewFilterServiceClient(conn)
+	r.health = healthpb.NewHealthClient(conn)
+	return r
+}
+
+// serves is an error unless the health service says so, or says the opposite.
+func (r *replica) serves(want bool) error {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	defer cancel()
+	h, err := r.health.Check(ctx, &healthpb.HealthCheckRequest{})
+	if err == nil && (h.GetStatus() == healthpb.HealthCheckResponse_SERVING) != want {
+		err = fmt.Errorf("it says %s", h.GetStatus())
+	}
+	return err
+}
+
+func (r *replica) start() {
+	r.t.Helper()
+	if err := os.Remove(filepath.Join(r.state, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		r.t.Fatal(err)
+	}
+	r.process = launch(r.t, nil, r.args...)
+}
+
+// ready waits until the adapter takes requests.
+func (r *replica) ready() {
+	r.t.Helper()
+	path := filepath.Join(r.state, "addresses.json")
+	eventually(r.t, "the adapter is ready", func() error {
+		select {
+		case <-r.process.ended:
+			r.t.Fatalf("the adapter ended: %v\n%s", r.err, r.log.String())
+		default:
+		}
+		_, err := os.Stat(path)
+		return err
+	})
+}
+
+// torture is what adapters are put through: who asks them for operations, and who looks at what becomes of those.
+type torture struct {
+	t *testing.T
+	*replica
+	others    []*replica // that share its store
 	heard     *subscriber
 	run       string
 	followers []*follower // the ith is in groupOf(i)
@@ -190,18 +260,14 @@ type torture struct {
 	want     map[string]int32 // priority by filter
 }
 
-func newTorture(t *testing.T, args ...string) *torture {
+// newTorture starts nothing yet. The adapter delivers its events to where heard listens, unless args say otherwise.
+func newTorture(t *testing.T, heard *subscriber, args ...string) *torture {
 	t.Helper()
-	x := &torture{t: t, state: filepath.Join(t.TempDir(), "state"), heard: newSubscriber(t), want: map[string]int32{}, run: strconv.FormatInt(time.Now().UnixNano(), 36)}
-	ports := fixedPorts(t)
-	x.grpc, x.xds = ports[1], ports[3]
-	x.args = append([]string{"serve", "--state-dir", x.state, "--imagehub-addr", "127.0.0.1:0", "--nats-url", x.heard.url}, ports...)
-	x.args = append(x.args, args...)
-	conn := dialOften(t, x.grpc)
-	t.Cleanup(func() { conn.Close() })
-	x.meshes, x.filters = meshes.NewMeshServiceClient(conn), filterspb.NewFilterServiceClient(conn)
-	return x
+	return &torture{t: t, replica: newReplica(t, append([]string{"--nats-url", heard.url}, args...)...), heard: heard,
+		want: map[string]int32{}, run: strconv.FormatInt(time.Now().UnixNano(), 36)}
 }
+
+func (x *torture) replicas() []*replica { return append([]*replica{x.replica}, x.others...) }
 
 func groupOf(i int) string { return fmt.Sprintf("group-%d", i%2) }
 
@@ -210,8 +276,9 @@ func (x *torture) startProxies() {
 	x.t.Helper()
 	backend := upstream(x.t)
 	for i := range 2 {
-		x.followers = append(x.followers, startFollower(x.t, x.xds, fmt.Sprintf("proxy-%d", i), groupOf(i)))
-		x.envoys = append(x.envoys, startProxy(x.t, proxyOptions{id: fmt.Sprintf("envoy-%d", i), group: groupOf(i), upstream: backend, xds: x.xds}))
+		at := x.replicas()[i%len(x.replicas())].xds
+		x.followers = append(x.followers, startFollower(x.t, at, fmt.Sprintf("proxy-%d", i), groupOf(i)))
+		x.envoys = append(x.envoys, startProxy(x.t, proxyOptions{id: fmt.Sprintf("envoy-%d", i), group: groupOf(i), upstream: backend, xds: at}))
 	}
 }
 
@@ -228,9 +295,9 @@ func (x *torture) submit(ctx context.Context, i int) error {
 	if remove {
 		q.OpName, q.CustomBody = "remove_filter", document(name, nil)
 	}
-	for {
+	for try := i; ; try++ {
 		each, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := x.meshes.ApplyOperation(each, q)
+		_, err := x.replicas()[try%(1+len(x.others))].meshes.ApplyOperation(each, q)
 		cancel()
 		if err == nil {
 			break
@@ -252,6 +319,30 @@ func (x *torture) submit(ctx context.Context, i int) error {
 	return nil
 }
 
+// load asks for operations until stop, which returns once the last is accepted.
+func (x *torture) load() (stop func()) {
+	ctx, cancel := context.WithCancel(x.t.Context())
+	asking := make(chan error, 1)
+	go func() {
+		// A request is never broken off, for then nobody would know whether it was accepted.
+		for i := 0; ctx.Err() == nil; i++ {
+			if err := x.submit(x.t.Context(), i); err != nil {
+				asking <- err
+				return
+			}
+			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
+		}
+		asking <- nil
+	}()
+	return func() {
+		x.t.Helper()
+		cancel()
+		if err := <-asking; err != nil {
+			x.t.Fatal(err)
+		}
+	}
+}
+
 // ended waits until everything that was accepted so far has ended.
 func (x *torture) ended(limit time.Duration) {
 	x.t.Helper()
@@ -271,29 +362,6 @@ func (x *torture) ended(limit time.Duration) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
-}
-
-// ready waits until the adapter takes requests.
-func (x *torture) ready() {
-	x.t.Helper()
-	path := filepath.Join(x.state, "addresses.json")
-	eventually(x.t, "the adapter is ready", func() error {
-		select {
-		case <-x.process.ended:
-			x.t.Fatalf("the adapter ended: %v\n%s", x.err, x.log.String())
-		default:
-		}
-		_, err := os.Stat(path)
-		return err
-	})
-}
-
-func (x *torture) start() {
-	x.t.Helper()
-	if err := os.Remove(filepath.Join(x.state, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		x.t.Fatal(err)
-	}
-	x.process = launch(x.t, nil, x.args...)
 }
 
 // rounds counts to n, or for as long or as far as `make torture` asks for: TORTURE_KILLS is how many kills its longest
@@ -327,22 +395,10 @@ func rounds(t *testing.T, n int) iter.Seq[int] {
 // TestAKilledAdapterLosesNothingThatItAccepted kills the adapter at moments of chance, its start included.
 func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	onRealParts(t)
-	x := newTorture(t)
+	x := newTorture(t, newSubscriber(t))
 	x.start()
 	x.startProxies()
-	ctx, stop := context.WithCancel(t.Context())
-	asking := make(chan error, 1)
-	go func() {
-		// A request is never broken off, for then nobody would know whether it was accepted.
-		for i := 0; ctx.Err() == nil; i++ {
-			if err := x.submit(t.Context(), i); err != nil {
-				asking <- err
-				return
-			}
-			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
-		}
-		asking <- nil
-	}()
+	stop := x.load()
 	var slowest time.Duration
 	kills := 0
 	for kill := range rounds(t, 100) {
@@ -362,9 +418,6 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	}
 	x.ready()
 	stop()
-	if err := <-asking; err != nil {
-		t.Fatal(err)
-	}
 	x.ended(patience)
 	x.check()
 	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",

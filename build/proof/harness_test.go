@@ -41,6 +41,9 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(natsVariable); text != "" {
+		os.Exit(serveNATS(text))
+	}
 	flag.Parse()
 	if testing.Short() {
 		goleak.VerifyTestMain(m)
@@ -117,7 +120,13 @@ type process struct {
 // environment, less what would configure an adapter.
 func launch(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	return launchCommand(t, exec.Command(program, args...), env...)
+}
+
+// launchCommand starts another program likewise.
+func launchCommand(t *testing.T, cmd *exec.Cmd, env ...string) *process {
+	t.Helper()
+	p := &process{cmd: cmd, ended: make(chan struct{})}
 	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool {
 		return strings.HasPrefix(e, "MESHERY_") || strings.HasPrefix(e, "DEBUG=")
 	}), env...)
@@ -370,26 +379,31 @@ func (a *adapter) allRun(group string, proxies int) {
 	})
 }
 
-// fixedPorts gives an adapter listeners that it has again after a restart. They are outside of the range that the kernel
-// takes ports of outgoing connections from, so that none of those is in the way meanwhile.
+// fixedPorts gives an adapter listeners that it has again after a restart.
 func fixedPorts(t *testing.T) []string {
 	t.Helper()
 	var args []string
 	for _, flag := range []string{"--grpc-addr", "--xds-addr", "--http-addr"} {
-		for tries := 0; ; tries++ {
-			addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+mathrand.IntN(12000)))
-			l, err := net.Listen("tcp", addr)
-			if err == nil {
-				l.Close()
-				args = append(args, flag, addr)
-				break
-			}
-			if tries == 100 {
-				t.Fatalf("no free port: %v", err)
-			}
-		}
+		args = append(args, flag, fixedAddr(t))
 	}
 	return args
+}
+
+// fixedAddr is outside of the range that the kernel takes ports of outgoing connections from, so that none of those is in
+// the way while nobody listens there.
+func fixedAddr(t *testing.T) string {
+	t.Helper()
+	for tries := 0; ; tries++ {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+mathrand.IntN(12000)))
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			l.Close()
+			return addr
+		}
+		if tries == 100 {
+			t.Fatalf("no free port: %v", err)
+		}
+	}
 }
 
 // document is a Filter document in JSON, which is YAML. Without a spec it names a filter to remove.

@@ -252,9 +252,13 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys) })
 	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
 	g.Go(func() error {
-		<-running.Done()
-		ready.Store(false)
-		api.SetReady(false)
+		// Clients are told when nothing could be kept, and so nothing is accepted.
+		tell := func(err error) {
+			ready.Store(err == nil)
+			api.SetReady(err == nil)
+		}
+		kept.Watch(running, tell)
+		tell(context.Canceled)
 		return nil
 	})
 	where := addresses{GRPC: grpcListener.Addr().String(), XDS: xdsListener.Addr().String(), HTTP: httpListener.Addr().String(), NATS: embedded.ClientURL()}

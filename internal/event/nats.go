@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,7 +63,9 @@ type Options struct {
 // as core messages that the server has confirmed to have.
 //
 // What a server did not take waits in the Log, through any outage and restart. An outage or a restart may repeat a
-// stretch of events: Object.sequence tells.
+// stretch of events: Object.sequence tells. A server without JetStream keeps nothing for those who are away. So that its
+// restart costs them nothing, events wait for the first of them to come back, for some seconds, and what it had
+// confirmed just before is published again. That is so with a Cursor only.
 type NATS struct {
 	options Options
 	logger  *slog.Logger
@@ -72,6 +75,20 @@ type NATS struct {
 	conn      atomic.Pointer[nats.Conn]
 	delivered atomic.Uint64 // position of the next event to publish
 	goal      atomic.Uint64 // position at which Run may end; 0 while it must not
+
+	kept      bool        // by a JetStream, as far as Run knows
+	confirmed []confirmed // by a server without one, lately, oldest first
+
+	mu          sync.Mutex
+	connected   time.Time // last
+	lost        time.Time // the connection, last; zero when it was not since confirmed was looked at
+	interrupted func()    // ends what goes on over the connection that was lost
+}
+
+// confirmed is when a server had the events from a position on.
+type confirmed struct {
+	position uint64
+	at       time.Time
 }
 
 // NewNATS makes what publishes. Nothing is until Run. problem.InvalidConfiguration when the URL cannot be one.
@@ -195,7 +212,20 @@ func (n *NATS) advance(position uint64, end func()) {
 
 // dial returns at once or after one attempt; the connection comes about, and back, by itself.
 func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
-	up := func(*nats.Conn) { signal(n.up) }
+	up := func(*nats.Conn) {
+		n.mu.Lock()
+		n.connected = time.Now()
+		n.mu.Unlock()
+		signal(n.up)
+	}
+	down := func(*nats.Conn, error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.lost = time.Now()
+		if n.interrupted != nil {
+			n.interrupted()
+		}
+	}
 	last := ""
 	return nats.Connect(n.options.URL, append(slices.Clone(n.options.Connect),
 		nats.Name("meshery-filters"),
@@ -209,6 +239,7 @@ func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
 		nats.FlusherTimeout(time.Second),
 		nats.ConnectHandler(up),
 		nats.ReconnectHandler(up),
+		nats.DisconnectErrHandler(down),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if text := err.Error(); text != last { // it may come with every attempt to connect
 				last = text
@@ -222,10 +253,19 @@ func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
 const (
 	batch        = 256 // events that are published again if the server does not answer
 	serverAnswer = 5 * time.Second
+	// passing is how long before its end a server without JetStream may have confirmed what it had not passed on.
+	passing = 5 * time.Second
+	// returning is how long after the connection came about subscribers may take to come back too.
+	returning = 10 * time.Second
 )
 
 // deliver publishes from a position on, until something fails.
 func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end, works func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	n.mu.Lock()
+	n.interrupted = func() { cancel(errors.New("the connection was lost")) }
+	n.mu.Unlock()
 	if !nc.IsConnected() {
 		return fmt.Errorf("not connected: %w", cmp.Or(nc.LastError(), nats.ErrNoServers))
 	}
@@ -233,12 +273,21 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 	if err != nil {
 		return err
 	}
-	sent := 0
+	if js == nil && n.options.Cursor != nil {
+		position = n.goBack(position)
+	}
+	begun, sent, heard := position, 0, js != nil || n.options.Cursor == nil
 	for r, err := range n.options.Log.From(ctx, position) {
 		if err != nil {
 			return err
 		}
-		if err := n.publish(ctx, nc, js, r); err != nil {
+		if !heard {
+			err = n.publishHeard(ctx, nc, r)
+			heard = true
+		} else {
+			err = n.publish(ctx, nc, js, r)
+		}
+		if err != nil {
 			return err
 		}
 		if sent++; sent < batch && !r.Last {
@@ -246,13 +295,12 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 		}
 		sent = 0
 		if js == nil {
-			flushing, cancel := context.WithTimeout(ctx, serverAnswer)
-			err := nc.FlushWithContext(flushing)
-			cancel()
-			if err != nil {
+			if err := flush(ctx, nc); err != nil {
 				return err
 			}
+			n.confirm(begun)
 		}
+		begun = r.Position + 1
 		works()
 		if n.options.Cursor != nil {
 			if err := n.options.Cursor.Save(ctx, r.Position+1); err != nil {
@@ -261,7 +309,74 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 		}
 		n.advance(r.Position+1, end)
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
+}
+
+func flush(ctx context.Context, nc *nats.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, serverAnswer)
+	defer cancel()
+	return nc.FlushWithContext(ctx)
+}
+
+// confirm notes that the server had the events from a position on.
+func (n *NATS) confirm(position uint64) {
+	if n.options.Cursor == nil {
+		return
+	}
+	now := time.Now()
+	n.confirmed = slices.DeleteFunc(n.confirmed, func(c confirmed) bool { return now.Sub(c.at) > passing })
+	n.confirmed = append(n.confirmed, confirmed{position, now})
+}
+
+// goBack is where to go on after the connection was lost: at what the server may not have passed on.
+func (n *NATS) goBack(position uint64) uint64 {
+	n.mu.Lock()
+	lost := n.lost
+	n.lost = time.Time{}
+	n.mu.Unlock()
+	if lost.IsZero() {
+		return position
+	}
+	for _, c := range n.confirmed {
+		if lost.Sub(c.at) <= passing {
+			return min(position, c.position)
+		}
+	}
+	return position
+}
+
+// publishHeard publishes the first event over a connection. As long as others may still be coming back too, it does so
+// until somebody hears it.
+func (n *NATS) publishHeard(ctx context.Context, nc *nats.Conn, r store.Record) error {
+	inbox := nc.NewInbox()
+	answers, err := nc.SubscribeSync(inbox) // of the server, when nobody subscribes to the event
+	if err != nil {
+		return err
+	}
+	defer func() { _ = answers.Unsubscribe() }()
+	for {
+		if err := n.publishTo(ctx, nc, nil, r, inbox); err != nil {
+			return err
+		}
+		if err := flush(ctx, nc); err != nil {
+			return err
+		}
+		n.mu.Lock()
+		late := time.Since(n.connected) > returning
+		n.mu.Unlock()
+		if unheard, _, err := answers.Pending(); err != nil || unheard == 0 || late {
+			return err
+		}
+		if _, err := answers.NextMsgWithContext(ctx); err != nil && !errors.Is(err, nats.ErrNoResponders) {
+			return err
+		}
+		wait := time.NewTimer(250 * time.Millisecond)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
 }
 
 // keeper is the JetStream that keeps the events' subjects, or nil where none does.
@@ -275,15 +390,27 @@ func (n *NATS) keeper(ctx context.Context, nc *nats.Conn) (jetstream.JetStream, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, serverAnswer)
 	defer cancel()
-	if _, err := js.StreamNameBySubject(ctx, Subject("*")); err != nil {
-		return nil, nil // there is none, or it is none of ours to know
+	_, err = js.StreamNameBySubject(ctx, Subject("*"))
+	none := errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) ||
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) || errors.Is(nc.LastError(), nats.ErrPermissionViolation) // then it is none of ours to know
+	switch {
+	case err == nil:
+		n.kept = true
+		return js, nil
+	case errors.Is(err, jetstream.ErrStreamNotFound), none && !n.kept:
+		n.kept = false
+		return nil, nil
 	}
-	return js, nil
+	return nil, fmt.Errorf("look for a stream of the events: %w", err) // it has none at the moment, as in an election
 }
 
-func (n *NATS) publish(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, r store.Record) (err error) {
+func (n *NATS) publish(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, r store.Record) error {
+	return n.publishTo(ctx, nc, js, r, "")
+}
+
+func (n *NATS) publishTo(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, r store.Record, reply string) (err error) {
 	m := nats.NewMsg(Subject(r.Subject))
-	m.Data = r.Data
+	m.Data, m.Reply = r.Data, reply
 	if js == nil {
 		err = nc.PublishMsg(m)
 	} else {

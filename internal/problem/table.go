@@ -124,6 +124,12 @@ var (
 	ProxyLeft = &Kind{"meshery-filters-1040", codes.Aborted, "a proxy left while it was to run the chain",
 		"It crashed, was stopped or lost its connection. A filter can do that to a proxy only by using up its memory or a thread.",
 		"Look at that proxy's log and wait until it is back, then apply the filter again."}
+	StoreAway = &Kind{"meshery-filters-1052", codes.Unavailable, "the store does not answer",
+		"The JetStream that storeURL names is away, cannot be reached, or has no leader at the moment.",
+		"Look at the NATS servers; the adapter goes on by itself when they answer. Send the operation again then, with the same id."}
+	StateDamaged = &Kind{"meshery-filters-1053", codes.DataLoss, "the adapter's state is damaged or incomplete",
+		"A file that the adapter wrote has changed since, or is gone: a disk that fails, a copy that was not whole, or somebody who edited it.",
+		"Restore what is named from a copy, or do without what it held: docs/durability.md says how."}
 	RenderOnly = &Kind{"meshery-filters-1070", codes.FailedPrecondition, "filters of this mesh can be rendered, and not applied yet",
 		"This version translates for the mesh, and cannot change or watch what runs in a cluster.",
 		"`meshery-filters render -f FILE --mesh istio` prints the objects for kubectl or a Git repository; docs/istio.md says what they can do."}
@@ -144,7 +150,6 @@ func All() []*Kind {
 		MeshNotSupported, MeshAmbiguous, NotSupported, FilterNotFound, ModuleUnavailable, DigestMismatch, ModuleInvalid,
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
-		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift,
-		Poisoned, RevisionNotFound, Sealed, StateInUse, CanarySilent, ProxyLeft,
-		RenderOnly, TargetNotFound, NoDelivery, KindMissing}
+		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, Poisoned, RevisionNotFound, Sealed,
+		StateInUse, CanarySilent, ProxyLeft, StoreAway, StateDamaged, RenderOnly, TargetNotFound, NoDelivery, KindMissing}
 }

@@ -64,6 +64,9 @@ func (b *blobsInObjects) Put(ctx context.Context, data []byte) (string, error) {
 // the library's own way publishes asynchronously, and leaves a goroutine behind when it ends too soon.
 func (b *blobsInObjects) put(ctx context.Context, name string, sum, data []byte) error {
 	const chunk = 128 << 10
+	if err := b.store.ails(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 3*patience)
 	defer cancel()
 	publish := func(m *nats.Msg) error {
@@ -130,5 +133,5 @@ func (b *blobsInObjects) Get(ctx context.Context, digest string) ([]byte, error)
 }
 
 func (b *blobsInObjects) damaged(digest string) error {
-	return problem.StoreFailed.New("module %s in %s is damaged; restore the folder from a copy, or apply the filters that use it again, which mends it", digest, b.where)
+	return problem.StateDamaged.New("module %s in %s is damaged; restore the folder from a copy, or apply the filters that use it again, which mends it", digest, b.where)
 }

@@ -49,7 +49,7 @@ func (c *cursor) load(ctx context.Context) (p place, err error) {
 	if c.last = 0; m != nil {
 		c.last = m.Sequence
 		if err := json.Unmarshal(m.Data, &p); err != nil {
-			return p, problem.StoreFailed.New("the cursor %s is damaged: %w", c.name, err)
+			return p, problem.StateDamaged.New("the cursor %s is damaged: %w", c.name, err)
 		}
 	}
 	return p, nil

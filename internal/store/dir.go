@@ -253,5 +253,5 @@ func (d *Dir) failed(doing, name string, err error) error {
 }
 
 func (d *Dir) damaged(name, why, remedy string) error {
-	return problem.StoreFailed.New("%s is damaged: %s; restore it from a copy, or %s", filepath.Join(d.path, name), why, remedy)
+	return problem.StateDamaged.New("%s is damaged: %s; restore it from a copy, or %s", filepath.Join(d.path, name), why, remedy)
 }

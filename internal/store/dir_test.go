@@ -22,10 +22,10 @@ func openDir(t *testing.T, path string) *Dir {
 	return d
 }
 
-// refused checks that an error is StoreFailed and helps: it has every one of the words.
+// refused checks that an error is StoreFailed or StateDamaged and helps: it has every one of the words.
 func refused(t *testing.T, err error, words ...string) {
 	t.Helper()
-	if !errors.Is(err, problem.StoreFailed) {
+	if !errors.Is(err, problem.StoreFailed) && !errors.Is(err, problem.StateDamaged) {
 		t.Fatalf("got %v", err)
 	}
 	for _, word := range words {

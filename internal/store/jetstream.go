@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -79,6 +80,9 @@ type Store struct {
 	events  *eventLog
 	cursors jetstream.KeyValue
 	closed  chan struct{} // of the connection
+
+	ailing  atomic.Pointer[ailment]
+	suspect chan struct{} // holds one token when Watch is to look at once
 }
 
 var (
@@ -101,7 +105,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.Queue <= 0 {
 		o.Queue = DefaultQueueLength
 	}
-	s := &Store{log: o.Logger, shared: o.URL != "", owner: rand.Text(), lease: o.Lease, closed: make(chan struct{})}
+	s := &Store{log: o.Logger, shared: o.URL != "", owner: rand.Text(), lease: o.Lease, closed: make(chan struct{}), suspect: make(chan struct{}, 1)}
 	if s.dir, err = OpenDir(o.StateDir); err != nil {
 		return nil, err
 	}
@@ -116,6 +120,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	if s.server, err = StartServer(so); err != nil {
 		return nil, err
+	}
+	if err := s.server.Health(); err != nil { // it starts without a stream that it cannot read
+		return nil, problem.StateDamaged.New("%s: %w; restore the folder from a copy, or move it away to begin anew", s.dir.Path(), err)
 	}
 	url, connect := o.URL, o.Connect
 	if !s.shared {
@@ -136,11 +143,19 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	defer cancel()
 	if err := s.open(opening, o.Queue); err != nil {
 		if opening.Err() != nil && ctx.Err() == nil {
-			err = problem.StoreFailed.New("the JetStream of storeURL does not answer: %w", err)
+			err = s.unanswered(err)
 		}
 		return nil, err
 	}
 	return s, s.takeOver(ctx)
+}
+
+// unanswered explains an answer that did not come in time.
+func (s *Store) unanswered(err error) error {
+	if s.shared {
+		return away(err)
+	}
+	return problem.StoreFailed.New("the JetStream in %s does not answer: %w", s.where(), err)
 }
 
 // open finds the streams, or makes them where they may be made.
@@ -207,7 +222,7 @@ func (s *Store) where() string {
 // missing explains why something that should be there is not.
 func (s *Store) missing(name string, err error) error {
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
-		return problem.StoreFailed.New("%s in %s is gone or cannot be read, and held what was kept; restore the folder from a copy, or move it away to begin anew", name, s.where())
+		return problem.StateDamaged.New("%s in %s is gone or cannot be read, and held what was kept; restore the folder from a copy, or move it away to begin anew", name, s.where())
 	}
 	return storeFailed("opening "+name, err)
 }
@@ -266,6 +281,10 @@ func noPeers(err error) bool {
 // try repeats what fails because a server is away, until ctx ends. What a server refused is final.
 func try[T any](ctx context.Context, s *Store, do func(context.Context) (T, error)) (T, error) {
 	for {
+		if err := s.ails(); err != nil && s.shared {
+			var none T
+			return none, err
+		}
 		each := 10 * time.Second // a disk under load may take long
 		if s.shared {
 			each = 2 * time.Second
@@ -280,6 +299,9 @@ func try[T any](ctx context.Context, s *Store, do func(context.Context) (T, erro
 		}
 		if !s.shared && api == nil && !errors.Is(err, context.DeadlineExceeded) {
 			return v, err // nothing but this process is in between
+		}
+		if err := s.ails(); err != nil {
+			return v, err
 		}
 		wait := time.NewTimer(100 * time.Millisecond)
 		select {
@@ -296,18 +318,34 @@ const patience = 20 * time.Second
 // write publishes a message whose subject must have the last sequence after. It returns ErrStale when it has another,
 // unless that is the message of an earlier try whose answer was lost.
 func (s *Store) write(ctx context.Context, stream jetstream.Stream, m *nats.Msg, after uint64, more ...jetstream.PublishOpt) (sequence uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	if err := s.ails(); err != nil {
+		return 0, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tries := 0
-	ack, err := try(ctx, s, func(ctx context.Context) (*jetstream.PubAck, error) {
+	ack, err := try(waiting, s, func(ctx context.Context) (*jetstream.PubAck, error) {
 		tries++
-		return s.js.PublishMsg(ctx, m, append([]jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(after),
+		ack, err := s.js.PublishMsg(ctx, m, append([]jetstream.PublishOpt{jetstream.WithExpectLastSequencePerSubject(after),
 			jetstream.WithRetryAttempts(0)}, more...)...)
+		if err != nil && !conflict(err) {
+			select { // have Watch look
+			case s.suspect <- struct{}{}:
+			default:
+			}
+		}
+		return ack, err
 	})
 	if err == nil {
 		return ack.Sequence, nil
 	}
 	if !conflict(err) {
+		if err := s.ails(); err != nil {
+			return 0, err // it was found out meanwhile
+		}
+		if waiting.Err() != nil && ctx.Err() == nil {
+			err = s.unanswered(err)
+		}
 		return 0, storeFailed("writing "+m.Subject, err)
 	}
 	if tries > 1 {
@@ -326,9 +364,9 @@ func conflict(err error) bool {
 
 // last is the newest message of a subject, or nil.
 func (s *Store) last(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	m, err := try(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
+	m, err := try(waiting, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) {
 		m, err := stream.GetLastMsgForSubject(ctx, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			return nil, nil
@@ -336,6 +374,9 @@ func (s *Store) last(ctx context.Context, stream jetstream.Stream, subject strin
 		return m, err
 	})
 	if err != nil {
+		if waiting.Err() != nil && ctx.Err() == nil {
+			err = s.unanswered(err)
+		}
 		return nil, storeFailed("reading "+subject, err)
 	}
 	return m, nil

@@ -3,9 +3,11 @@ package store
 import (
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,9 +42,13 @@ type ServerOptions struct {
 
 // Server is a NATS server inside this process.
 type Server struct {
-	server   *server.Server
+	opts     *server.Options
+	log      *slog.Logger
 	listens  bool
 	password string
+
+	mu     sync.Mutex
+	server *server.Server
 }
 
 // insider is the user that this process connects as, outsider the one of everybody else.
@@ -58,7 +64,7 @@ func StartServer(o ServerOptions) (*Server, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{listens: o.Listen != "", password: rand.Text()}
+	s := &Server{log: logger, listens: o.Listen != "", password: rand.Text()}
 	opts := &server.Options{
 		ServerName:             "meshery-filters",
 		DontListen:             !s.listens,
@@ -89,25 +95,68 @@ func StartServer(o ServerOptions) (*Server, error) {
 			opts.JetStreamMaxStore = 8 << 30
 		}
 	}
-	var err error
-	if s.server, err = server.NewServer(opts); err != nil {
-		return nil, problem.InvalidConfiguration.New("NATS: %w", err)
+	s.opts = opts
+	if err := s.start(); err != nil {
+		return nil, err
 	}
-	log := &natsLogger{Logger: logger}
+	if s.listens { // where it will listen again
+		_, port, err := net.SplitHostPort(strings.TrimPrefix(s.ClientURL(), "nats://"))
+		if number, perr := strconv.Atoi(port); err == nil && perr == nil {
+			opts.Port = number
+		}
+	}
+	return s, nil
+}
+
+func (s *Server) start() (err error) {
+	if s.server, err = server.NewServer(s.opts.Clone()); err != nil {
+		return problem.InvalidConfiguration.New("NATS: %w", err)
+	}
+	log := &natsLogger{Logger: s.log}
 	s.server.SetLogger(log, false, false)
 	s.server.Start()
 	if fatal := log.fatal(); fatal != "" {
-		s.Shutdown()
-		if o.StoreDir != "" && !s.server.JetStreamEnabled() {
-			return nil, problem.StoreFailed.New("starting NATS JetStream in %s: %s", o.StoreDir, fatal)
+		s.shutdown()
+		if s.opts.JetStream && !s.server.JetStreamEnabled() {
+			return problem.StoreFailed.New("starting NATS JetStream in %s: %s", s.opts.StoreDir, fatal)
 		}
-		return nil, problem.InvalidConfiguration.New("NATS: %s", fatal)
+		return problem.InvalidConfiguration.New("NATS: %s", fatal)
 	}
 	if !s.server.ReadyForConnections(10 * time.Second) {
-		s.Shutdown()
-		return nil, problem.Internal.New("NATS did not take connections within 10s")
+		s.shutdown()
+		return problem.Internal.New("NATS did not take connections within 10s")
 	}
-	return s, nil
+	return nil
+}
+
+// Restart ends the server and starts it again where it was. JetStream does not take anything into a stream after a write
+// to disk has failed, until then. Connections with the options of Connect come back by themselves.
+func (s *Server) Restart() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shutdown()
+	return s.start()
+}
+
+// Health says what is wrong with JetStream, as the server itself does: a stream that could not be read at its start, or
+// not be written since. nil when nothing is.
+func (s *Server) Health() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.opts.JetStream {
+		return nil
+	}
+	if h := s.server.Healthz(&server.HealthzOptions{}); h.StatusCode != http.StatusOK {
+		return errors.New(h.Error)
+	}
+	return nil
+}
+
+// InProcessConn connects through memory to the server as it is now.
+func (s *Server) InProcessConn() (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server.InProcessConn()
 }
 
 func readable(subjects []string) *server.SubjectPermission {
@@ -157,7 +206,7 @@ func loopback(host string) bool {
 
 // Connect are the options with which this process connects: through memory, and with every right.
 func (s *Server) Connect() []nats.Option {
-	return []nats.Option{nats.InProcessServer(s.server), nats.UserInfo(insider, s.password)}
+	return []nats.Option{nats.InProcessServer(s), nats.UserInfo(insider, s.password)}
 }
 
 // ClientURL is what other programs connect to; empty when no socket is open.
@@ -165,11 +214,19 @@ func (s *Server) ClientURL() string {
 	if !s.listens {
 		return ""
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.server.ClientURL()
 }
 
 // Shutdown closes every connection and returns when the server has ended.
 func (s *Server) Shutdown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shutdown()
+}
+
+func (s *Server) shutdown() {
 	s.server.Shutdown()
 	s.server.WaitForShutdown()
 }

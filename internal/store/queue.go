@@ -262,6 +262,15 @@ func (q *queue) Next(ctx context.Context) (Claim, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		if q.store.ails() != nil { // whatever began now would wait, and could not tell
+			keepTrying(ctx)
+			q.mu.Lock()
+			closed := q.closed
+			q.mu.Unlock()
+			if !closed {
+				continue
+			}
+		}
 		h, was, changed, err := q.begin()
 		if err != nil {
 			return nil, err

@@ -13,7 +13,7 @@ type Blobs interface {
 	// Put stores the bytes once and returns their digest.
 	Put(ctx context.Context, data []byte) (digest string, err error)
 	// Get returns the bytes, which are shared and must not be changed. A digest that is not there gives
-	// problem.ModuleUnavailable, damaged bytes problem.StoreFailed.
+	// problem.ModuleUnavailable, damaged bytes problem.StateDamaged.
 	Get(ctx context.Context, digest string) ([]byte, error)
 }
 

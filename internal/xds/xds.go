@@ -102,7 +102,7 @@ type Backend struct {
 	streams int
 }
 
-// New loads the stored chains. The streams end when ctx does. A record that cannot be read is problem.StoreFailed.
+// New loads the stored chains. The streams end when ctx does. A record that cannot be understood is problem.StateDamaged.
 func New(ctx context.Context, o Options) (*Backend, error) {
 	o.MaxProxies = cmp.Or(o.MaxProxies, 20000)
 	o.GroupMetadataKey = cmp.Or(o.GroupMetadataKey, "meshery-filters/group")
@@ -121,10 +121,10 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 		}
 		var c filter.Chain
 		if err := json.Unmarshal(data, &c); err != nil {
-			return nil, problem.StoreFailed.New("the record %q is not a chain: %w", key, err)
+			return nil, problem.StateDamaged.New("the record %q is not a chain: %w", key, err)
 		}
 		if recordKey(c.Target) != key || len(c.Filters) == 0 {
-			return nil, problem.StoreFailed.New("the record %q holds the chain of %s", key, c.Target)
+			return nil, problem.StateDamaged.New("the record %q holds the chain of %s", key, c.Target)
 		}
 		g := newGroup(c.Target.Name)
 		g.chain = c
@@ -263,7 +263,7 @@ func (b *Backend) Behind(ctx context.Context) ([]filter.Chain, error) {
 		}
 		var c filter.Chain
 		if err := json.Unmarshal(data, &c); err != nil {
-			return nil, problem.StoreFailed.New("the record %q is not a chain: %w", key, err)
+			return nil, problem.StateDamaged.New("the record %q is not a chain: %w", key, err)
 		}
 		if g := b.groups[c.Target.Name]; g == nil || !sameChain(g.chain, c) {
 			behind = append(behind, c)
@@ -516,7 +516,7 @@ func (b *Backend) sorted() []*group {
 func recordKey(t filter.Target) string { return recordPrefix + t.ID() }
 
 func storeFailed(err error) error {
-	if errors.Is(err, problem.StoreFailed) {
+	if errors.Is(err, problem.StoreFailed) || errors.Is(err, problem.StoreAway) || errors.Is(err, problem.StateDamaged) {
 		return err
 	}
 	return problem.StoreFailed.New("%w", err)

@@ -666,7 +666,7 @@ func TestADamagedRecordIsNamedAtTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := New(t.Context(), r.b.opts)
-			if !errors.Is(err, problem.StoreFailed) || !strings.Contains(err.Error(), recordKey(edge)) {
+			if !errors.Is(err, problem.StateDamaged) || !strings.Contains(err.Error(), recordKey(edge)) {
 				t.Fatal(err)
 			}
 		})
