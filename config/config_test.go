@@ -453,19 +453,19 @@ func TestAListenersTLSAsksForClientCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if conf, err := (TLS{}).Server(); conf != nil || err != nil {
+	if conf, err := (TLS{}).Server(slog.Default()); conf != nil || err != nil {
 		t.Errorf("without TLS: %v, %v", conf, err)
 	}
-	conf, err := TLS{CertFile: certFile, KeyFile: keyFile}.Server()
+	conf, err := TLS{CertFile: certFile, KeyFile: keyFile}.Server(slog.Default())
 	if err != nil || conf.ClientAuth != tls.NoClientCert || len(conf.Certificates) != 1 {
 		t.Errorf("TLS: %+v, %v", conf, err)
 	}
-	conf, err = TLS{CertFile: certFile, KeyFile: keyFile, ClientCAFile: certFile}.Server()
+	conf, err = TLS{CertFile: certFile, KeyFile: keyFile, ClientCAFile: certFile}.Server(slog.Default())
 	if err != nil || conf.ClientAuth != tls.RequireAndVerifyClientCert || conf.ClientCAs == nil {
 		t.Errorf("mutual TLS: %+v, %v", conf, err)
 	}
 	for _, bad := range []TLS{{CertFile: certFile, KeyFile: certFile}, {CertFile: certFile, KeyFile: keyFile, ClientCAFile: keyFile}, {CertFile: certFile, KeyFile: keyFile, ClientCAFile: dir}} {
-		if _, err := bad.Server(); !errors.Is(err, problem.InvalidConfiguration) {
+		if _, err := bad.Server(slog.Default()); !errors.Is(err, problem.InvalidConfiguration) {
 			t.Errorf("%+v: %v", bad, err)
 		}
 	}

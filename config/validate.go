@@ -1,8 +1,6 @@
 package config
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
@@ -205,29 +203,4 @@ func (c Config) Secret(name, key string) (string, error) {
 		return "", problem.SecretMissing.New("%s/%s: its file is empty", name, key)
 	}
 	return v, nil
-}
-
-// Server is the TLS configuration of a listener, or nil without certFile. With clientCAFile, a client without a
-// certificate of those authorities is turned away.
-func (t TLS) Server() (*tls.Config, error) {
-	if t.CertFile == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		return nil, problem.InvalidConfiguration.New("certificate %s with key %s: %w", t.CertFile, t.KeyFile, err)
-	}
-	conf := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	if t.ClientCAFile == "" {
-		return conf, nil
-	}
-	pem, err := readFile(t.ClientCAFile)
-	if err != nil {
-		return nil, problem.InvalidConfiguration.New("client authorities: %w", err)
-	}
-	conf.ClientCAs, conf.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-	if !conf.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, problem.InvalidConfiguration.New("client authorities: %s holds no PEM certificate", t.ClientCAFile)
-	}
-	return conf, nil
 }

@@ -162,7 +162,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
 	var runner *operation.Runner
-	xdsTLS, err := c.XDSTLS.Server()
+	xdsTLS, err := c.XDSTLS.Server(log)
 	if err != nil {
 		return err
 	}
@@ -192,7 +192,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
-	grpcTLS, err := c.GRPCTLS.Server()
+	grpcTLS, err := c.GRPCTLS.Server(log)
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 			return problem.InvalidConfiguration.New("%s: %w; another adapter may run there: stop it, or name another address", l.key, err)
 		}
 	}
-	httpTLS, err := c.HTTPTLS.Server()
+	httpTLS, err := c.HTTPTLS.Server(log)
 	if err != nil {
 		closeAll(listeners[:])
 		return err
@@ -284,7 +284,7 @@ func openStore(ctx context.Context, c config.Config, log *slog.Logger) (*store.S
 		o.Connect = append(o.Connect, nats.UserCredentials(c.StoreCredsFile))
 	}
 	var err error
-	if o.TLS, err = c.NATSTLS.Server(); err != nil {
+	if o.TLS, err = c.NATSTLS.Server(log); err != nil {
 		return nil, err
 	}
 	return store.Open(ctx, o)

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -12,6 +14,11 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/layer5io/meshery-adapter-library/meshes"
+	"github.com/nats-io/nats.go"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 )
 
 // authority signs certificates for 127.0.0.1.
@@ -67,4 +74,86 @@ func TestAnAdapterWithTLSLetsInWhoHasACertificate(t *testing.T) {
 	a.cli("list", "--tls-ca", other.file, "--tls-cert", clientCert, "--tls-key", clientKey).want(t, exitUnreachable, "certificate")
 	a.cli("list", "--tls-ca", ca.file, "--tls-cert", otherCert, "--tls-key", otherKey).want(t, exitUnreachable, "does not answer")
 	a.cli("list", "--tls-ca", ca.file, "--tls-cert", clientCert, "--tls-key", otherKey).want(t, exitUsage, "--tls-key")
+}
+
+func TestARunningAdapterShowsRenewedCertificatesOnEveryListenerAndKeepsItsConnections(t *testing.T) {
+	dir := t.TempDir()
+	_, _, ca := issue(t, dir, "ca", nil)
+	clientCert, clientKey, _ := issue(t, dir, "client", ca)
+	cert, key, before := issue(t, dir, "adapter", ca)
+	flags := []string{"--nats-listen", "127.0.0.1:0"}
+	for _, l := range []string{"grpc", "xds", "http", "nats"} {
+		flags = append(flags, "--"+l+"-tls-cert-file", cert, "--"+l+"-tls-key-file", key, "--"+l+"-tls-client-ca-file", ca.file)
+	}
+	a := newAdapter(t, flags...)
+	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: x509.NewCertPool()}
+	client.RootCAs.AddCert(ca.cert)
+	raw := func(addr string) func() (*big.Int, error) {
+		return func() (*big.Int, error) {
+			conf := client.Clone()
+			conf.NextProtos = []string{"h2", "http/1.1"}
+			c, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", addr, conf)
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close()
+			return c.ConnectionState().PeerCertificates[0].SerialNumber, nil
+		}
+	}
+	shown := map[string]func() (*big.Int, error){"gRPC": raw(a.at.GRPC), "xDS": raw(a.at.XDS), "HTTP": raw(a.at.HTTP),
+		"NATS": func() (*big.Int, error) {
+			c, err := nats.Connect(a.at.NATS, nats.Secure(client), nats.Timeout(patience))
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close()
+			state, err := c.TLSConnectionState()
+			if err != nil {
+				return nil, err
+			}
+			return state.PeerCertificates[0].SerialNumber, nil
+		}}
+	for name, serial := range shown {
+		if n, err := serial(); err != nil || n.Cmp(before.cert.SerialNumber) != 0 {
+			t.Errorf("%s at first: certificate %v, %v", name, n, err)
+		}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+a.at.GRPC, grpc.WithTransportCredentials(credentials.NewTLS(client)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	stream, err := meshes.NewMeshServiceClient(conn).StreamEvents(ctx, &meshes.EventsRequest{})
+	if err == nil {
+		_, err = stream.Header()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	_, _, after := issue(t, dir, "adapter", ca)
+	for name, serial := range shown {
+		var err error
+		for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+			var n *big.Int
+			if n, err = serial(); err == nil && n.Cmp(after.cert.SerialNumber) == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("%s shows certificate %v after it was renewed: %v", name, n, err)
+				break
+			}
+		}
+	}
+	// The stream of before is the one that hears what is done over a new connection.
+	a.cli("run", "filters_status", "--tls-ca", ca.file, "--tls-cert", clientCert, "--tls-key", clientKey).want(t, exitOK)
+	if e, err := stream.Recv(); err != nil || e.GetSummary() != "No filter is applied" {
+		t.Errorf("the stream that was open: %v, %v", e, err)
+	}
 }
