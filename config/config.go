@@ -23,6 +23,14 @@ type Config struct {
 	GRPCAddr string `yaml:"grpcAddr"`
 	// TLS of the gRPC listener.
 	GRPCTLS TLS `yaml:"grpcTLS"`
+	// What client certificates may do over gRPC, where grpcTLS.clientCAFile asks for them: patterns of URI names (with ://)
+	// and of common names, separated by commas, with * for any text. A certificate that is in none may ask for health only.
+	GRPCRoles Roles `yaml:"grpcRoles"`
+	// Take operations that use the adapter's own rights, as those on plain Envoys do, from other hosts without a client
+	// certificate. grpcTLS.insecure alone lets other hosts look, and not change anything.
+	AllowUnauthenticated bool `yaml:"allowUnauthenticated"`
+	// Take documents whose target is a whole mesh, or in another namespace than the request's.
+	AllowWideTargets bool `yaml:"allowWideTargets"`
 	// Where Envoys fetch their filters over xDS.
 	XDSAddr string `yaml:"xdsAddr"`
 	// TLS of the xDS listener.
@@ -87,6 +95,14 @@ type TLS struct {
 	Insecure bool `yaml:"insecure"`
 }
 
+// Roles of client certificates.
+type Roles struct {
+	// Certificates that may ask for operations, and see all that those of read see.
+	Operate string `yaml:"operate"`
+	// Certificates that may see filters, plans, histories and events.
+	Read string `yaml:"read"`
+}
+
 // ImageHub is the sample application.
 type ImageHub struct {
 	// Where Image Hub's API answers.
@@ -138,6 +154,7 @@ type Source struct {
 func Defaults() Config {
 	return Config{
 		GRPCAddr:        "127.0.0.1:10014",
+		GRPCRoles:       Roles{Operate: "meshery-filters://role/operate", Read: "meshery-filters://role/read"},
 		XDSAddr:         "127.0.0.1:10015",
 		HTTPAddr:        "127.0.0.1:10016",
 		StateDir:        "~/.meshery/filters",
@@ -148,6 +165,17 @@ func Defaults() Config {
 		LogFormat:       "text",
 		Secrets:         map[string]map[string]Source{},
 	}
+}
+
+// List gives the parts of a setting that holds several, separated by commas.
+func List(s string) []string {
+	var parts []string
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return parts
 }
 
 // String is the configuration as YAML. It shows no secret, not even one that stands where Validate refuses it.

@@ -55,6 +55,9 @@ func (c Config) Warnings() []string {
 				l.key, l.addr, l.insecureAt))
 		}
 	}
+	if c.AllowUnauthenticated {
+		w = append(w, "everybody who can reach grpcAddr may change what proxies run, because allowUnauthenticated is true")
+	}
 	if c.StoreURL != "" && c.SealKey.Name == "" {
 		w = append(w, "kubeconfigs and Image Hub's key in the store can be opened by this adapter only, because sealKey is not set")
 	}

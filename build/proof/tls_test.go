@@ -158,7 +158,8 @@ func TestWithMutualTLSOnlyACertifiedCallerIsAnswered(t *testing.T) {
 	cert, key := ca.issue("adapter")
 	ownCert, ownKey := ca.issue("operator")
 	otherCert, otherKey := stranger.issue("stranger")
-	a := newTLSAdapter(t, ca.client(ownCert, ownKey), "--grpc-tls-cert-file", cert, "--grpc-tls-key-file", key, "--grpc-tls-client-ca-file", ca.file)
+	a := newTLSAdapter(t, ca.client(ownCert, ownKey), "--grpc-tls-cert-file", cert, "--grpc-tls-key-file", key, "--grpc-tls-client-ca-file", ca.file,
+		"--grpc-roles-operate", "operator")
 	list := func(flags ...string) (int, string) {
 		return run(t, append([]string{"list", "--server", a.addresses.GRPC}, flags...)...)
 	}

@@ -187,6 +187,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
 		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
+		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,
 		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log,
 	})
 	if err != nil {
@@ -197,7 +198,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
-		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, ShutdownTimeout: c.ShutdownTimeout})
+		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
 	var listeners [3]net.Listener

@@ -66,7 +66,7 @@ func TestAnAdapterWithTLSLetsInWhoHasACertificate(t *testing.T) {
 	cert, key, _ := issue(t, dir, "adapter", ca)
 	clientCert, clientKey, _ := issue(t, dir, "client", ca)
 	otherCert, otherKey, other := issue(t, filepath.Join(dir, "other"), "other", nil)
-	a := newAdapter(t, "--grpc-tls-cert-file", cert, "--grpc-tls-key-file", key, "--grpc-tls-client-ca-file", ca.file)
+	a := newAdapter(t, "--grpc-tls-cert-file", cert, "--grpc-tls-key-file", key, "--grpc-tls-client-ca-file", ca.file, "--grpc-roles-read", "client")
 
 	a.cli("list", "--tls-ca", ca.file, "--tls-cert", clientCert, "--tls-key", clientKey).want(t, exitOK, "No filter")
 	a.cli("list").want(t, exitUnreachable, "does not answer")
@@ -81,7 +81,7 @@ func TestARunningAdapterShowsRenewedCertificatesOnEveryListenerAndKeepsItsConnec
 	_, _, ca := issue(t, dir, "ca", nil)
 	clientCert, clientKey, _ := issue(t, dir, "client", ca)
 	cert, key, before := issue(t, dir, "adapter", ca)
-	flags := []string{"--nats-listen", "127.0.0.1:0"}
+	flags := []string{"--nats-listen", "127.0.0.1:0", "--grpc-roles-operate", "client"}
 	for _, l := range []string{"grpc", "xds", "http", "nats"} {
 		flags = append(flags, "--"+l+"-tls-cert-file", cert, "--"+l+"-tls-key-file", key, "--"+l+"-tls-client-ca-file", ca.file)
 	}

@@ -38,6 +38,9 @@ var _ Mesh = Envoy{}
 // Name is envoy.
 func (Envoy) Name() string { return "envoy" }
 
+// OwnRights is true: proxies trust the adapter, whoever asks it.
+func (Envoy) OwnRights() bool { return true }
+
 // Complete puts a filter without a target on the default proxy group, and refuses other targets and TCP.
 func (Envoy) Complete(f filter.Filter) (filter.Filter, error) {
 	var mistakes []problem.Field

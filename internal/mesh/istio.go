@@ -59,6 +59,9 @@ var _ Mesh = Istio{}
 // Name is istio.
 func (Istio) Name() string { return "istio" }
 
+// OwnRights is false: a request brings the kubeconfig of the cluster.
+func (Istio) OwnRights() bool { return false }
+
 // Complete fills the target's namespace in, and refuses targets that Istio has no word for.
 func (Istio) Complete(f filter.Filter) (filter.Filter, error) {
 	var mistakes []problem.Field

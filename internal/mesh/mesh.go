@@ -14,6 +14,8 @@ import (
 type Mesh interface {
 	// Name is what spec.mesh says.
 	Name() string
+	// OwnRights says whether the adapter changes the mesh with its own rights, whatever a request brings.
+	OwnRights() bool
 	// Complete fills in what the document left to the mesh, and refuses what the mesh can never do.
 	Complete(filter.Filter) (filter.Filter, error)
 	// Reads says what of a cluster must be in the chain's world.

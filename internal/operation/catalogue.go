@@ -125,6 +125,23 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 	}
 	var mistakes []problem.Field
 	onTarget := map[string]int{}
+	at := func(i int, field string) string {
+		if len(filters) > 1 {
+			return fmt.Sprintf("documents[%d].%s", i, field)
+		}
+		return field
+	}
+	if !r.AllowWideTargets {
+		for i, f := range filters {
+			if field, cause := wide(f, namespace); cause != "" {
+				mistakes = append(mistakes, problem.Field{Path: at(i, field), Cause: cause,
+					Remedy: "name a narrower target, or set allowWideTargets in the adapter's configuration"})
+			}
+		}
+		if err := problem.TargetTooWide.WithFields("", mistakes); err != nil {
+			return nil, err
+		}
+	}
 	for i, f := range filters {
 		if f.Spec.Mesh == "auto" {
 			if len(kubeconfigs) > 0 {
@@ -142,20 +159,16 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 		if f, err = m.Complete(f); err != nil {
 			return nil, err
 		}
-		at := "spec.module"
-		if len(filters) > 1 {
-			at = fmt.Sprintf("documents[%d].%s", i, at)
-		}
 		switch mod := f.Spec.Module; {
 		case mod.File != "":
-			mistakes = append(mistakes, problem.Field{Path: at + ".file", Cause: "the adapter does not read files of its own machine for others",
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.file"), Cause: "the adapter does not read files of its own machine for others",
 				Remedy: "use `meshery-filters apply -f`, which reads the file and sends it, or module.inline"})
 		case mod.Builtin != "" && !slices.Contains(r.ModuleNames, mod.Builtin):
-			mistakes = append(mistakes, problem.Field{Path: at + ".builtin", Cause: fmt.Sprintf("there is no builtin %q", clip(mod.Builtin)),
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.builtin"), Cause: fmt.Sprintf("there is no builtin %q", clip(mod.Builtin)),
 				Remedy: "use one of " + strings.Join(r.ModuleNames, ", ")})
 		case mod.URL != "" && !strings.HasPrefix(mod.URL, "https://"):
 			scheme, _, _ := strings.Cut(mod.URL, ":")
-			mistakes = append(mistakes, problem.Field{Path: at + ".url", Cause: scheme + ":// is not supported by this version",
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: scheme + ":// is not supported by this version",
 				Remedy: "use https:// with sha256, or module.inline"})
 		}
 		filters[i] = f

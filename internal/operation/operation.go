@@ -19,6 +19,16 @@ type Request struct {
 	Body        string   `json:"body"`
 	Delete      bool     `json:"delete"`
 	Kubeconfigs []string `json:"-"` // never logged or shown, and stored sealed while the operation waits
+	Caller      Caller   `json:"-"`
+}
+
+// Caller is who asks for an operation, as its connection tells. The zero value is the adapter itself.
+type Caller struct {
+	Certificate string `json:"certificate,omitempty"` // name of the verified client certificate; empty without one
+	Serial      string `json:"serial,omitempty"`      // its serial number, in hexadecimal
+	Remote      string `json:"remote,omitempty"`      // address and port
+	// Foreign is a caller from another host without a verified certificate.
+	Foreign bool `json:"foreign,omitempty"`
 }
 
 // Category is where Meshery shows an operation; the values are those of its protocol.

@@ -41,6 +41,9 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	if err := prepare(&j, q); err != nil {
 		return nil, err
 	}
+	if err := r.permit(j, q); err != nil {
+		return nil, err
+	}
 	if j.Undo != nil {
 		if err := r.readUndo(ctx, &j); err != nil {
 			return nil, err

@@ -54,6 +54,10 @@ type Options struct {
 	Seal      Seal
 	Component string // UUID of this adapter
 	Workers   int    // operations that run side by side
+	// AllowUnauthenticated lets callers from other hosts use the adapter's own rights without a verified certificate.
+	AllowUnauthenticated bool
+	// AllowWideTargets takes documents whose target is a whole mesh, or in another namespace than the request's.
+	AllowWideTargets bool
 	// Grace bounds how long running operations may take to finish once Run's context has ended.
 	Grace time.Duration
 	Log   *slog.Logger
@@ -164,6 +168,9 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	}
 	j := job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
 	if err := prepare(&j, q); err != nil {
+		return "", err
+	}
+	if err := r.permit(j, q); err != nil {
 		return "", err
 	}
 	for i, f := range j.Filters {

@@ -124,6 +124,15 @@ var (
 	ProxyLeft = &Kind{"meshery-filters-1040", codes.Aborted, "a proxy left while it was to run the chain",
 		"It crashed, was stopped or lost its connection. A filter can do that to a proxy only by using up its memory or a thread.",
 		"Look at that proxy's log and wait until it is back, then apply the filter again."}
+	RoleMissing = &Kind{"meshery-filters-1041", codes.PermissionDenied, "the client certificate may not do this",
+		"Certificates are bound to roles: read sees what there is, operate may change it too.",
+		"Use a certificate with the URI name meshery-filters://role/operate, or meshery-filters://role/read to look only, or add the certificate's name to grpcRoles in the adapter's configuration; docs/security.md has an example."}
+	CallerUnknown = &Kind{"meshery-filters-1042", codes.Unauthenticated, "the operation needs to know who asks",
+		"It uses the adapter's own rights, and came from another host without a client certificate.",
+		"Give grpcTLS a clientCAFile and connect with a client certificate of the role operate, ask from the adapter's own host, or set allowUnauthenticated in the adapter's configuration to let everybody who can connect do everything."}
+	TargetTooWide = &Kind{"meshery-filters-1043", codes.PermissionDenied, "the target is wider than this adapter allows",
+		"The document's target is a whole mesh, or is in another namespace than the request's.",
+		"Name a narrower target, or set allowWideTargets in the adapter's configuration."}
 	StoreAway = &Kind{"meshery-filters-1052", codes.Unavailable, "the store does not answer",
 		"The JetStream that storeURL names is away, cannot be reached, or has no leader at the moment.",
 		"Look at the NATS servers; the adapter goes on by itself when they answer. Send the operation again then, with the same id."}
@@ -151,5 +160,6 @@ func All() []*Kind {
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, Poisoned, RevisionNotFound, Sealed,
-		StateInUse, CanarySilent, ProxyLeft, StoreAway, StateDamaged, RenderOnly, TargetNotFound, NoDelivery, KindMissing}
+		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide,
+		StoreAway, StateDamaged, RenderOnly, TargetNotFound, NoDelivery, KindMissing}
 }

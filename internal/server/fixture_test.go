@@ -131,6 +131,12 @@ type fixture struct {
 
 func start(t *testing.T, change ...func(*server.Options)) *fixture {
 	t.Helper()
+	return startFrom(t, nil, change...)
+}
+
+// startFrom starts a server whose clients seem to be at an address, unless it is nil.
+func startFrom(t *testing.T, from net.Addr, change ...func(*server.Options)) *fixture {
+	t.Helper()
 	f := &fixture{ops: &operations{}, hub: event.NewHub(0, 0), log: &buffer{}, stopped: make(chan error, 1)}
 	o := server.Options{
 		Operations:      f.ops,
@@ -151,6 +157,9 @@ func start(t *testing.T, change ...func(*server.Options)) *fixture {
 		t.Fatal(err)
 	}
 	f.addr = l.Addr().String()
+	if from != nil {
+		l = elsewhere{l, from}
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	f.stop = stop
 	go func() { f.stopped <- f.Serve(ctx, l) }()

@@ -32,6 +32,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer func() {
 		err = s.conclude(ctx, info.FullMethod, begun, recover(), err)
 	}()
+	if err := refused(ctx); err != nil {
+		return nil, err
+	}
 	return next(ctx, req)
 }
 
@@ -48,6 +51,9 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		}
 		err = s.conclude(ss.Context(), info.FullMethod, begun, panicked, err)
 	}()
+	if err := refused(ss.Context()); err != nil {
+		return err
+	}
 	return next(srv, stream{ss, ctx})
 }
 

@@ -120,6 +120,7 @@ func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequ
 		Body:        r.GetCustomBody(),
 		Delete:      r.GetDeleteOp(),
 		Kubeconfigs: r.GetKubeConfigs(),
+		Caller:      callerOf(ctx).asked(),
 	})
 	if err != nil {
 		return nil, err

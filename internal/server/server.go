@@ -86,6 +86,8 @@ type Options struct {
 	EnvoyVersions []string
 	// TLS, when set, is required of every client; nil serves in clear.
 	TLS *tls.Config
+	// Roles of client certificates, where TLS asks for them.
+	Roles Roles
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
 	// Default: 10s.
 	ShutdownTimeout time.Duration
@@ -96,6 +98,7 @@ type Server struct {
 	Options
 	grpc   *grpc.Server
 	health *health.Server
+	calls  map[string]call // by method
 	// stopping ends when streams must.
 	stopping  context.Context
 	stop      context.CancelFunc
@@ -117,6 +120,7 @@ func New(o Options) *Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		// Meshery opens a connection for nearly every call and does not always close it, and keeps an event stream on
@@ -132,6 +136,7 @@ func New(o Options) *Server {
 	filterspb.RegisterFilterServiceServer(s.grpc, &filterServer{server: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	registerReflection(s.grpc)
+	s.calls = callsOf(s.grpc)
 	s.SetReady(false)
 	return s
 }

@@ -236,6 +236,7 @@ func TestWithTLSOnlyAClientWithACertificateIsServed(t *testing.T) {
 	cert, pool := certificate(t)
 	f := start(t, func(o *server.Options) {
 		o.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+		o.Roles = server.Roles{Read: []string{"test"}}
 	})
 	for reason, c := range map[string]struct {
 		credentials credentials.TransportCredentials

@@ -1,0 +1,74 @@
+package operation_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+func TestACallerOfAnotherHostNeedsACertificateToUseTheAdaptersOwnRights(t *testing.T) {
+	stranger := operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}
+	known := operation.Caller{Remote: "192.0.2.7:4242", Certificate: "CN=operator", Serial: "1"}
+	here := operation.Caller{Remote: "127.0.0.1:4242"}
+	changes := map[string]operation.Request{
+		"apply_filter": apply(doc("hello")), "removal": remove(doc("hello")), "undo": undo("hello", 0),
+		"imagehub": {Operation: "imagehub"}, "limiter": {Operation: "imagehub_rate_limit"}, "install": {Operation: "meshery-filters"},
+	}
+	by := func(c operation.Caller, q operation.Request) operation.Request { q.Caller = c; return q }
+	r := newRig(t)
+	for name, q := range changes {
+		_, err := r.runner.Submit(t.Context(), by(stranger, q))
+		if !errors.Is(err, problem.CallerUnknown) || !strings.Contains(err.Error(), "192.0.2.7") {
+			t.Errorf("%s from another host: %v", name, err)
+		}
+	}
+	if _, err := r.runner.Plan(t.Context(), by(stranger, apply(doc("hello")))); !errors.Is(err, problem.CallerUnknown) {
+		t.Errorf("a plan, which fetches modules: %v", err)
+	}
+	r.ok(by(stranger, operation.Request{Operation: "filters_status"}))
+	if got := r.order("default"); got != "" {
+		t.Fatalf("the chain is %q", got)
+	}
+	r.ok(by(known, apply(doc("hello"))))
+	r.ok(by(here, remove(doc("hello"))))
+
+	open := newRig(t, func(o *operation.Options) { o.AllowUnauthenticated = true })
+	open.ok(by(stranger, apply(doc("hello"))))
+	open.ok(by(stranger, operation.Request{Operation: "imagehub"}))
+}
+
+func TestAWideTargetIsTakenOnlyWhereTheConfigurationAllowsIt(t *testing.T) {
+	target := func(namespace, target string) string {
+		return strings.Replace(doc("hello"), "metadata: {name: hello}", "metadata: {name: hello"+namespace+"}", 1) + "  target: " + target + "\n"
+	}
+	for _, c := range []struct {
+		why, namespace, body string
+		field                string // that is too wide; empty when none is
+	}{
+		{"a whole mesh", "shop", target("", "{kind: Mesh}"), "spec.target.kind"},
+		{"a service of another namespace", "shop", target("", "{kind: Service, name: web, namespace: other}"), "spec.target.namespace"},
+		{"a service of another namespace, without one in the request", "", target("", "{kind: Service, name: web, namespace: other}"), "spec.target.namespace"},
+		{"a whole other namespace", "shop", target("", "{kind: Namespace, namespace: other}"), "spec.target.namespace"},
+		{"a filter of another namespace for its own service", "shop", target(", namespace: other", "{kind: Service, name: web}"), "metadata.namespace"},
+		{"a service of the request's namespace", "shop", target("", "{kind: Service, name: web, namespace: shop}"), ""},
+		{"a filter and a service of one namespace, without one in the request", "", target(", namespace: other", "{kind: Service, name: web}"), ""},
+		{"a group of proxies, which has no namespace", "shop", target(", namespace: other", "{kind: ProxyGroup, name: edge}"), ""},
+		{"no target", "shop", strings.Replace(doc("hello"), "metadata: {name: hello}", "metadata: {name: hello, namespace: other}", 1), ""},
+	} {
+		for _, allowed := range []bool{false, true} {
+			r := newRig(t, func(o *operation.Options) { o.AllowWideTargets = allowed })
+			q := apply(c.body)
+			q.Namespace = c.namespace
+			_, err := r.runner.Plan(t.Context(), q)
+			if tooWide := errors.Is(err, problem.TargetTooWide); tooWide != (c.field != "" && !allowed) {
+				t.Errorf("%s, allowed %v: %v", c.why, allowed, err)
+			} else if p := problem.Of(err); tooWide && (len(p.Fields) != 1 || p.Fields[0].Path != c.field || p.Fields[0].Cause == "" ||
+				!strings.Contains(p.Fields[0].Remedy, "allowWideTargets")) {
+				t.Errorf("%s: %+v", c.why, p)
+			}
+		}
+	}
+}

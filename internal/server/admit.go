@@ -1,0 +1,81 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/tap"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// call is what the server knows of a method before it reads a request.
+type call struct {
+	needs  role
+	stream bool
+}
+
+// changing are the calls of meshes.MeshService that ask for a change, or lead to one.
+var changing = []string{"ApplyOperation", "ProcessOAM", "Provision", "CreateMeshInstance"}
+
+// callsOf lists the methods of the registered services.
+func callsOf(g *grpc.Server) map[string]call {
+	calls := map[string]call{}
+	for service, info := range g.GetServiceInfo() {
+		for _, m := range info.Methods {
+			c := call{needs: reader, stream: m.IsClientStream || m.IsServerStream}
+			switch {
+			case service == healthpb.Health_ServiceDesc.ServiceName:
+				c.needs = nobody // whoever watches over the adapter need not be let into it
+			case service == meshServiceName && slices.Contains(changing, m.Name):
+				c.needs = operate
+			}
+			calls["/"+service+"/"+m.Name] = c
+		}
+	}
+	return calls
+}
+
+// refusal is the key of a context whose call is not to be answered.
+type refusal struct{}
+
+// maxAbandoned is how long a call's own deadline may keep its remains in memory when it is refused unread: grpc leaves
+// the deadline's timer running then.
+const maxAbandoned = time.Minute
+
+// tap refuses calls before their request is read. It is called on the connection's own goroutine and must not wait.
+func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	err := s.admit(ctx, info.FullMethodName)
+	if err == nil {
+		return ctx, nil
+	}
+	err = s.toStatus(ctx, info.FullMethodName, err)
+	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {
+		return ctx, err
+	}
+	// The call goes on, without the time to send much, to where its context is cleared away.
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, refusal{}, err))
+	time.AfterFunc(time.Second, cancel)
+	return ctx, nil
+}
+
+// refused is the error of a call that tap let through only to be refused.
+func refused(ctx context.Context) error {
+	err, _ := ctx.Value(refusal{}).(error)
+	return err
+}
+
+func (s *Server) admit(ctx context.Context, method string) error {
+	c, who := s.calls[method], callerOf(ctx)
+	if who.certificate == nil || c.needs == nobody {
+		return nil
+	}
+	if has := s.Roles.of(who.certificate); has < c.needs {
+		return problem.RoleMissing.New("%s needs the role %s, and the client certificate %q has %s", method, c.needs, who.name(),
+			map[role]string{nobody: "none", reader: "the role read"}[has])
+	}
+	return nil
+}
