@@ -303,3 +303,77 @@ func until(t *testing.T, what string, ok func() bool) {
 }
 
 func numbered(prefix string, n int) string { return fmt.Sprintf("%s-%d", prefix, n) }
+
+// wire is a TCP connection through which one client talks to the server, and that can fail.
+type wire struct {
+	addr string
+
+	mu     sync.Mutex
+	frozen bool
+	ends   []*net.TCPConn
+}
+
+func newWire(t *testing.T, to string) *wire {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wire{addr: l.Addr().String()}
+	var copying sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		w.reset()
+		copying.Wait()
+	})
+	copying.Go(func() {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", to)
+		if err != nil {
+			client.Close()
+			return
+		}
+		a, b := client.(*net.TCPConn), server.(*net.TCPConn)
+		w.mu.Lock()
+		w.ends = []*net.TCPConn{a, b}
+		w.mu.Unlock()
+		copying.Go(func() { w.copy(a, b) })
+		copying.Go(func() { w.copy(b, a) })
+	})
+	return w
+}
+
+func (w *wire) copy(to, from *net.TCPConn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		w.mu.Lock()
+		if n > 0 && !w.frozen {
+			_, _ = to.Write(buf[:n])
+		}
+		w.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// freeze loses everything that is sent from now on, and neither end learns of it.
+func (w *wire) freeze() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.frozen = true
+}
+
+// reset breaks the connection as a machine does that has forgotten it.
+func (w *wire) reset() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.ends {
+		_ = c.SetLinger(0)
+		c.Close()
+	}
+}

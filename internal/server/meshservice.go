@@ -136,25 +136,31 @@ func (m *meshServer) Provision(context.Context, *filterspb.ProvisionRequest) (*f
 	return nil, problem.Unimplemented.New("Provision, with which Meshery deploys the components of a design")
 }
 
-// StreamEvents sends every operation's events: first what happened since the last such client left, then what happens.
+// StreamEvents sends every operation's events: first what may not have reached the clients before, then what happens.
 // Its headers are sent once it misses nothing. A client that reads too slowly gets a warning in place of what it missed,
 // and the stream goes on: Meshery opens it only once.
 //
 // A client that sends the metadata key liveOnly gets what happens from now on, and is not counted.
 func (m *meshServer) StreamEvents(_ *meshes.EventsRequest, out meshes.MeshService_StreamEventsServer) error {
-	events := m.server.Events
-	from, oldest, seen, leave := events.Cursor(), time.Time{}, func(uint64) {}, func() {}
-	if md, _ := metadata.FromIncomingContext(out.Context()); len(md.Get(liveOnly)) == 0 {
-		from, seen, leave = m.server.listeners.join(out.Context())
-		oldest = time.Now().Add(-caughtUpAge)
+	ctx, events := out.Context(), m.server.Events
+	from, oldest := events.Cursor(), time.Time{}
+	var counted *listener
+	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get(liveOnly)) == 0 {
+		counted = m.server.listeners.join(ctx, m.server.lives.of(ctx))
+		defer counted.leave()
+		from, oldest = counted.received, time.Now().Add(-caughtUpAge)
 	}
-	defer leave()
 	sub := events.Subscribe(from, "")
 	if err := out.SendHeader(nil); err != nil {
 		return err
 	}
+	next, sent := sub.Next, func(uint64) {}
+	if counted != nil {
+		next = func(ctx context.Context) (event.Event, error) { return counted.next(ctx, sub) }
+		sent = counted.sent
+	}
 	for {
-		e, err := sub.Next(out.Context())
+		e, err := next(ctx)
 		if errors.Is(err, problem.EventsMissed) {
 			e, err = m.missed(problem.Of(err)), nil
 		}
@@ -166,7 +172,7 @@ func (m *meshServer) StreamEvents(_ *meshes.EventsRequest, out meshes.MeshServic
 				return err
 			}
 		}
-		seen(sub.Cursor())
+		sent(sub.Cursor())
 	}
 }
 

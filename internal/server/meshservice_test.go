@@ -273,52 +273,96 @@ func (p *place) is(at uint64) func() bool {
 }
 
 func TestWhoComesBackToStreamEventsGetsWhatHappenedMeanwhile(t *testing.T) {
+	t.Parallel()
 	left := &place{}
 	f := start(t, func(o *server.Options) { o.Left = left })
 	tell := func(i int, age time.Duration) {
 		emit(t, f.hub, event.Event{Operation: numbered("op", i), Sequence: 1, Time: time.Now().Add(-age)})
 	}
-	tell(0, 0)
-	listen := func(conn *grpc.ClientConn, want ...int) {
+	get := func(s stream, want ...int) {
 		t.Helper()
-		s := follow(t, conn, meshService+"StreamEvents")
 		for _, i := range want {
 			if got := s.next(t).text(4); got != numbered("op", i) {
 				t.Errorf("%s comes where op-%d should", got, i)
 			}
 		}
 	}
+	// received waits until the server knows that everything before a position has come: after signs of life, it does.
+	received := func(position uint64, conns ...*grpc.ClientConn) {
+		t.Helper()
+		until(t, "the position is kept", func() bool {
+			for _, conn := range conns {
+				mustCall(t, conn, meshService+"MeshName")
+			}
+			return left.is(position)()
+		})
+	}
+	tell(0, 0)
 	// Nobody was there before the first, who gets nothing of what was.
 	first := dial(t, f.addr)
 	s := follow(t, first, meshService+"StreamEvents")
 	tell(1, 0)
-	if got := s.next(t).text(4); got != "op-1" {
-		t.Errorf("the first gets %s", got)
-	}
-	// Who comes while another listens is no successor.
-	tell(2, 0)
-	s.next(t)
+	get(s, 1)
+	received(2, first)
+	// Who comes while another listens, and has received everything, is no successor.
 	second := dial(t, f.addr)
 	other := follow(t, second, meshService+"StreamEvents")
-	tell(3, 0)
-	if got := other.next(t).text(4); got != "op-3" {
-		t.Errorf("the second gets %s", got)
-	}
-	s.next(t)
+	tell(2, 0)
+	get(s, 2)
+	get(other, 2)
+	received(3, first, second)
 	first.Close()
 	second.Close()
-	until(t, "the position is kept", left.is(4))
-	tell(4, 2*time.Hour)
+	until(t, "the position is kept", left.is(3))
+	tell(3, 2*time.Hour)
+	tell(4, 0)
 	tell(5, 0)
-	tell(6, 0)
 	third := dial(t, f.addr)
-	listen(third, 5, 6)
+	get(follow(t, third, meshService+"StreamEvents"), 4, 5)
+	received(6, third)
 	third.Close()
-	until(t, "the position is kept", left.is(7))
 	for i := range caughtUp + 10 {
 		tell(100+i, 0)
 	}
-	listen(dial(t, f.addr), 110, 111)
+	get(follow(t, dial(t, f.addr), meshService+"StreamEvents"), 110, 111)
+}
+
+func TestWhatAClientMayNotHaveReceivedComesAgainToTheNext(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		lose func(*wire)
+	}{
+		{"its connection is still thought to be there", (*wire).freeze},
+		{"its connection was reset with events under way", func(w *wire) { w.freeze(); w.reset() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			left := &place{}
+			f := start(t, func(o *server.Options) { o.Left = left })
+			w := newWire(t, f.addr)
+			conn := dial(t, w.addr)
+			s := follow(t, conn, meshService+"StreamEvents")
+			emit(t, f.hub, event.Event{Operation: "seen"})
+			s.next(t)
+			until(t, "the position is kept", func() bool {
+				mustCall(t, conn, meshService+"MeshName")
+				return left.is(1)()
+			})
+			w.freeze()
+			for i := range 3 {
+				emit(t, f.hub, event.Event{Operation: numbered("op", i)})
+			}
+			c.lose(w)
+			next := follow(t, f.conn, meshService+"StreamEvents")
+			emit(t, f.hub, event.Event{Operation: "new"})
+			for _, want := range []string{"op-0", "op-1", "op-2", "new"} {
+				if got := next.next(t).text(4); got != want {
+					t.Errorf("%s comes where %s should", got, want)
+				}
+			}
+		})
+	}
 }
 
 const caughtUp = 1000

@@ -103,6 +103,7 @@ type Server struct {
 	stopping  context.Context
 	stop      context.CancelFunc
 	listeners listeners
+	lives     *lives // set by Serve
 }
 
 // New makes a Server that is not ready; Serve makes it answer.
@@ -124,8 +125,8 @@ func New(o Options) *Server {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		// Meshery opens a connection for nearly every call and does not always close it, and keeps an event stream on
-		// which nothing may happen for days.
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 30 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		// which nothing may happen for days. Until a client answers a ping, what it was sent last may be lost.
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 30 * time.Minute, Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 	if o.TLS != nil {
@@ -156,8 +157,9 @@ func (s *Server) SetReady(ready bool) {
 // Serve answers on the listener, which it closes, until ctx ends; it is called once. Then nothing new is accepted,
 // streams end with problem.ShuttingDown, and other calls have ShutdownTimeout to finish before they are cut off.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.lives = &lives{Listener: l, epoch: time.Now()}
 	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(l) }()
+	go func() { served <- s.grpc.Serve(s.lives) }()
 	select {
 	case err := <-served:
 		s.stop()
