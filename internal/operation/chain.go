@@ -120,7 +120,7 @@ func (e edit) on(t filter.Target) string {
 // progress tells how far the proxies are.
 func (e edit) progress(l plan.Loaded) string {
 	if e.removal {
-		return fmt.Sprintf("%s have let go of %s", l, e.subject)
+		return fmt.Sprintf("%s removed from %s", e.subject, l)
 	}
 	return fmt.Sprintf("%s run %s", l, e.subject)
 }
