@@ -67,8 +67,9 @@ test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -rac
 test-go: envoy chromium
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
 	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
-	@# These measure under load, so they get the machine for themselves.
-	$(GO) test -race -timeout 20m -p 1 ./build/browser ./build/proof ./build/bench
+	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
+	@# results knows nothing.
+	$(GO) test -race -timeout 20m -count=1 -p 1 ./build/browser ./build/proof ./build/bench
 
 .PHONY: test-rust
 test-rust:
