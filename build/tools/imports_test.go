@@ -42,8 +42,9 @@ var imports = map[string]string{
 	"internal/operation": "filters filter plan mesh wasm module event store problem templates",
 	"internal/page":      "event operation plan filter problem",
 	"internal/server":    "operation oam event problem server/filterspb",
+	"internal/telemetry": "operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds envoy filters templates oam imagehub operation page server server/filterspb config",
+	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds envoy filters templates oam imagehub operation page server server/filterspb telemetry config",
 }
 
 // others are imported, or not, but have no row of their own.
@@ -130,6 +131,11 @@ func TestTheLinterHoldsWhatTheTableCannotSay(t *testing.T) {
 		{"internal/cli/a_test.go", module + "/config", false},
 		// Packages of others are not this table's business.
 		{"internal/mesh/a.go", "google.golang.org/protobuf/proto", false},
+		// What measures is in one place.
+		{"internal/xds/a.go", "github.com/prometheus/client_golang/prometheus", true},
+		{"internal/operation/a.go", "go.opentelemetry.io/otel/sdk/trace", true},
+		{"internal/operation/a.go", "go.opentelemetry.io/otel/trace", false},
+		{"internal/telemetry/a.go", "github.com/prometheus/client_golang/prometheus", false},
 		// A name that begins like another is another.
 		{"internal/mesh/a.go", module + "/internal/filters", true},
 	} {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/stats"
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/filters"
@@ -33,6 +34,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/store"
+	"github.com/meshery/meshery-filters/internal/telemetry"
 	"github.com/meshery/meshery-filters/internal/xds"
 	"github.com/meshery/meshery-filters/templates"
 )
@@ -55,7 +57,8 @@ func newServe(a *app) *cobra.Command {
 		Use:   "serve",
 		Short: "Run the adapter: Meshery's gRPC service, and the xDS that proxies connect to",
 		Long: `Serve runs the adapter until it is interrupted. Meshery and the other commands talk to its gRPC address, plain Envoys
-connect to its xDS address, and its HTTP address shows in a browser what runs where, and answers /healthz and /readyz.
+connect to its xDS address, and its HTTP address shows in a browser what runs where, and answers /healthz, /readyz and
+/metrics.
 
 Every key of the configuration can be set in a file (--config), in the environment or by a flag; later ones win.
 What it keeps is in the state directory: an adapter that is started again on it goes on where it was.`,
@@ -91,6 +94,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	for _, w := range c.Warnings() {
 		log.Warn(w)
 	}
+	metrics := telemetry.New(telemetry.Build{Version: build.Version, Revision: build.Commit})
 	// State: operations, events, chains and modules, in a folder that one adapter holds at a time or in a NATS that
 	// several share.
 	kept, err := openStore(ctx, c, log)
@@ -112,24 +116,24 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	embedded := kept.Server()
-	var deliveries []event.Options
+	deliveries := map[string]event.Options{} // by the name that metrics give them
 	if c.NATSListen != "" {
-		deliveries = append(deliveries, event.Options{Connect: embedded.Connect(), Log: kept.Log(), Logger: log})
+		deliveries["listen"] = event.Options{Connect: embedded.Connect(), Log: kept.Log(), Logger: log}
 	}
 	if c.NATSURL != "" {
 		o := event.Options{URL: c.NATSURL, Log: kept.Log(), Cursor: kept.Cursor("nats " + c.NATSURL), Logger: log}
 		if c.NATSCredsFile != "" {
 			o.Connect = append(o.Connect, nats.UserCredentials(c.NATSCredsFile))
 		}
-		deliveries = append(deliveries, o)
+		deliveries["nats"] = o
 	}
-	var brokers []*event.NATS
-	for _, o := range deliveries {
+	brokers := map[string]*event.NATS{}
+	for name, o := range deliveries {
 		b, err := event.NewNATS(ctx, o)
 		if err != nil {
 			return err
 		}
-		brokers = append(brokers, b)
+		brokers[name] = b
 	}
 
 	// Secrets: from the configuration, and what is kept is sealed with one of them.
@@ -160,7 +164,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 
 	// Operations: over modules by digest and the backend of plain Envoy.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
-		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log})
+		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log, OnFetch: metrics.Fetched})
 	var runner *operation.Runner
 	xdsTLS, err := c.XDSTLS.Server(log)
 	if err != nil {
@@ -188,7 +192,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
 		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,
-		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log,
+		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log, Observer: metrics,
 	})
 	if err != nil {
 		return err
@@ -198,7 +202,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
-		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout})
+		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout, Stats: []stats.Handler{metrics.Calls()}})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
 	var listeners [3]net.Listener
@@ -226,6 +230,16 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 
+	// Metrics: of what the parts tell when it happens, and of what they are when somebody asks.
+	var keys []string
+	for _, row := range runner.Catalogue() {
+		keys = append(keys, row.Key)
+	}
+	metrics.Operations(keys)
+	metrics.Ask(telemetry.Sources{Queue: kept.Queue().Depth, QueueLimit: c.Limits.Queue, Groups: envoys.Stats, Events: events, Hub: hub,
+		Brokers: brokers, Pages: view.Streams, Store: kept.Sizes})
+	view.Handle("GET /metrics", metrics.Handler())
+
 	// What proxies had before, they get again, before the first of them is answered, and what they are in front of runs.
 	if err := errors.Join(runner.Restore(ctx), hubApp.Resume(ctx)); err != nil {
 		closeAll(listeners[:])
@@ -250,7 +264,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		g.Go(func() error { return b.Run(outlive) })
 	}
 	g.Go(func() error { return api.Serve(outlive, grpcListener) })
-	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys) })
+	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys, metrics.Calls()) })
 	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
 	g.Go(func() error {
 		// Clients are told when nothing could be kept, and so nothing is accepted.
@@ -314,11 +328,12 @@ func closeAll(listeners []net.Listener) {
 }
 
 // serveXDS answers the proxies' streams.
-func serveXDS(ctx context.Context, l net.Listener, t *tls.Config, envoys *xds.Backend) error {
+func serveXDS(ctx context.Context, l net.Listener, t *tls.Config, envoys *xds.Backend, measured stats.Handler) error {
 	o := append(xds.ServerOptions(),
 		grpc.MaxConcurrentStreams(1000),
 		grpc.MaxRecvMsgSize(1<<20), // a discovery request is a node and a few names
 		grpc.ConnectionTimeout(20*time.Second),
+		grpc.StatsHandler(measured),
 	)
 	if t != nil {
 		o = append(o, grpc.Creds(credentials.NewTLS(t)))

@@ -17,6 +17,8 @@ type Hub struct {
 	// changed is closed, and replaced, at the next event after somebody began to wait.
 	changed chan struct{}
 	waiting atomic.Bool // set while mu is held for reading, so that Put sees it
+
+	missed, missing atomic.Uint64
 }
 
 // NewHub makes a Hub that holds the newest maxEvents events, and fewer when their texts pass maxBytes.
@@ -79,6 +81,10 @@ func (h *Hub) Oldest() uint64 {
 	return h.ring.first
 }
 
+// Missed counts the events that slow readers did not get, each as often as readers missed it, and how often a reader was
+// told so.
+func (h *Hub) Missed() (events, times uint64) { return h.missed.Load(), h.missing.Load() }
+
 // Close ends every subscription once it has read what is held.
 func (h *Hub) Close() {
 	h.mu.Lock()
@@ -133,6 +139,8 @@ func (s *Subscription) read() (e Event, found bool, changed <-chan struct{}, err
 	defer h.mu.RUnlock()
 	if missed := h.ring.first - min(s.next, h.ring.first); missed > 0 {
 		s.next = h.ring.first
+		h.missed.Add(missed)
+		h.missing.Add(1)
 		return Event{}, false, nil, problem.EventsMissed.New("the %d events before this were skipped", missed)
 	}
 	for _, e := range h.ring.from(s.next) {

@@ -119,6 +119,9 @@ func TestASlowSubscriberIsToldHowManyItMissedAndGoesOn(t *testing.T) {
 			if _, err := other.Next(t.Context()); !errors.Is(err, problem.EventsMissed) {
 				t.Errorf("a reader of one operation got %v", err)
 			}
+			if missed, times := h.Missed(); missed != uint64(2*emitted) || times != 2 {
+				t.Errorf("%d events are counted as missed in %d times, want %d in 2", missed, times, 2*emitted)
+			}
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/meshery/meshkit/broker"
 
@@ -20,6 +21,8 @@ type Log struct {
 	store store.Log
 	hub   *Hub
 	from  uint64 // position that Run goes on at
+
+	appended [Error + 1]atomic.Uint64 // by type
 }
 
 // NewLog fills the Hub with the newest of what is kept.
@@ -93,9 +96,15 @@ func (l *Log) Append(ctx context.Context, e Event, after uint64) (position uint6
 	if position, err = l.store.Append(ctx, e.Operation, data, after); err != nil {
 		return 0, err
 	}
+	if e.Type >= 0 && int(e.Type) < len(l.appended) {
+		l.appended[e.Type].Add(1)
+	}
 	l.hub.put(position, e, false) // else Run brings it, after those before it
 	return position, nil
 }
+
+// Appended counts the events of a type that this process has added.
+func (l *Log) Appended(t Type) uint64 { return l.appended[t].Load() }
 
 // Of returns an operation's events that are kept, and the position of the last.
 func (l *Log) Of(ctx context.Context, operation string) (events []Event, last uint64, err error) {

@@ -75,6 +75,7 @@ type NATS struct {
 	conn      atomic.Pointer[nats.Conn]
 	delivered atomic.Uint64 // position of the next event to publish
 	goal      atomic.Uint64 // position at which Run may end; 0 while it must not
+	published atomic.Uint64 // how many events servers have confirmed to have
 
 	kept      bool        // by a JetStream, as far as Run knows
 	confirmed []confirmed // by a server without one, lately, oldest first
@@ -121,6 +122,12 @@ func (n *NATS) Connected() bool {
 	nc := n.conn.Load()
 	return nc != nil && nc.IsConnected()
 }
+
+// Published counts the events that a server has confirmed to have since the start.
+func (n *NATS) Published() uint64 { return n.published.Load() }
+
+// Position is that of the next event to publish; 0 while it is not known, as long as another adapter publishes.
+func (n *NATS) Position() uint64 { return n.delivered.Load() }
 
 // Run connects, for as long as it takes, and publishes until ctx ends; then it publishes what waits, within
 // DrainTimeout, and closes the connection. So stop it after those who append. It returns nil, or
@@ -293,7 +300,6 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 		if sent++; sent < batch && !r.Last {
 			continue
 		}
-		sent = 0
 		if js == nil {
 			if err := flush(ctx, nc); err != nil {
 				return err
@@ -302,6 +308,8 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 		}
 		begun = r.Position + 1
 		works()
+		n.published.Add(uint64(sent))
+		sent = 0
 		if n.options.Cursor != nil {
 			if err := n.options.Cursor.Save(ctx, r.Position+1); err != nil {
 				return err

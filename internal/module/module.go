@@ -39,7 +39,27 @@ type Options struct {
 	RootCAs *x509.CertPool
 	// Log gets a Debug line per fetch. Default: none.
 	Log *slog.Logger
+	// OnFetch hears how each look-up of a module went, and must not wait. Default: nobody hears.
+	OnFetch func(Fetch)
 }
+
+// Fetch is one look-up of a module.
+type Fetch struct {
+	// Source is where the bytes came from, or should have: one of the constants below.
+	Source string
+	Bytes  int // 0 when Err is set
+	Took   time.Duration
+	Err    error
+}
+
+// Sources of modules.
+const (
+	Builtin = "builtin" // the program
+	Inline  = "inline"  // the document
+	HTTPS   = "https"   // the network
+	Stored  = "store"   // what is kept of an earlier fetch
+	None    = "none"    // nowhere: the document names no source that is allowed
+)
 
 // Resolver finds modules. It is safe for concurrent use.
 type Resolver struct {
@@ -71,11 +91,23 @@ func New(o Options) *Resolver {
 // Errors are problem.InvalidDocument for what only the author can mend, problem.ModuleUnavailable, DigestMismatch,
 // StoreFailed, or ctx's own.
 func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module, []byte, error) {
+	begun := time.Now()
 	m.SHA256 = strings.ToLower(m.SHA256)
-	data, stored, err := r.find(ctx, m)
+	data, source, err := r.find(ctx, m)
+	if err == nil {
+		m, data, err = r.keep(ctx, m, data, source == Stored)
+	}
+	if r.OnFetch != nil {
+		r.OnFetch(Fetch{Source: source, Bytes: len(data), Took: time.Since(begun), Err: err})
+	}
 	if err != nil {
 		return filter.Module{}, nil, err
 	}
+	return m, data, nil
+}
+
+// keep checks and stores bytes that did not come from the store, which has verified its own.
+func (r *Resolver) keep(ctx context.Context, m filter.Module, data []byte, stored bool) (_ filter.Module, _ []byte, err error) {
 	if int64(len(data)) > r.MaxBytes {
 		return filter.Module{}, nil, problem.ModuleUnavailable.New("%s has %d bytes, more than the %d allowed", shown(m), len(data), r.MaxBytes)
 	}
@@ -93,63 +125,63 @@ func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module,
 	return m, data, nil
 }
 
-// find returns the bytes and whether they came from the store, which has verified them.
-func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, stored bool, err error) {
+// find returns the bytes and the source that they came from.
+func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
 	switch {
 	case m.Builtin != "":
 		data, ok := r.Builtin(m.Builtin)
 		if !ok {
-			return nil, false, mistake("builtin", fmt.Sprintf("there is no module %q", m.Builtin),
+			return nil, Builtin, mistake("builtin", fmt.Sprintf("there is no module %q", m.Builtin),
 				"write one of "+strings.Join(r.BuiltinNames, ", "))
 		}
-		return data, false, nil
+		return data, Builtin, nil
 	case m.Inline != "":
 		data, err := m.Bytes()
 		if err != nil {
-			return nil, false, mistake("inline", "it is not base64", "encode the file with `base64 FILE.wasm`")
+			return nil, Inline, mistake("inline", "it is not base64", "encode the file with `base64 FILE.wasm`")
 		}
-		return data, false, nil
+		return data, Inline, nil
 	case m.File != "":
-		return nil, false, mistake("file", "the adapter does not read files of its own machine",
+		return nil, None, mistake("file", "the adapter does not read files of its own machine",
 			"apply the document with `meshery-filters apply -f`, which reads the file and sends it along, or use module.inline")
 	case m.URL != "":
 		return r.fromURL(ctx, m)
 	case m.SHA256 != "":
 		data, err := r.Blobs.Get(ctx, m.SHA256)
 		if err != nil {
-			return nil, false, fmt.Errorf("look module up: %w", err)
+			return nil, Stored, fmt.Errorf("look module up: %w", err)
 		}
-		return data, true, nil
+		return data, Stored, nil
 	}
-	return nil, false, problem.InvalidDocument.WithFields("", []problem.Field{{Path: "spec.module",
+	return nil, None, problem.InvalidDocument.WithFields("", []problem.Field{{Path: "spec.module",
 		Cause: "the module has no source", Remedy: "set one of builtin, url, inline or file"}})
 }
 
-func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, stored bool, err error) {
+func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
 	u, err := url.Parse(m.URL)
 	switch {
 	case err != nil || u.Host == "" && u.Scheme == "https":
-		return nil, false, mistake("url", "it is not an address", "write https://HOST/PATH")
+		return nil, None, mistake("url", "it is not an address", "write https://HOST/PATH")
 	case u.Scheme == "oci" || u.Scheme == "meshery":
-		return nil, false, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
+		return nil, None, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
 			Cause:  u.Scheme + ":// addresses are not supported by this version",
 			Remedy: "use an https address with sha256, or send the file with `meshery-filters apply -f` and module.file"}})
 	case u.Scheme != "https":
-		return nil, false, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH")
+		return nil, None, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH")
 	case u.User != nil:
-		return nil, false, mistake("url", "an address must not carry credentials", "take them out")
+		return nil, None, mistake("url", "an address must not carry credentials", "take them out")
 	case m.SHA256 == "":
-		return nil, false, mistake("sha256", "a module from https needs its digest", "write the digest that sha256sum prints for the file you mean")
+		return nil, None, mistake("sha256", "a module from https needs its digest", "write the digest that sha256sum prints for the file you mean")
 	}
 	data, err = r.Blobs.Get(ctx, m.SHA256)
 	if err == nil {
-		return data, true, nil
+		return data, Stored, nil
 	}
 	if !errors.Is(err, problem.ModuleUnavailable) {
-		return nil, false, fmt.Errorf("look module up: %w", err)
+		return nil, Stored, fmt.Errorf("look module up: %w", err)
 	}
 	data, err = r.fetch(ctx, u)
-	return data, false, err
+	return data, HTTPS, err
 }
 
 func mistake(field, cause, remedy string) error {

@@ -112,7 +112,10 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 			options.Redact = append(options.Redact, v)
 		}
 	}
-	if _, err := wasm.DryRun(ctx, bytes, options); err != nil {
+	begun := time.Now()
+	_, err = wasm.DryRun(ctx, bytes, options)
+	r.Observer.DryRun(err, time.Since(begun))
+	if err != nil {
 		return f, named(f, err)
 	}
 	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),

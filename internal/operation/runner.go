@@ -61,7 +61,30 @@ type Options struct {
 	// Grace bounds how long running operations may take to finish once Run's context has ended.
 	Grace time.Duration
 	Log   *slog.Logger
+	// Observer, when set, hears what operations do.
+	Observer Observer
 }
+
+// Observer hears what operations do, for those who measure it. It is called by several goroutines, and must not wait.
+type Observer interface {
+	// Accepted hears that a request of the catalogue's row operation was put into the queue.
+	Accepted(operation string)
+	// Begun hears that an operation is begun for the first time, and how long it waited since it was accepted.
+	Begun(operation string, waited time.Duration)
+	// Ended hears the end of an operation's story. code is that of its failure, and empty where it succeeded; took is
+	// counted from the beginning of the attempt that ended it.
+	Ended(operation, code string, took time.Duration)
+	// DryRun hears how a dry run went.
+	DryRun(err error, took time.Duration)
+}
+
+// unobserved is the Observer where none is set.
+type unobserved struct{}
+
+func (unobserved) Accepted(string)                     {}
+func (unobserved) Begun(string, time.Duration)         {}
+func (unobserved) Ended(string, string, time.Duration) {}
+func (unobserved) DryRun(error, time.Duration)         {}
 
 // Events keeps what operations tell; event.Log does.
 type Events interface {
@@ -96,6 +119,9 @@ const maxAttempts = 3
 
 // NewRunner checks the prepared documents and makes a Runner; Run makes it work.
 func NewRunner(o Options) (*Runner, error) {
+	if o.Observer == nil {
+		o.Observer = unobserved{}
+	}
 	r := &Runner{Options: o, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
@@ -130,6 +156,7 @@ type job struct {
 	Wait      filter.Wait     `json:"wait"`              // of a removal
 	Undo      *undo           `json:"undo,omitempty"`    // what Filters or Remove came from
 	Sealed    []byte          `json:"sealed,omitempty"`  // the kubeconfigs
+	Accepted  time.Time       `json:"accepted,omitzero"`
 
 	kubeconfigs []string // opened
 }
@@ -205,6 +232,7 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 			return "", err
 		}
 	}
+	j.Accepted = time.Now().UTC()
 	if data, err = json.Marshal(j); err != nil {
 		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
@@ -216,6 +244,9 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
 	if err != nil {
 		return "", err
+	}
+	if !again {
+		r.Observer.Accepted(j.Operation)
 	}
 	if behind != "" && !again {
 		// A worker may have begun it meanwhile; then it does not wait, and the event is stale.
@@ -362,6 +393,17 @@ func (r *Runner) execute(work context.Context, c store.Claim) {
 
 // tell runs an operation and tells its story.
 func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
+	var j job
+	unread := json.Unmarshal(e.Data, &j)
+	begun := time.Now()
+	if s.claim.Attempt() == 1 && !j.Accepted.IsZero() {
+		r.Observer.Begun(j.Operation, max(0, begun.Sub(j.Accepted))) // clocks step back
+	}
+	defer func() {
+		if s.over {
+			r.Observer.Ended(j.Operation, s.code, time.Since(begun))
+		}
+	}()
 	defer func() {
 		if p := recover(); p != nil {
 			id := rand.Text()
@@ -376,9 +418,8 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 		s.again = true
 		s.info("Begun again, since the adapter ended before it did", fmt.Sprintf("attempt %d of %d", attempt, maxAttempts))
 	}
-	var j job
-	if err := json.Unmarshal(e.Data, &j); err != nil {
-		s.fail(fmt.Errorf("read operation %s: %w", e.ID, err))
+	if unread != nil {
+		s.fail(fmt.Errorf("read operation %s: %w", e.ID, unread))
 		return
 	}
 	u, ok := r.byKey[j.Operation]

@@ -33,6 +33,7 @@ type story struct {
 	before    map[string]int // what earlier attempts told, and how often
 	again     bool           // this is not the first attempt
 	over      bool           // the last event is kept
+	code      string         // of the failure that the last event tells of
 	lost      error          // why nothing more can be told
 	redact    func(string) string
 }
@@ -142,6 +143,9 @@ func (s *story) warn(p *problem.Problem) { s.problem(p, event.Warn, false) }
 func (s *story) fail(err error) { s.problem(problem.Of(err), event.Error, true) }
 
 func (s *story) problem(p *problem.Problem, t event.Type, last bool) {
+	if last {
+		s.code = p.Kind.Code
+	}
 	summary := p.Kind.Summary
 	if first, _, _ := strings.Cut(p.Details, "\n"); first != "" && len(first) <= 200 {
 		summary += ": " + first

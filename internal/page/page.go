@@ -100,6 +100,12 @@ func New(o Options) (*Page, error) {
 	return p, nil
 }
 
+// Handle answers a pattern of http.ServeMux beside the page, with its headers and for the same readers.
+func (p *Page) Handle(pattern string, h http.Handler) { p.mux.Handle(pattern, h) }
+
+// Streams counts the browsers that listen to events.
+func (p *Page) Streams() int { return len(p.streams) }
+
 // ServeHTTP answers one request.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()

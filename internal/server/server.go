@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/stats"
 
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
@@ -91,6 +92,8 @@ type Options struct {
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
 	// Default: 10s.
 	ShutdownTimeout time.Duration
+	// Stats hear of every call.
+	Stats []stats.Handler
 }
 
 // Server answers gRPC on one listener.
@@ -128,6 +131,9 @@ func New(o Options) *Server {
 		// which nothing may happen for days. Until a client answers a ping, what it was sent last may be lost.
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 30 * time.Minute, Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	}
+	for _, h := range o.Stats {
+		settings = append(settings, grpc.StatsHandler(h))
 	}
 	if o.TLS != nil {
 		settings = append(settings, grpc.Creds(credentials.NewTLS(o.TLS)))

@@ -385,6 +385,19 @@ func (s *Store) last(ctx context.Context, stream jetstream.Stream, subject strin
 // Blobs keeps each blob as an object that is named for its digest.
 func (s *Store) Blobs() Blobs { return s.blobs }
 
+// Sizes are the bytes on disk by what is kept there: operations, events, chains and the like, cursors, modules. Of
+// replicas one is counted. What cannot be told now, since the store does not answer before ctx ends, is left out.
+func (s *Store) Sizes(ctx context.Context) map[string]uint64 {
+	sizes := map[string]uint64{}
+	for kind, name := range map[string]string{"operations": operationsStream, "events": eventsStream, "records": "KV_" + recordsBucket,
+		"cursors": "KV_" + cursorsBucket, "modules": "OBJ_" + blobsBucket} {
+		if stream, err := s.js.Stream(ctx, name); err == nil {
+			sizes[kind] = stream.CachedInfo().State.Bytes
+		}
+	}
+	return sizes
+}
+
 // Records keeps the last 10 values of each key.
 func (s *Store) Records() Records { return s.records }
 

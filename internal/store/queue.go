@@ -349,6 +349,19 @@ func (q *queue) free(h *held) {
 	q.wake()
 }
 
+func (q *queue) Depth() (waiting, running int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, h := range q.held {
+		if q.claims[h.ID].Owner != "" {
+			running++
+		} else {
+			waiting++
+		}
+	}
+	return waiting, running
+}
+
 func (q *queue) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -65,6 +65,8 @@ type Queue interface {
 	// Next waits for an entry that may run and claims it. It returns problem.ShuttingDown after Close, and ctx's error when
 	// ctx ends.
 	Next(ctx context.Context) (Claim, error)
+	// Depth counts the entries that wait, and those that an adapter runs.
+	Depth() (waiting, running int)
 	// Close stops accepting and giving. What is not done stays.
 	Close()
 }

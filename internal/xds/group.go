@@ -265,17 +265,9 @@ func (g *group) loaded(id string) plan.Loaded {
 	}
 	l := plan.Loaded{Proxies: make([]plan.ProxyStatus, 0, len(g.proxies))}
 	for _, p := range g.proxies {
-		s := plan.ProxyStatus{Proxy: p.Proxy, Expected: !offered || members[p.ID] != nil}
-		v := g.wants(p)
-		switch {
-		case p.runs(id):
-			s.State = plan.Running
-		case id != "" && p.refused == id:
-			s.State, s.Detail = plan.Rejected, p.text
-		case g.good == nil && !offered, offered && v != g.offer.version:
-			s.State = plan.Held
-		default:
-			s.State = plan.Waiting
+		s := plan.ProxyStatus{Proxy: p.Proxy, Expected: !offered || members[p.ID] != nil, State: g.state(p, id)}
+		if s.State == plan.Rejected {
+			s.Detail = p.text
 		}
 		l.Proxies = append(l.Proxies, s)
 	}
@@ -290,6 +282,20 @@ func (g *group) loaded(id string) plan.Loaded {
 		l.Proxies = append(l.Proxies, s)
 	}
 	return l
+}
+
+// state says how far a connected proxy is with the version of that id.
+func (g *group) state(p *proxy, id string) plan.ProxyState {
+	offered := g.offer != nil && g.offer.version.id == id
+	switch {
+	case p.runs(id):
+		return plan.Running
+	case id != "" && p.refused == id:
+		return plan.Rejected
+	case g.good == nil && !offered, offered && g.wants(p) != g.offer.version:
+		return plan.Held
+	}
+	return plan.Waiting
 }
 
 // runs says whether the proxy acknowledged that very version and was sent no other since.

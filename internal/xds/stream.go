@@ -125,6 +125,9 @@ func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error 
 	var rejected, late bool
 	if g := s.proxy.group; g != nil {
 		rejected, late = g.answer(s.proxy, r)
+		if rejected {
+			s.b.countRejection(g)
+		}
 	}
 	rejection := LateRejection{Version: s.proxy.refused, Proxy: s.proxy.Proxy, Text: s.proxy.text}
 	s.b.mu.Unlock()

@@ -97,9 +97,10 @@ type Backend struct {
 	changing sync.Mutex
 	recorded map[string][sha256.Size]byte // digest of each record, under changing
 
-	mu      sync.Mutex // guards all below, and every group and proxy
-	groups  map[string]*group
-	streams int
+	mu         sync.Mutex // guards all below, and every group and proxy
+	groups     map[string]*group
+	streams    int
+	rejections map[string]uint64 // by group, as Stats tells them
 }
 
 // New loads the stored chains. The streams end when ctx does. A record that cannot be understood is problem.StateDamaged.
@@ -110,7 +111,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{opts: o, empty: empty, groups: map[string]*group{}, recorded: map[string][sha256.Size]byte{}}
+	b := &Backend{opts: o, empty: empty, groups: map[string]*group{}, rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
 	records, err := o.Records.All(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load chains: %w", storeFailed(err))
