@@ -128,7 +128,7 @@ func launchCommand(t *testing.T, cmd *exec.Cmd, env ...string) *process {
 	t.Helper()
 	p := &process{cmd: cmd, ended: make(chan struct{})}
 	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool {
-		return strings.HasPrefix(e, "MESHERY_") || strings.HasPrefix(e, "DEBUG=")
+		return strings.HasPrefix(e, "MESHERY_") || strings.HasPrefix(e, "DEBUG=") || strings.HasPrefix(e, "OTEL_")
 	}), env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	p.cmd.WaitDelay = 5 * time.Second
@@ -193,6 +193,7 @@ type adapter struct {
 	t     *testing.T
 	state string
 	args  []string
+	env   []string
 	creds credentials.TransportCredentials
 	*process
 	addresses struct{ GRPC, XDS, HTTP, NATS string }
@@ -215,7 +216,13 @@ func newTLSAdapter(t *testing.T, conf *tls.Config, args ...string) *adapter {
 
 func newAdapterWith(t *testing.T, creds credentials.TransportCredentials, args ...string) *adapter {
 	t.Helper()
-	a := &adapter{t: t, state: filepath.Join(t.TempDir(), "state"), creds: creds}
+	return newAdapterIn(t, nil, creds, args...)
+}
+
+// newAdapterIn starts one in an environment that has more than the test's own.
+func newAdapterIn(t *testing.T, env []string, creds credentials.TransportCredentials, args ...string) *adapter {
+	t.Helper()
+	a := &adapter{t: t, state: filepath.Join(t.TempDir(), "state"), env: env, creds: creds}
 	a.args = append([]string{"serve", "--state-dir", a.state, "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
 		"--http-addr", "127.0.0.1:0", "--imagehub-addr", "127.0.0.1:0"}, args...)
 	t.Cleanup(func() {
@@ -242,7 +249,7 @@ func (a *adapter) start() {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		a.t.Fatal(err)
 	}
-	a.process = launch(a.t, nil, a.args...)
+	a.process = launch(a.t, a.env, a.args...)
 	eventually(a.t, "the adapter is ready", func() error {
 		select {
 		case <-a.ended:

@@ -73,7 +73,7 @@ What it keeps is in the state directory: an adapter that is started again on it 
 		if err != nil {
 			return err
 		}
-		return serve(cmd.Context(), c, a.build, newLog(a.Err, c))
+		return serve(cmd.Context(), c, a.Env, a.build, newLog(a.Err, c))
 	}
 	return cmd
 }
@@ -90,11 +90,12 @@ func newLog(w io.Writer, c config.Config) *slog.Logger {
 }
 
 // serve builds the adapter of its parts and runs it until ctx ends.
-func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) (err error) {
+func serve(ctx context.Context, c config.Config, env []string, build Build, log *slog.Logger) (err error) {
 	for _, w := range c.Warnings() {
 		log.Warn(w)
 	}
-	metrics := telemetry.New(telemetry.Build{Version: build.Version, Revision: build.Commit})
+	this := telemetry.Build{Version: build.Version, Revision: build.Commit}
+	metrics := telemetry.New(this)
 	// State: operations, events, chains and modules, in a folder that one adapter holds at a time or in a NATS that
 	// several share.
 	kept, err := openStore(ctx, c, log)
@@ -106,6 +107,9 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 	if err != nil {
 		return err
 	}
+
+	traces := telemetry.NewTraces(ctx, env, this, component, metrics, log)
+	defer traces.Close()
 
 	// Events: from the log to gRPC streams through the hub, and to NATS: the embedded one where others may read it, and
 	// another where one is named.
@@ -192,7 +196,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
 		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,
-		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log, Observer: metrics,
+		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log, Observer: metrics, Tracer: traces.Tracer(),
 	})
 	if err != nil {
 		return err
@@ -202,7 +206,7 @@ func serve(ctx context.Context, c config.Config, build Build, log *slog.Logger) 
 		return err
 	}
 	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
-		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout, Stats: []stats.Handler{metrics.Calls()}})
+		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
 	var listeners [3]net.Listener

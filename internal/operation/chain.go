@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -28,12 +30,15 @@ func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter
 	if err != nil {
 		return plan.Plan{}, err
 	}
-	w, err := b.World(ctx, c)
-	if err != nil {
+	about := attrTarget.String(c.Target.String())
+	reading, end := r.step(ctx, "world", about)
+	w, err := b.World(reading, c)
+	if end(err); err != nil {
 		return plan.Plan{}, fmt.Errorf("read the world of %s: %w", c.Target, err)
 	}
+	_, end = r.step(ctx, "plan", about)
 	p, err := m.Plan(resolved, w)
-	if err != nil {
+	if end(err); err != nil {
 		return plan.Plan{}, err
 	}
 	p.Chain = c
@@ -152,7 +157,9 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan
 	if err := s.holds(ctx); err != nil {
 		return l, false, err
 	}
-	if _, err := b.Apply(ctx, p); err != nil {
+	applying, end := r.step(ctx, "apply", about(p)...)
+	_, err = b.Apply(applying, p)
+	if end(err); err != nil {
 		return l, false, fmt.Errorf("offer the chain to %s: %w", target, err)
 	}
 	l, err = r.await(ctx, s, b, p, e, pt)
@@ -181,8 +188,20 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan
 	return l, unchanged, nil
 }
 
+// about says in a span which plan it is about.
+func about(p plan.Plan) []attribute.KeyValue {
+	return []attribute.KeyValue{attrTarget.String(p.Chain.Target.String()), attrVersion.String(p.Version)}
+}
+
+// loaded says how far the proxies are.
+func loaded(l plan.Loaded) []attribute.KeyValue {
+	return []attribute.KeyValue{attrRunning.Int(l.Count(plan.Running)), attrExpected.Int(l.Expected())}
+}
+
 // commit makes the plan hold, unless another adapter has the operation.
-func (s *story) commit(ctx context.Context, b Backend, p plan.Plan) error {
+func (s *story) commit(ctx context.Context, b Backend, p plan.Plan) (err error) {
+	ctx, end := s.step(ctx, "commit", about(p)...)
+	defer func() { end(err) }()
 	if err := s.holds(ctx); err != nil {
 		return err
 	}
@@ -197,7 +216,9 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 	p := *problem.Of(why)
 	p.Err = why
 	target := offered.Chain.Target
-	committed, err := b.Revert(ctx, target)
+	reverting, end := r.step(ctx, "revert", about(offered)...)
+	committed, err := b.Revert(reverting, target)
+	end(err)
 	switch {
 	case err != nil:
 		p.Details += fmt.Sprintf("\nThe offer to %s could not be taken back, so its proxies may take it still: %v", target, err)
@@ -211,12 +232,15 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
+	ctx, end = r.step(ctx, "wait for loaded", about(committed)...)
 	var l plan.Loaded
 	for l, err = range b.Loaded(ctx, committed) {
 		if err != nil || l.Count(plan.Running) == l.Expected() {
 			break
 		}
 	}
+	note(ctx, loaded(l)...)
+	end(err)
 	switch behind := slices.Concat(l.In(plan.Waiting), l.In(plan.Rejected)); {
 	case len(behind) > 0:
 		p.Details += fmt.Sprintf("\nThe chain that held before is offered again, and not yet confirmed by %s.", plan.Names(behind))
@@ -230,6 +254,11 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 
 // await watches the proxies until the wait is met.
 func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, e edit, pt patience) (last plan.Loaded, err error) {
+	ctx, end := r.step(ctx, "wait for loaded", about(p)...)
+	defer func() {
+		note(ctx, loaded(last)...)
+		end(err)
+	}()
 	wctx, cancel := context.WithTimeout(ctx, time.Duration(pt.wait.Timeout))
 	defer cancel()
 	told := 0

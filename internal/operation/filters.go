@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -89,12 +91,15 @@ func (o outcomes) partly(err error, left int) error {
 
 // prove resolves a filter's module to its digest, and runs it with its real configuration where it can do no harm.
 func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.Filter, error) {
-	module, bytes, err := r.Modules.Resolve(ctx, f.Spec.Module)
+	module, bytes, err := r.resolve(ctx, f)
 	if err != nil {
 		return f, named(f, err)
 	}
 	f.Spec.Module = module
-	if _, err := wasm.Inspect(ctx, bytes); err != nil {
+	about := []attribute.KeyValue{attrFilter.String(f.Key.String()), attrDigest.String(module.SHA256)}
+	inspecting, end := r.step(ctx, "inspect", about...)
+	_, err = wasm.Inspect(inspecting, bytes)
+	if end(err); err != nil {
 		return f, named(f, err)
 	}
 	resolved, err := f.Resolved(r.lookup)
@@ -113,9 +118,10 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 		}
 	}
 	begun := time.Now()
-	_, err = wasm.DryRun(ctx, bytes, options)
+	running, end := r.step(ctx, "dry run", about...)
+	_, err = wasm.DryRun(running, bytes, options)
 	r.Observer.DryRun(err, time.Since(begun))
-	if err != nil {
+	if end(err); err != nil {
 		return f, named(f, err)
 	}
 	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),
@@ -356,6 +362,8 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 const applicationTimeout = 15 * time.Second
 
 func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	ctx, end := r.step(ctx, "image hub")
+	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, applicationTimeout)
 	defer cancel()
 	if j.Delete {

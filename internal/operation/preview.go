@@ -23,22 +23,8 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	if q.ID == "" {
 		q.ID = "preview"
 	}
-	if err := validateRequest(q); err != nil {
-		return nil, err
-	}
-	u, ok := r.byKey[q.Operation]
-	switch {
-	case !ok:
-		return nil, problem.UnknownOperation.New("%q", clip(q.Operation))
-	case q.Delete && u.remove == nil:
-		return nil, problem.DeleteRefused.New("%s", q.Operation)
-	}
 	var j job
-	prepare := u.apply
-	if q.Delete {
-		prepare = u.remove
-	}
-	if err := prepare(&j, q); err != nil {
+	if _, err := r.decode(ctx, &j, q); err != nil {
 		return nil, err
 	}
 	if err := r.permit(j, q); err != nil {
@@ -51,7 +37,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	}
 	keys := slices.Clone(j.Remove)
 	for i, f := range j.Filters {
-		module, _, err := r.Modules.Resolve(ctx, f.Spec.Module)
+		module, _, err := r.resolve(ctx, f)
 		if err != nil {
 			return nil, named(f, err)
 		}

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshery/meshery-filters/internal/event"
@@ -63,6 +65,8 @@ type Options struct {
 	Log   *slog.Logger
 	// Observer, when set, hears what operations do.
 	Observer Observer
+	// Tracer, when set, makes the spans of operations. A trace goes on in the worker, after a restart too.
+	Tracer trace.Tracer
 }
 
 // Observer hears what operations do, for those who measure it. It is called by several goroutines, and must not wait.
@@ -122,6 +126,9 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Observer == nil {
 		o.Observer = unobserved{}
 	}
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
+	}
 	r := &Runner{Options: o, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
@@ -145,18 +152,19 @@ func (r *Runner) Catalogue() []Row {
 
 // job is an accepted operation as the queue holds it: validated, with modules by digest and secrets as references.
 type job struct {
-	Operation string          `json:"operation"`
-	ID        string          `json:"id"`
-	Namespace string          `json:"namespace"`
-	Username  string          `json:"username"`
-	Delete    bool            `json:"delete"`
-	Filters   []filter.Filter `json:"filters,omitempty"` // to apply
-	Remove    []filter.Key    `json:"remove,omitempty"`
-	Rollout   filter.Rollout  `json:"rollout,omitempty"` // of a removal
-	Wait      filter.Wait     `json:"wait"`              // of a removal
-	Undo      *undo           `json:"undo,omitempty"`    // what Filters or Remove came from
-	Sealed    []byte          `json:"sealed,omitempty"`  // the kubeconfigs
-	Accepted  time.Time       `json:"accepted,omitzero"`
+	Operation string            `json:"operation"`
+	ID        string            `json:"id"`
+	Namespace string            `json:"namespace"`
+	Username  string            `json:"username"`
+	Delete    bool              `json:"delete"`
+	Filters   []filter.Filter   `json:"filters,omitempty"` // to apply
+	Remove    []filter.Key      `json:"remove,omitempty"`
+	Rollout   filter.Rollout    `json:"rollout,omitempty"` // of a removal
+	Wait      filter.Wait       `json:"wait"`              // of a removal
+	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
+	Sealed    []byte            `json:"sealed,omitempty"`  // the kubeconfigs
+	Accepted  time.Time         `json:"accepted,omitzero"`
+	Trace     map[string]string `json:"trace,omitempty"` // W3C trace context of the span that accepted it
 
 	kubeconfigs []string // opened
 }
@@ -179,24 +187,14 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if q.ID == "" {
 		q.ID = rand.Text()
 	}
-	if err := validateRequest(q); err != nil {
-		return "", err
-	}
-	u, ok := r.byKey[q.Operation]
-	if !ok {
-		return "", problem.UnknownOperation.New("%q", clip(q.Operation))
-	}
-	if q.Delete && u.remove == nil {
-		return "", problem.DeleteRefused.New("%s", q.Operation)
-	}
-	prepare := u.apply
-	if q.Delete {
-		prepare = u.remove
-	}
+	ctx, end := r.step(ctx, "submit")
+	defer func() { end(err) }()
 	j := job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
-	if err := prepare(&j, q); err != nil {
+	u, err := r.decode(ctx, &j, q)
+	if err != nil {
 		return "", err
 	}
+	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
 	if err := r.permit(j, q); err != nil {
 		return "", err
 	}
@@ -204,7 +202,7 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 		if f.Spec.Module.Inline == "" {
 			continue
 		}
-		if j.Filters[i].Spec.Module, _, err = r.Modules.Resolve(ctx, f.Spec.Module); err != nil {
+		if j.Filters[i].Spec.Module, _, err = r.resolve(ctx, f); err != nil {
 			return "", err
 		}
 	}
@@ -233,6 +231,7 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 		}
 	}
 	j.Accepted = time.Now().UTC()
+	j.remember(ctx)
 	if data, err = json.Marshal(j); err != nil {
 		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
@@ -241,7 +240,9 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if err != nil {
 		return "", err
 	}
-	behind, again, err := r.Queue.Put(ctx, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
+	putting, put := r.step(ctx, "enqueue")
+	behind, again, err := r.Queue.Put(putting, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
+	put(err)
 	if err != nil {
 		return "", err
 	}
@@ -258,6 +259,27 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 		r.Log.Info("operation waits", "operation", q.ID, "behind", behind)
 	}
 	return q.ID, nil
+}
+
+// decode finds what a request asks for, and makes a job of it.
+func (r *Runner) decode(ctx context.Context, j *job, q Request) (u useCase, err error) {
+	_, end := r.step(ctx, "decode")
+	defer func() { end(err) }()
+	if err := validateRequest(q); err != nil {
+		return u, err
+	}
+	u, ok := r.byKey[q.Operation]
+	if !ok {
+		return u, problem.UnknownOperation.New("%q", clip(q.Operation))
+	}
+	if q.Delete && u.remove == nil {
+		return u, problem.DeleteRefused.New("%s", q.Operation)
+	}
+	prepare := u.apply
+	if q.Delete {
+		prepare = u.remove
+	}
+	return u, prepare(j, q)
 }
 
 func validateRequest(q Request) error {
@@ -344,7 +366,7 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 func (r *Runner) newStory(ctx context.Context, id string) *story {
-	return &story{ctx: ctx, operation: id, component: r.Component, events: r.Events, log: r.Log, redact: r.redact}
+	return &story{ctx: ctx, operation: id, component: r.Component, events: r.Events, log: r.Log, redact: r.redact, step: r.step}
 }
 
 // execute runs one operation to its last event, whatever happens in it, unless its time is up or another adapter has
@@ -399,7 +421,16 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	if s.claim.Attempt() == 1 && !j.Accepted.IsZero() {
 		r.Observer.Begun(j.Operation, max(0, begun.Sub(j.Accepted))) // clocks step back
 	}
+	ctx, span := r.work(ctx, j, s.claim.Attempt(), begun)
+	s.ctx = ctx
 	defer func() {
+		switch {
+		case !s.over:
+			fault(span, "interrupted")
+		case s.code != "":
+			fault(span, s.code)
+		}
+		span.End()
 		if s.over {
 			r.Observer.Ended(j.Operation, s.code, time.Since(begun))
 		}

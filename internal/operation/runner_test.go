@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
@@ -583,8 +585,11 @@ func TestTheSameIdRunsOnce(t *testing.T) {
 	r := newRig(t)
 	q := apply(doc("x"))
 	q.ID = "the-id"
-	for range 3 {
-		if id, err := r.runner.Submit(t.Context(), q); err != nil || id != "the-id" {
+	for i := range 3 {
+		// Each comes from another span.
+		ctx := trace.ContextWithRemoteSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1},
+			SpanID: trace.SpanID{byte(i + 1)}, TraceFlags: trace.FlagsSampled}))
+		if id, err := r.runner.Submit(ctx, q); err != nil || id != "the-id" {
 			t.Fatalf("%q, %v", id, err)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -36,6 +38,7 @@ type story struct {
 	code      string         // of the failure that the last event tells of
 	lost      error          // why nothing more can be told
 	redact    func(string) string
+	step      func(context.Context, string, ...attribute.KeyValue) (context.Context, func(error))
 }
 
 // resume goes on where the operation's story stands, and says whether it has ended.
@@ -86,6 +89,11 @@ func (s *story) tell(e event.Event) {
 	}
 	e.Operation, e.Time = s.operation, time.Now().UTC()
 	e.Component, e.Name = s.component, ComponentName
+	ctx, end := s.step(s.ctx, "event")
+	defer func() {
+		note(ctx, attrSequence.Int64(int64(s.sequence)))
+		end(s.lost)
+	}()
 	// What is told must be kept, or the operation must not go on as if it were.
 	for complained := false; ; {
 		e.Sequence = s.sequence + 1

@@ -54,6 +54,7 @@ type Metrics struct {
 	calls                     *prometheus.CounterVec
 	callTook                  *prometheus.HistogramVec
 	running                   running
+	spans, exported           prometheus.Counter
 }
 
 var _ operation.Observer = (*Metrics)(nil)
@@ -85,6 +86,9 @@ func New(b Build) *Metrics {
 
 	m.calls = m.counter("grpc_calls_total", "Calls that have ended, of gRPC and xDS, by full method and status code.", "method", "code")
 	m.callTook = m.histogram("grpc_call_duration_seconds", "How long calls took that are no streams.", callBuckets, "method")
+
+	m.spans = m.counter("spans_total", "Spans of traces that have ended and are to be exported.").WithLabelValues()
+	m.exported = m.counter("spans_exported_total", "Spans that the receiver has taken. What is missing is on its way or lost.").WithLabelValues()
 
 	for _, result := range []string{done, failed} {
 		m.dryRuns.WithLabelValues(result)

@@ -27,6 +27,12 @@ type Sources struct {
 	Store func(ctx context.Context) map[string]uint64
 }
 
+// Calls that read events.
+const (
+	streamEvents = "/meshes.MeshService/StreamEvents"
+	watch        = "/meshery.filters.v1.FilterService/Watch"
+)
+
 // storeAnswer bounds how long a scrape waits for the store, which may be an external one that is down.
 const storeAnswer = 2 * time.Second
 
@@ -115,7 +121,7 @@ func (a *asked) Collect(out chan<- prometheus.Metric) {
 	for method, n := range running {
 		gauge(a.calls, float64(n), method)
 	}
-	for kind, method := range map[string]string{"StreamEvents": "/meshes.MeshService/StreamEvents", "Watch": "/meshery.filters.v1.FilterService/Watch"} {
+	for kind, method := range map[string]string{"StreamEvents": streamEvents, "Watch": watch} {
 		gauge(a.subscribers, float64(running[method]), kind)
 	}
 	gauge(a.subscribers, float64(a.Pages()), "page")
