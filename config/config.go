@@ -136,6 +136,29 @@ type Limits struct {
 	Queue int `yaml:"queue"`
 	// Operations that run side by side.
 	Workers int `yaml:"workers"`
+	// Calls and streams that one client, told by its certificate or else by its address, may begin a second over gRPC;
+	// twice as many at once.
+	CallRate int `yaml:"callRate"`
+	// Calls of one client that may run at once over gRPC. Each may bring up to 32 MiB.
+	CallsPerClient int `yaml:"callsPerClient"`
+	// Calls of all clients that may run at once over gRPC.
+	Calls int `yaml:"calls"`
+	// Streams, such as those of events, that one client may have open over gRPC.
+	StreamsPerClient int `yaml:"streamsPerClient"`
+	// Streams that all clients may have open over gRPC.
+	Streams int `yaml:"streams"`
+	// Connections that one address may have to grpcAddr, and to httpAddr.
+	ConnectionsPerAddress int `yaml:"connectionsPerAddress"`
+	// Connections that all may have to grpcAddr, and to httpAddr.
+	Connections int `yaml:"connections"`
+	// Envoys that one client, told by its certificate or else by its address, may connect.
+	ProxiesPerClient int `yaml:"proxiesPerClient"`
+	// Envoys that may be connected.
+	Proxies int `yaml:"proxies"`
+	// Discovery requests a second of one Envoy; twice as many at once.
+	ProxyRequestRate int `yaml:"proxyRequestRate"`
+	// Discovery requests a second of all Envoys; twice as many at once.
+	RequestRate int `yaml:"requestRate"`
 	// Size of a module in bytes, at most 20971520.
 	ModuleBytes int `yaml:"moduleBytes"`
 	// Time to fetch a module.
@@ -153,14 +176,16 @@ type Source struct {
 // Defaults are the settings of an adapter that is told nothing.
 func Defaults() Config {
 	return Config{
-		GRPCAddr:        "127.0.0.1:10014",
-		GRPCRoles:       Roles{Operate: "meshery-filters://role/operate", Read: "meshery-filters://role/read"},
-		XDSAddr:         "127.0.0.1:10015",
-		HTTPAddr:        "127.0.0.1:10016",
-		StateDir:        "~/.meshery/filters",
-		Sync:            "always",
-		ImageHub:        ImageHub{Addr: "127.0.0.1:10017"},
-		Limits:          Limits{Queue: 1000, Workers: 8, ModuleBytes: maxModule, ModuleTimeout: time.Minute},
+		GRPCAddr:  "127.0.0.1:10014",
+		GRPCRoles: Roles{Operate: "meshery-filters://role/operate", Read: "meshery-filters://role/read"},
+		XDSAddr:   "127.0.0.1:10015",
+		HTTPAddr:  "127.0.0.1:10016",
+		StateDir:  "~/.meshery/filters",
+		Sync:      "always",
+		ImageHub:  ImageHub{Addr: "127.0.0.1:10017"},
+		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 1000, Calls: 2000, StreamsPerClient: 2000, Streams: 4000,
+			ConnectionsPerAddress: 4000, Connections: 8000, ProxiesPerClient: 20000, Proxies: 20000, ProxyRequestRate: 100, RequestRate: 50000,
+			ModuleBytes: maxModule, ModuleTimeout: time.Minute},
 		ShutdownTimeout: 30 * time.Second,
 		LogFormat:       "text",
 		Secrets:         map[string]map[string]Source{},

@@ -126,6 +126,17 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	}{
 		{"limits.queue", c.Limits.Queue, 1_000_000},
 		{"limits.workers", c.Limits.Workers, 1000},
+		{"limits.callRate", c.Limits.CallRate, 1_000_000},
+		{"limits.callsPerClient", c.Limits.CallsPerClient, 1_000_000},
+		{"limits.calls", c.Limits.Calls, 1_000_000},
+		{"limits.streamsPerClient", c.Limits.StreamsPerClient, 1_000_000},
+		{"limits.streams", c.Limits.Streams, 1_000_000},
+		{"limits.connectionsPerAddress", c.Limits.ConnectionsPerAddress, 1_000_000},
+		{"limits.connections", c.Limits.Connections, 1_000_000},
+		{"limits.proxiesPerClient", c.Limits.ProxiesPerClient, 1_000_000},
+		{"limits.proxies", c.Limits.Proxies, 1_000_000},
+		{"limits.proxyRequestRate", c.Limits.ProxyRequestRate, 1_000_000},
+		{"limits.requestRate", c.Limits.RequestRate, 1_000_000},
 		{"limits.moduleBytes", c.Limits.ModuleBytes, maxModule},
 	} {
 		if n.value < 1 || n.value > n.max {

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/stats"
@@ -28,6 +29,7 @@ import (
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/page"
@@ -175,7 +177,9 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, log 
 		return err
 	}
 	xdsOptions := xds.Options{Records: kept.Records(), Shared: kept.Shared(), Modules: kept.Blobs(), Log: log,
-		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, l.Target, l.Proxy, l.Text) }}
+		OnLateRejection: func(l xds.LateRejection) { runner.Rejected(ctx, l.Target, l.Proxy, l.Text) },
+		Streams:         limit.Bounds{PerClient: c.Limits.ProxiesPerClient, Total: c.Limits.Proxies},
+		ProxyRate:       c.Limits.ProxyRequestRate, Rate: c.Limits.RequestRate}
 	if c.XDSTLS.ClientCAFile != "" {
 		xdsOptions.Admit = xds.AdmitCertified
 	}
@@ -206,15 +210,28 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, log 
 		return err
 	}
 	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
-		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)}, ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())})
+		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)},
+		Calls:           limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.CallsPerClient, Total: c.Limits.Calls},
+		Streams:         limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.StreamsPerClient, Total: c.Limits.Streams},
+		ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())})
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
 	var listeners [3]net.Listener
-	for i, l := range []struct{ key, addr string }{{"grpcAddr", c.GRPCAddr}, {"xdsAddr", c.XDSAddr}, {"httpAddr", c.HTTPAddr}} {
+	callers := limit.Bounds{PerClient: c.Limits.ConnectionsPerAddress, Total: c.Limits.Connections}
+	// An Envoy that comes back may have a connection that nobody has noticed yet is dead.
+	proxies := limit.Bounds{PerClient: 2 * c.Limits.ProxiesPerClient, Total: 2 * c.Limits.Proxies}
+	for i, l := range []struct {
+		key, addr string
+		bounds    limit.Bounds
+	}{{"grpcAddr", c.GRPCAddr, callers}, {"xdsAddr", c.XDSAddr, proxies}, {"httpAddr", c.HTTPAddr, callers}} {
 		if listeners[i], err = net.Listen("tcp", l.addr); err != nil {
 			closeAll(listeners[:i])
 			return problem.InvalidConfiguration.New("%s: %w; another adapter may run there: stop it, or name another address", l.key, err)
 		}
+		refusals := rate.Sometimes{First: 1, Interval: 10 * time.Second}
+		listeners[i] = limit.Listen(listeners[i], l.bounds, func(why error) {
+			refusals.Do(func() { log.Warn("connections are refused", "listener", l.key, "reason", why) })
+		})
 	}
 	httpTLS, err := c.HTTPTLS.Server(log)
 	if err != nil {

@@ -133,6 +133,9 @@ var (
 	TargetTooWide = &Kind{"meshery-filters-1043", codes.PermissionDenied, "the target is wider than this adapter allows",
 		"The document's target is a whole mesh, or is in another namespace than the request's.",
 		"Name a narrower target, or set allowWideTargets in the adapter's configuration."}
+	TooMuch = &Kind{"meshery-filters-1044", codes.ResourceExhausted, "the adapter has too much to do",
+		"A client, or all of them together, have more calls or streams than the adapter takes on.",
+		"Try it again in a second or later, with fewer at once; limits in the adapter's configuration say how many it takes."}
 	StoreAway = &Kind{"meshery-filters-1052", codes.Unavailable, "the store does not answer",
 		"The JetStream that storeURL names is away, cannot be reached, or has no leader at the moment.",
 		"Look at the NATS servers; the adapter goes on by itself when they answer. Send the operation again then, with the same id."}
@@ -160,6 +163,6 @@ func All() []*Kind {
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, Poisoned, RevisionNotFound, Sealed,
-		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide,
+		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide, TooMuch,
 		StoreAway, StateDamaged, RenderOnly, TargetNotFound, NoDelivery, KindMissing}
 }

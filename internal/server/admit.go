@@ -9,6 +9,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/tap"
 
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -46,11 +47,22 @@ type refusal struct{}
 // the deadline's timer running then.
 const maxAbandoned = time.Minute
 
-// tap refuses calls before their request is read. It is called on the connection's own goroutine and must not wait.
+// tap refuses calls before their request is read, which may be large. It is called on the connection's own goroutine and
+// must not wait.
 func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	err := s.admit(ctx, info.FullMethodName)
+	c, who := s.calls[info.FullMethodName], callerOf(ctx)
+	err := s.permit(info.FullMethodName, c, who)
 	if err == nil {
-		return ctx, nil
+		clients := s.running
+		if c.stream {
+			clients = s.open
+		}
+		var release func()
+		if release, err = clients.Take(limit.Key(who.certificate, who.remote)); err == nil {
+			context.AfterFunc(ctx, release) // which ends with the call
+			return ctx, nil
+		}
+		err = problem.TooMuch.New("%s: %w", info.FullMethodName, err)
 	}
 	err = s.toStatus(ctx, info.FullMethodName, err)
 	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {
@@ -68,8 +80,8 @@ func refused(ctx context.Context) error {
 	return err
 }
 
-func (s *Server) admit(ctx context.Context, method string) error {
-	c, who := s.calls[method], callerOf(ctx)
+// permit says whether the caller has the role that the call needs.
+func (s *Server) permit(method string, c call, who caller) error {
 	if who.certificate == nil || c.needs == nobody {
 		return nil
 	}

@@ -10,9 +10,12 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -117,6 +120,9 @@ func problemStatus(p *problem.Problem) error {
 				Field: clip(f.Path, maxViolation), Description: clip(description, maxViolation)})
 		}
 		details = append(details, bad)
+	}
+	if p.Kind.Status == codes.ResourceExhausted && p.Kind != problem.EventsMissed {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(limit.Retry)})
 	}
 	if full, err := st.WithDetails(details...); err == nil {
 		st = full

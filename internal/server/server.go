@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/stats"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
@@ -89,6 +90,8 @@ type Options struct {
 	TLS *tls.Config
 	// Roles of client certificates, where TLS asks for them.
 	Roles Roles
+	// Calls and Streams bound what clients may have at once of calls that are answered once, and of streams.
+	Calls, Streams limit.Bounds
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
 	// Default: 10s.
 	ShutdownTimeout time.Duration
@@ -102,6 +105,8 @@ type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	calls  map[string]call // by method
+	// running and open are who has calls and streams.
+	running, open *limit.Clients
 	// stopping ends when streams must.
 	stopping  context.Context
 	stop      context.CancelFunc
@@ -117,7 +122,7 @@ func New(o Options) *Server {
 	if o.EventsID == "" {
 		o.EventsID = rand.Text()[:8]
 	}
-	s := &Server{Options: o, health: health.NewServer()}
+	s := &Server{Options: o, health: health.NewServer(), running: limit.New("calls", o.Calls), open: limit.New("streams", o.Streams)}
 	s.listeners.server = s
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	settings := []grpc.ServerOption{
@@ -127,9 +132,10 @@ func New(o Options) *Server {
 		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-		// Meshery opens a connection for nearly every call and does not always close it, and keeps an event stream on
-		// which nothing may happen for days. Until a client answers a ping, what it was sent last may be lost.
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 30 * time.Minute, Time: 10 * time.Second, Timeout: 10 * time.Second}),
+		// Meshery opens a connection for nearly every call and does not always close it, so that those without a call end
+		// soon; and it keeps an event stream on which nothing may happen for days. Until a client answers a ping, what it
+		// was sent last may be lost.
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 	for _, h := range o.Stats {

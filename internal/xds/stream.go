@@ -14,12 +14,16 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
+	"golang.org/x/time/rate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/plan"
 )
 
@@ -64,21 +68,35 @@ func (s service) FetchExtensionConfigs(context.Context, *discovery.DiscoveryRequ
 // serve runs one stream. The protocol is go-control-plane's; a server of its own for each stream ties the library's
 // callbacks and watches to the proxy without a table of streams.
 func (b *Backend) serve(str stream.Stream, typeURL string) error {
-	b.mu.Lock()
-	full := b.streams >= b.opts.MaxProxies
-	if !full {
-		b.streams++
+	release, err := b.streams.Take(client(str.Context()))
+	if err != nil {
+		return b.tooMuch(err)
 	}
-	b.mu.Unlock()
-	if full {
-		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected, which is the limit", b.opts.MaxProxies)
-	}
-	s := &session{b: b, ctx: str.Context(), types: map[string]struct{}{}}
-	err := sotw.NewServer(b.ctx, s, s, sotw.WithLogger(log.LoggerFuncs{})).StreamHandler(str, typeURL)
+	defer release()
+	s := &session{b: b, ctx: str.Context(), types: map[string]struct{}{}, requests: limiter(b.opts.ProxyRate)}
+	err = sotw.NewServer(b.ctx, s, s, sotw.WithLogger(log.LoggerFuncs{})).StreamHandler(str, typeURL)
 	if err == nil && b.ctx.Err() != nil {
 		return status.Error(codes.Unavailable, "the adapter is shutting down")
 	}
 	return err
+}
+
+// limiter allows n a second, and twice as many at once; any number when n is 0.
+func limiter(n int) *rate.Limiter {
+	if n == 0 {
+		return rate.NewLimiter(rate.Inf, 0)
+	}
+	return rate.NewLimiter(rate.Limit(n), 2*n)
+}
+
+// tooMuch ends a stream that goes beyond a bound. Envoy connects again, a little later each time.
+func (b *Backend) tooMuch(why error) error {
+	b.refusals.Do(func() { b.opts.Log.Warn("discovery streams are refused", "reason", why) })
+	st := status.New(codes.ResourceExhausted, why.Error()+"; try again later")
+	if hinted, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(limit.Retry)}); err == nil {
+		st = hinted
+	}
+	return st.Err()
 }
 
 // session is one stream: what go-control-plane's server calls for it, always from the stream's goroutine.
@@ -88,6 +106,8 @@ type session struct {
 	types map[string]struct{}
 	group string
 	proxy *proxy // nil before the first request
+	// requests bounds those of this stream.
+	requests *rate.Limiter
 }
 
 var (
@@ -101,12 +121,17 @@ func (s *session) OnStreamOpen(context.Context, int64, string) error { return ni
 func (s *session) OnStreamClosed(int64, *core.Node) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
-	s.b.streams--
 	s.unsubscribe()
 }
 
 // OnStreamRequest sees every request, those with a stale nonce included, before CreateWatch.
 func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error {
+	switch {
+	case !s.requests.Allow():
+		return s.b.tooMuch(fmt.Errorf("the proxy sends more than %d discovery requests a second", s.b.opts.ProxyRate))
+	case !s.b.requests.Allow():
+		return s.b.tooMuch(fmt.Errorf("all proxies together send more than %d discovery requests a second", s.b.opts.Rate))
+	}
 	s.types[r.GetTypeUrl()] = struct{}{}
 	if len(r.GetResourceNames()) > maxNames || len(s.types) > maxTypes {
 		return status.Errorf(codes.InvalidArgument, "a request may name %d resources and a stream %d types", maxNames, maxTypes)

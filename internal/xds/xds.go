@@ -27,11 +27,13 @@ import (
 	filterchain "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -58,8 +60,12 @@ type Options struct {
 	// OnLateRejection hears of a rejection that no operation waits for, once per proxy and version. It is called on
 	// the proxy's stream, which waits for it to return. Default: nobody hears.
 	OnLateRejection func(LateRejection)
-	// MaxProxies bounds the open streams; one more is refused with ResourceExhausted. Default: 20000.
-	MaxProxies int
+	// Streams bounds the open streams of one client, told by its certificate or address, and of all; one more is
+	// refused with ResourceExhausted. Default: 20000 of all.
+	Streams limit.Bounds
+	// ProxyRate and Rate bound the requests a second of one stream and of all, with twice as many at once; a stream that
+	// goes beyond ends with ResourceExhausted. Default: no bound.
+	ProxyRate, Rate int
 	// GroupMetadataKey is the key of a node's metadata that names its group. Default: meshery-filters/group.
 	GroupMetadataKey string
 	// Admit says whether the peer of the stream that ctx belongs to may join the group, with a gRPC status error if
@@ -97,21 +103,28 @@ type Backend struct {
 	changing sync.Mutex
 	recorded map[string][sha256.Size]byte // digest of each record, under changing
 
+	streams  *limit.Clients
+	requests *rate.Limiter
+	refusals rate.Sometimes // of log lines about streams beyond a bound
+
 	mu         sync.Mutex // guards all below, and every group and proxy
 	groups     map[string]*group
-	streams    int
 	rejections map[string]uint64 // by group, as Stats tells them
 }
 
 // New loads the stored chains. The streams end when ctx does. A record that cannot be understood is problem.StateDamaged.
 func New(ctx context.Context, o Options) (*Backend, error) {
-	o.MaxProxies = cmp.Or(o.MaxProxies, 20000)
+	if o.Streams == (limit.Bounds{}) {
+		o.Streams.Total = 20000
+	}
 	o.GroupMetadataKey = cmp.Or(o.GroupMetadataKey, "meshery-filters/group")
 	empty, err := emptyChain()
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{opts: o, empty: empty, groups: map[string]*group{}, rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
+	b := &Backend{opts: o, streams: limit.New("discovery streams", o.Streams), requests: limiter(o.Rate),
+		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, empty: empty, groups: map[string]*group{},
+		rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
 	records, err := o.Records.All(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load chains: %w", storeFailed(err))

@@ -500,13 +500,13 @@ func TestStreamsThatAreRefused(t *testing.T) {
 	eventually(t, "no stream is counted any more", func() bool {
 		r.b.mu.Lock()
 		defer r.b.mu.Unlock()
-		return r.b.streams == 0 && len(r.b.groups) == 0
+		return r.b.streams.Total() == 0 && len(r.b.groups) == 0
 	})
 }
 
 func TestMoreProxiesThanTheLimitAreRefusedUntilOneLeaves(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.MaxProxies = 1 })
+	r := newRig(t, func(o *Options) { o.Streams.Total = 1 })
 	a := r.joinAndAck("a")
 	b := r.open(r.conn())
 	<-b.ended

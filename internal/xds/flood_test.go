@@ -1,0 +1,141 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshery/meshery-filters/internal/limit"
+)
+
+func asking(id string) *discovery.DiscoveryRequest {
+	return &discovery.DiscoveryRequest{Node: node(id), TypeUrl: resource.ExtensionConfigType, ResourceNames: []string{Slot}}
+}
+
+// flood opens streams over so many connections, and returns how many were answered and how many refused once that is
+// known of each. They end with leave.
+func (r *rig) flood(conns, each int) (answered, refused int, leave func()) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(r.t.Context())
+	var known, over sync.WaitGroup
+	var mu sync.Mutex
+	var all []*grpc.ClientConn
+	for c := range conns {
+		conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		all = append(all, conn)
+		for n := range each {
+			known.Add(1)
+			over.Go(func() {
+				stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
+				if err == nil {
+					_ = stream.Send(asking(fmt.Sprintf("flood-%d-%d", c, n)))
+					_, err = stream.Recv()
+				}
+				mu.Lock()
+				switch {
+				case err == nil:
+					answered++
+				case status.Code(err) == codes.ResourceExhausted && hinted(err):
+					refused++
+				default:
+					r.t.Errorf("a stream ends with %v", err)
+				}
+				mu.Unlock()
+				known.Done()
+				for err == nil {
+					_, err = stream.Recv()
+				}
+			})
+		}
+	}
+	known.Wait()
+	return answered, refused, func() {
+		cancel()
+		over.Wait()
+		for _, c := range all {
+			c.Close()
+		}
+	}
+}
+
+// hinted says whether an error tells when to try again.
+func hinted(err error) bool {
+	return slices.ContainsFunc(status.Convert(err).Details(), func(d any) bool {
+		info, ok := d.(*errdetails.RetryInfo)
+		return ok && info.GetRetryDelay().AsDuration() > 0
+	})
+}
+
+func TestAFloodOfDiscoveryStreamsIsRefusedBeyondTheBoundsAndLeavesNothing(t *testing.T) {
+	for _, c := range []struct {
+		why    string
+		bounds limit.Bounds
+		most   int
+	}{
+		{"of one client", limit.Bounds{PerClient: 300, Total: 5000}, 300},
+		{"of all", limit.Bounds{PerClient: 5000, Total: 500}, 500},
+	} {
+		r := newRig(t, func(o *Options) { o.Streams = c.bounds })
+		calm := r.joinAndAck("calm")
+		before := runtime.NumGoroutine()
+		answered, refused, leave := r.flood(5, 400)
+		if answered != c.most-1 || refused != 2000-answered {
+			t.Errorf("%s: %d streams of 2000 were answered and %d refused, while there may be %d", c.why, answered, refused, c.most)
+		}
+		if n := strings.Count(r.log.String(), "discovery streams are refused"); n < 1 || n > 20 {
+			t.Errorf("%s: %d lines in the log tell of %d refusals", c.why, n, refused)
+		}
+		calm.want(r.put(r.plan(all, c.why[:2])))
+		leave()
+		eventually(t, "the streams are gone", func() bool { return r.b.streams.Total() == 1 })
+		eventually(t, "no goroutine is left of it", func() bool { return runtime.NumGoroutine() <= before })
+		r.join("later")
+	}
+}
+
+func TestAProxyThatAsksTooOftenLosesItsStreamAndTheOthersDoNot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.ProxyRate = 20 })
+	calm := r.joinAndAck("calm")
+	wild := r.open(r.conn())
+	for range 1000 {
+		if wild.stream.Send(asking("wild")) != nil {
+			break // it has ended
+		}
+	}
+	select {
+	case <-wild.ended:
+	case <-time.After(patience):
+		t.Fatal("a proxy that sent 1000 requests keeps its stream")
+	}
+	if status.Code(wild.err) != codes.ResourceExhausted || !hinted(wild.err) || !strings.Contains(wild.err.Error(), "20 discovery requests a second") {
+		t.Errorf("it ends with %v", wild.err)
+	}
+	calm.want(r.put(r.plan(all, "a")))
+}
+
+func TestTheRequestsOfAllProxiesTogetherAreBoundedToo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.Rate = 50 }) // and 100 at once
+	answered, refused, leave := r.flood(2, 500)
+	leave()
+	if answered < 100 || refused == 0 || answered+refused != 1000 {
+		t.Errorf("%d streams were answered, and %d refused", answered, refused)
+	}
+}
