@@ -27,8 +27,8 @@ The adapter plans it as it would for "apply", next to what is applied now. Secre
 as their length. Fields that a mesh has no equivalent for are listed with the reason.
 
 For Istio no adapter is asked: what is printed are the objects themselves, for kubectl or a Git repository, as if the
-documents were all there is on their targets. --cluster tells what the cluster serves and holds; without it, it is
-taken for Istio 1.31, and targets have to be given by labels.`,
+documents were all there is on their targets. Each module runs with its configuration in a sandbox first. --cluster
+tells what the cluster serves and holds; without it, it is taken for Istio 1.31, and targets have to be given by labels.`,
 		Example: `  meshery-filters render -f filter.yaml
   meshery-filters render -f filter.yaml --delete   # what would be left
   meshery-filters render -f filter.yaml --mesh istio | kubectl apply --server-side -f -

@@ -17,8 +17,10 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/wasm"
 )
 
 // driven are the meshes that an adapter changes by itself. Others are rendered here, without one.
@@ -92,14 +94,21 @@ func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docu
 	return write(a.Out, text, "")
 }
 
-// known is the filter's module by its digest. One that proxies get by themselves is not fetched: its author has said
-// which it is.
+// known is the filter's module by its digest, after a dry run. One that proxies get by themselves is not fetched: its
+// author has said which it is.
 func known(ctx context.Context, modules *module.Resolver, f filter.Filter) (filter.Module, error) {
 	byThemselves := f.Spec.Delivery.Mode == filter.DeliverDirect || f.Spec.Delivery.Mode == filter.DeliverLocal
 	if byThemselves && f.Spec.Module.URL != "" && f.Spec.Module.SHA256 != "" {
 		return f.Spec.Module, nil
 	}
-	m, _, err := modules.Resolve(ctx, f.Spec.Module)
+	m, data, err := modules.Resolve(ctx, f.Spec.Module)
+	if err != nil {
+		return m, err
+	}
+	if _, err := wasm.Inspect(ctx, data); err != nil {
+		return m, err
+	}
+	_, err = wasm.DryRun(ctx, data, operation.Sandbox(f, nil))
 	return m, err
 }
 

@@ -23,6 +23,7 @@ const (
 	toLabels = "target: {kind: Workload, labels: {app: api}}\n"
 	fromURL  = "module: {url: 'https://example.com/x.wasm', sha256: 1111111111111111111111111111111111111111111111111111111111111111}\ndelivery: {mode: direct}\n"
 	headers  = "module: {builtin: headers}\n"
+	stamp    = "config: {response: {x-stamp: here}}"
 )
 
 func TestRenderingForIstioPrintsTheObjectsAndNothingElse(t *testing.T) {
@@ -75,7 +76,7 @@ func TestRenderingForIstioCarriesTheBytesThemselves(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := filepath.Join(dir, "doc.yaml")
-	body := istioDocument("b", toLabels+headers) + "---\n" + istioDocument("a", toLabels+"module: {file: h.wasm}")
+	body := istioDocument("b", toLabels+headers+stamp) + "---\n" + istioDocument("a", toLabels+"module: {file: h.wasm}\n"+stamp)
 	if err := os.WriteFile(doc, []byte(body), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +179,8 @@ func TestWhatCannotBeRenderedForIstioIsSaid(t *testing.T) {
 		"objects without kinds":  {one, []string{"--cluster", "testdata/output/list.yaml"}, exitUsage, "no kind or no name"},
 		"a secret": {istioDocument("x", "mesh: istio\n"+toLabels+headers+"config: {key: {$secret: {name: a, key: b}}}"), nil,
 			exitFailed, "render resolves no secrets"},
+		"a configuration that the filter refuses": {istioDocument("x", "mesh: istio\n"+toLabels+headers+"config: {nonsense: 1}"), nil,
+			exitUsage, "meshery-filters-1014"},
 		"no target":        {istioDocument("x", "mesh: istio\n"+headers), nil, exitUsage, "no default target"},
 		"a builtin nobody": {istioDocument("x", "mesh: istio\n"+toLabels+"module: {builtin: nope}"), nil, exitUsage, "headers, ratelimit"},
 	} {

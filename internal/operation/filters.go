@@ -106,20 +106,15 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 	if err != nil {
 		return f, named(f, err)
 	}
-	options := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(resolved.Spec.Config.Text()), Environment: map[string]string{}}
-	for _, e := range resolved.Spec.Environment {
-		if e.Value != nil {
-			options.Environment[e.Name] = e.Value.Text()
-		}
-	}
+	var secrets []string
 	for _, ref := range f.Secrets() {
 		if v, err := r.lookup(ref); err == nil {
-			options.Redact = append(options.Redact, v)
+			secrets = append(secrets, v)
 		}
 	}
 	begun := time.Now()
 	running, end := r.step(ctx, "dry run", about...)
-	_, err = wasm.DryRun(running, bytes, options)
+	_, err = wasm.DryRun(running, bytes, Sandbox(resolved, secrets))
 	r.Observer.DryRun(err, time.Since(begun))
 	if end(err); err != nil {
 		return f, named(f, err)
@@ -130,6 +125,17 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 		s.warn(problem.UnsignedTokens.New("%s", f.Key))
 	}
 	return f, nil
+}
+
+// Sandbox is how a filter, whose secrets are resolved, runs in a dry run. The secrets' values are hidden in what it says.
+func Sandbox(f filter.Filter, secrets []string) wasm.Options {
+	o := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(f.Spec.Config.Text()), Environment: map[string]string{}, Redact: secrets}
+	for _, e := range f.Spec.Environment {
+		if e.Value != nil {
+			o.Environment[e.Name] = e.Value.Text()
+		}
+	}
+	return o
 }
 
 // named puts the filter's name before an error's details.

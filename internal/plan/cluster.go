@@ -20,9 +20,9 @@ func (o Object) unstructured() *unstructured.Unstructured {
 
 // Reads is what a mesh wants to know of a cluster before it plans a chain.
 type Reads struct {
-	// Kinds that it chooses among, or that Objects may be of. That one is not served is no error.
+	// Kinds that it chooses among. That one is not served is no error.
 	Kinds []schema.GroupKind
-	// Objects that the target may stand for. That one is not there is no error.
+	// Objects that the target may stand for. That one is not there, or that its kind is not served, is no error.
 	Objects []Ref
 }
 
