@@ -12,7 +12,8 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
 GOFILES    = $(shell find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
 PROTOS     = $(wildcard internal/server/filterspb/*.proto)
-# Modules of their own, so that the program does not depend on what only builds it.
+# Modules of their own, so that the program does not depend on what only builds it. build/controlplanes/kubernetes is one
+# too, and is only built: to vet it is to compile Kubernetes once more.
 NESTED    := build/tools build/image
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/meshery-filters/cargo-target
 
@@ -22,7 +23,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' Makefile
 
 .PHONY: build
 build: ## build bin/meshery-filters: static, with version and commit
@@ -36,6 +37,10 @@ envoy: ## install the pinned Envoy into the cache, unless ENVOY, PATH or the cac
 .PHONY: chromium
 chromium: ## install the Chromium that the pages are tested in, by apt-get, unless PATH has one already
 	@build/chromium.sh
+
+.PHONY: controlplanes
+controlplanes: ## build the Kubernetes that tests run against into the cache, unless it is there: 12 CPU-minutes, once
+	@build/controlplanes/build.sh
 
 .PHONY: demo
 demo: build envoy ## show the whole idea on this machine; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
@@ -64,7 +69,7 @@ lint: ## staticcheck (staticcheck.conf) and the table of the packages (.depguard
 test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
 
 .PHONY: test-go
-test-go: envoy chromium
+test-go: envoy chromium controlplanes
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
 	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
 	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
