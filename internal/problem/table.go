@@ -142,6 +142,36 @@ var (
 	StateDamaged = &Kind{"meshery-filters-1053", codes.DataLoss, "the adapter's state is damaged or incomplete",
 		"A file that the adapter wrote has changed since, or is gone: a disk that fails, a copy that was not whole, or somebody who edited it.",
 		"Restore what is named from a copy, or do without what it held: docs/durability.md says how."}
+	KubeconfigRefused = &Kind{"meshery-filters-1060", codes.InvalidArgument, "the kubeconfig is refused",
+		"It cannot be read, or has something that would let its writer use what is the adapter's: a program, a file, a proxy, an address of the adapter's own network.",
+		"Send one with certificates and a token in it, as `kubectl config view --raw --flatten --minify` writes it."}
+	ClusterUnreachable = &Kind{"meshery-filters-1061", codes.Unavailable, "the cluster cannot be reached",
+		"Its API server is down, cannot be reached from the adapter's machine, or has another certificate than the kubeconfig says.",
+		"Check the server's address from where the adapter runs, then send the operation again."}
+	ClusterUnauthenticated = &Kind{"meshery-filters-1062", codes.Unauthenticated, "the cluster does not accept the credentials",
+		"The token or the client certificate has expired, was withdrawn or belongs to another cluster.",
+		"Get a new kubeconfig, and send it with the operation."}
+	RightMissing = &Kind{"meshery-filters-1063", codes.PermissionDenied, "a right is missing in the cluster",
+		"The user of the kubeconfig, or the adapter's ServiceAccount, may not do what is named.",
+		"Grant the verb on the resource; templates/rbac in the repository has all that the adapter needs."}
+	NamespaceUnavailable = &Kind{"meshery-filters-1064", codes.FailedPrecondition, "the namespace is missing or being deleted",
+		"The namespace that is named is not there, or is on its way out and takes nothing new.",
+		"Create the namespace, or wait until its deletion has ended, then send the operation again."}
+	KindNotServed = &Kind{"meshery-filters-1065", codes.FailedPrecondition, "the cluster does not have this kind of resource",
+		"The mesh is not installed in the cluster, or in a version with other kinds.",
+		"Install the mesh with its custom resource definitions, or choose another mesh."}
+	FieldConflict = &Kind{"meshery-filters-1066", codes.FailedPrecondition, "another field manager has a field",
+		"Somebody else, who is named, has set a field of the object to another value, and would set it back.",
+		"Leave the field to the one who is named, or take it over with spec.force: true."}
+	ObjectRefused = &Kind{"meshery-filters-1067", codes.FailedPrecondition, "the cluster refuses an object",
+		"The API server, a quota or an admission webhook does not accept the object; nothing was written.",
+		"Read the cluster's own text in the details; it names the field or the policy."}
+	ChainChanged = &Kind{"meshery-filters-1068", codes.Aborted, "somebody else changed it at the same time",
+		"Another adapter or a person has changed the target, or an object that belongs to it, since it was read.",
+		"Send the operation again; it then builds on what is there now."}
+	ClusterBusy = &Kind{"meshery-filters-1069", codes.Unavailable, "the cluster asks for patience",
+		"Its API server put a request off until the adapter gave up: it is overloaded, or limits this user.",
+		"Wait and send the operation again."}
 	RenderOnly = &Kind{"meshery-filters-1070", codes.FailedPrecondition, "filters of this mesh can be rendered, and not applied yet",
 		"This version translates for the mesh, and cannot change or watch what runs in a cluster.",
 		"`meshery-filters render -f FILE --mesh istio` prints the objects for kubectl or a Git repository; docs/istio.md says what they can do."}
@@ -154,6 +184,15 @@ var (
 	KindMissing = &Kind{"meshery-filters-1073", codes.FailedPrecondition, "the cluster serves no kind that can carry a filter",
 		"Istio's CustomResourceDefinitions are not installed, or the adapter may not read them.",
 		"Install Istio with its CustomResourceDefinitions; `kubectl api-resources --api-group extensions.istio.io` shows what is served."}
+	ClusterAnswer = &Kind{"meshery-filters-1074", codes.Unavailable, "the server does not answer as a Kubernetes API does",
+		"The address may be of something else, such as a proxy's page, or the API server has failed.",
+		"Check the server's address in the kubeconfig with `kubectl version`."}
+	InventoryDamaged = &Kind{"meshery-filters-1075", codes.DataLoss, "the inventory of a target cannot be read",
+		"The ConfigMap in which the adapter keeps what it made was changed by somebody else.",
+		"Restore the ConfigMap that is named, or delete it together with the objects that it lists."}
+	NotReady = &Kind{"meshery-filters-1076", codes.DeadlineExceeded, "an object did not get ready in time",
+		"It was applied, and its controller has not brought it up.",
+		"The details say what it waits for; it stays applied."}
 )
 
 // All lists the table in the order of its codes.
@@ -164,5 +203,7 @@ func All() []*Kind {
 		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, Poisoned, RevisionNotFound, Sealed,
 		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide, TooMuch,
-		StoreAway, StateDamaged, RenderOnly, TargetNotFound, NoDelivery, KindMissing}
+		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
+		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
+		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady}
 }

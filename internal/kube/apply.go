@@ -1,0 +1,699 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// rewrites bounds how often an object that somebody else writes at the same time is read and written again.
+const rewrites = 5
+
+// step is what becomes of one object.
+type step struct {
+	item   Item // for the inventory
+	kind   resource
+	action plan.Action
+	body   map[string]any // what is applied or, of a shared object, put; nil when the object has to go
+	live   map[string]any // the object as it was last read or written; nil when it was not there
+	edits  []edit         // of a shared object: what it gets
+	old    []edit         // of a shared object: what it has of an earlier plan
+	later  bool           // its namespace is made first, so it cannot be tried before
+}
+
+// change is what becomes of a target.
+type change struct {
+	plan  plan.Plan
+	force bool
+	had   *Inventory
+	steps []*step // in the order of their kinds
+	stale []*step // what the plan has no more, in the reverse order
+}
+
+// Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in
+// the order of kinds, what the plan has no more goes, and what takes time to get ready is waited for until ctx ends. The
+// changes come in that order; on an error nothing is returned, and what was done is in the inventory.
+func (c *Cluster) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	ch, err := c.prepare(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.carryOut(ctx, ch); err != nil {
+		return nil, err
+	}
+	if err := c.await(ctx, ch.steps); err != nil {
+		return nil, err
+	}
+	return ch.changes(), nil
+}
+
+// Diff tells what Apply would change, and writes nothing.
+func (c *Cluster) Diff(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	ch, err := c.prepare(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return ch.changes(), nil
+}
+
+// prepare reads the inventory and tries everything.
+func (c *Cluster) prepare(ctx context.Context, p plan.Plan) (*change, error) {
+	t := p.Chain.Target
+	c.mu.Lock()
+	name := inventoryName(p.Chain.Mesh, t)
+	seen := c.read[name]
+	delete(c.read, name)
+	c.mu.Unlock()
+	if seen == nil {
+		had, err := c.inventory(ctx, p.Chain.Mesh, t)
+		if err != nil {
+			return nil, fmt.Errorf("read the inventory: %w", err)
+		}
+		seen = &view{inventory: had}
+	}
+	p.Chain = withoutBytes(p.Chain)
+	ch := &change{plan: p, had: seen.inventory}
+	ch.force = slices.ContainsFunc(p.Chain.Filters, func(f filter.Filter) bool { return f.Spec.Force })
+	if err := c.plan(ctx, ch, seen); err != nil {
+		return nil, err
+	}
+	for _, first := range []bool{true, false} { // namespaces, and then what may be in them
+		var steps []*step
+		for _, s := range ch.steps {
+			if (rank(s.kind.GroupKind()) == 0) == first {
+				steps = append(steps, s)
+			}
+		}
+		if err := each(steps, func(s *step) error { return c.try(ctx, ch, s) }); err != nil {
+			return nil, fmt.Errorf("try what is to be applied: %w", err)
+		}
+	}
+	if err := each(ch.stale, func(s *step) error { return c.tryRemoval(ctx, s) }); err != nil {
+		return nil, fmt.Errorf("try what is to be removed: %w", err)
+	}
+	return ch, nil
+}
+
+// plan makes the steps.
+func (c *Cluster) plan(ctx context.Context, ch *change, seen *view) error {
+	planned := map[string]bool{}
+	for _, o := range ch.plan.Objects {
+		body, err := normal(o.Content)
+		if err != nil {
+			return fmt.Errorf("read an object of the plan: %w", err)
+		}
+		s, err := c.step(ctx, body)
+		if err != nil {
+			return err
+		}
+		if planned[s.item.key()] {
+			return problem.Internal.New("the plan has %s twice", s.item)
+		}
+		planned[s.item.key()] = true
+		had, ok := ch.had.find(s.item.key())
+		if ok && had.Shared != o.Shared {
+			return problem.Internal.New("the plan has %s as shared: %v, and the inventory has not", s.item, o.Shared)
+		}
+		s.item.Shared, s.item.UID, s.item.Created, s.old = o.Shared, had.UID, had.Created, had.Edits
+		if o.Shared {
+			s.live = seen.shared[s.item.key()]
+		}
+		ch.steps = append(ch.steps, s)
+	}
+	slices.SortStableFunc(ch.steps, func(a, b *step) int { return rank(a.kind.GroupKind()) - rank(b.kind.GroupKind()) })
+	for _, item := range ch.had.Objects {
+		if planned[item.key()] {
+			continue
+		}
+		if !item.fit() {
+			return problem.InventoryDamaged.New("%s: ConfigMap/%s/%s has an object without a fit name", c.Host, c.opts.Namespace, ch.had.name)
+		}
+		kind, err := c.resource(ctx, item.gvk())
+		if errors.Is(err, problem.KindNotServed) {
+			continue // with the kind went all of its objects
+		}
+		if err != nil {
+			return err
+		}
+		ch.stale = append(ch.stale, &step{item: item, kind: kind, old: item.Edits})
+	}
+	slices.SortStableFunc(ch.stale, func(a, b *step) int { return rank(b.kind.GroupKind()) - rank(a.kind.GroupKind()) })
+	return nil
+}
+
+// step reads what an object is.
+func (c *Cluster) step(ctx context.Context, body map[string]any) (*step, error) {
+	meta := descend(body, []string{"metadata"})
+	text := func(m map[string]any, key string) string { v, _ := m[key].(string); return v }
+	item := Item{APIVersion: text(body, "apiVersion"), Kind: text(body, "kind"), Namespace: text(meta, "namespace"), Name: text(meta, "name")}
+	if !item.fit() {
+		return nil, problem.Internal.New("the plan has an object without apiVersion, kind or a fit name: %s", clean(item.String(), maxText))
+	}
+	kind, err := c.resource(ctx, item.gvk())
+	if err != nil {
+		return nil, err
+	}
+	if kind.namespaced != (item.Namespace != "") {
+		return nil, problem.Internal.New("the plan has %s, whose kind is served with a namespace: %v", item, kind.namespaced)
+	}
+	if kind.GroupKind() == (schema.GroupKind{Kind: "Namespace"}) {
+		// The server adds it, in the name of whoever makes the namespace; applying again without it would be a change.
+		labels, ok := meta["labels"].(map[string]any)
+		if !ok {
+			labels = map[string]any{}
+			meta["labels"] = labels
+		}
+		labels["kubernetes.io/metadata.name"] = item.Name
+	}
+	return &step{item: item, kind: kind, body: body}, nil
+}
+
+// each does f for every step, some at once, and returns the first error in their order: all are done whatever fails, so
+// that the same mistake is told every time.
+func each(steps []*step, f func(*step) error) error {
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	errs := make([]error, len(steps))
+	for i, s := range steps {
+		group.Go(func() error {
+			errs[i] = f(s)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *step) call(method, verb string) call {
+	return call{method: method, verb: verb, kind: s.kind, namespace: s.item.Namespace, name: s.item.Name}
+}
+
+// get reads the object into s.live, which is nil when it is not there.
+func (c *Cluster) get(ctx context.Context, s *step) error {
+	s.live = nil
+	_, body, err := c.do(ctx, s.call(http.MethodGet, "get"))
+	if _, ok := refusedWith(err, http.StatusNotFound); ok {
+		return nil
+	}
+	if err != nil {
+		return c.problemOf(err)
+	}
+	s.live, err = c.object(s, body)
+	return err
+}
+
+func (c *Cluster) object(s *step, body []byte) (map[string]any, error) {
+	o, err := decode(body)
+	if err != nil {
+		return nil, problem.ClusterAnswer.New("%s: what it says of %s cannot be read", c.Host, s.item)
+	}
+	return o, nil
+}
+
+// send writes the body, by server-side apply, and returns the object and whether it was made.
+func (c *Cluster) send(ctx context.Context, s *step, body map[string]any, dry, force bool) (o map[string]any, made bool, err error) {
+	k := s.call(http.MethodPatch, "patch")
+	k.media = "application/apply-patch+yaml" // which JSON is too
+	k.query = writing(dry)
+	if force {
+		k.query.Set("force", "true")
+	}
+	if k.body, err = json.Marshal(body); err != nil {
+		return nil, false, fmt.Errorf("encode %s: %w", s.item, err)
+	}
+	pause := firstPause
+	for n := 0; ; n++ {
+		code, answer, err := c.do(ctx, k)
+		r, ok := refusedWith(err, http.StatusConflict)
+		if ok && conflicts(r) == "" && n < rewrites && body["metadata"].(map[string]any)["uid"] == nil {
+			// Somebody wrote it between the server's reading and its writing.
+			if err := sleep(ctx, pause); err != nil {
+				return nil, false, err
+			}
+			pause *= 2
+			continue
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		o, err := c.object(s, answer)
+		return o, code == http.StatusCreated, err
+	}
+}
+
+// put writes a whole object under its resourceVersion.
+func (c *Cluster) put(ctx context.Context, s *step, body map[string]any, dry bool) (map[string]any, error) {
+	k := s.call(http.MethodPut, "update")
+	k.query = writing(dry)
+	data, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", s.item, err)
+	}
+	k.body = data
+	_, answer, err := c.do(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return c.object(s, answer)
+}
+
+func writing(dry bool) url.Values {
+	// Strict, since a field that the server does not know would be dropped without a word.
+	query := url.Values{"fieldManager": {Manager}, "fieldValidation": {"Strict"}}
+	if dry {
+		query.Set("dryRun", "All")
+	}
+	return query
+}
+
+// try finds out what applying an object will do.
+func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
+	if s.item.Shared {
+		return c.tryShared(ctx, s)
+	}
+	if s.later = ch.makes(s.item.Namespace); s.later {
+		s.action, s.item.UID, s.item.Created = plan.Created, "", true
+		return nil
+	}
+	o, made, err := c.send(ctx, s, s.body, true, ch.force)
+	if err != nil {
+		return c.problemOf(err)
+	}
+	if !made {
+		if err := c.get(ctx, s); err != nil {
+			return err
+		}
+	}
+	if made || s.live == nil {
+		s.action, s.item.UID, s.item.Created = plan.Created, "", true
+		return nil
+	}
+	s.item.Created = ours(s.item, s.live)
+	s.item.UID = uid(s.live)
+	s.action = plan.Updated
+	if reflect.DeepEqual(timeless(o), timeless(s.live)) {
+		s.action = plan.Unchanged
+	}
+	return nil
+}
+
+// makes says whether a namespace has still to be made, so that nothing in it can be tried.
+func (ch *change) makes(namespace string) bool {
+	return slices.ContainsFunc(ch.steps, func(s *step) bool {
+		return rank(s.kind.GroupKind()) == 0 && s.item.Name == namespace && s.live == nil
+	})
+}
+
+// tryShared finds out what the user's object becomes. s.live is what the plan was made of, if World has read it.
+func (c *Cluster) tryShared(ctx context.Context, s *step) error {
+	desired := s.body
+	if s.live == nil {
+		if err := c.get(ctx, s); err != nil {
+			return err
+		}
+	}
+	if s.live == nil {
+		return problem.ChainChanged.New("%s, which others made, is not there any more", s.item)
+	}
+	edits, err := difference(without(s.live, s.old), desired)
+	if err != nil {
+		return problem.ChainChanged.New("%s: %w", s.item, err)
+	}
+	s.edits = edits
+	return c.retouch(ctx, s, true)
+}
+
+// retouch gives a shared object its edits instead of the old ones, or tries that. Whoever else writes it meanwhile is not
+// overwritten: it is read again.
+func (c *Cluster) retouch(ctx context.Context, s *step, dry bool) error {
+	for n := 0; ; n++ {
+		if s.live == nil {
+			if s.edits == nil {
+				s.action = plan.Unchanged
+				return nil // the user has deleted it, and with it what we had added
+			}
+			return problem.ChainChanged.New("%s, which others made, is not there any more", s.item)
+		}
+		body := added(without(s.live, s.old), s.edits)
+		s.item.UID, s.item.Edits = uid(s.live), s.edits
+		if s.action == "" {
+			s.action = plan.Updated
+		}
+		if reflect.DeepEqual(body, s.live) {
+			if dry {
+				s.action = plan.Unchanged
+			}
+			return nil
+		}
+		o, err := c.put(ctx, s, body, dry)
+		if _, ok := refusedWith(err, http.StatusConflict); ok && n < rewrites {
+			if err := c.get(ctx, s); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, ok := refusedWith(err, http.StatusNotFound); ok {
+			s.live = nil
+			continue
+		}
+		if err != nil {
+			return c.problemOf(err)
+		}
+		if !dry {
+			s.live = o
+		}
+		return nil
+	}
+}
+
+// tryRemoval finds out how an object that the plan has no more goes.
+func (c *Cluster) tryRemoval(ctx context.Context, s *step) error {
+	if s.item.Shared {
+		if err := c.get(ctx, s); err != nil {
+			return err
+		}
+		return c.retouch(ctx, s, true)
+	}
+	keep := holdsOthers(s.kind.GroupKind())
+	if s.item.UID == "" || !s.item.Created || keep {
+		if err := c.get(ctx, s); err != nil {
+			return err
+		}
+		if s.live == nil {
+			s.action = plan.Unchanged
+			return nil
+		}
+		s.item.Created = ours(s.item, s.live)
+		s.item.UID = uid(s.live)
+	}
+	if s.item.Created && !keep {
+		s.action = plan.Deleted
+		return c.delete(ctx, s, true)
+	}
+	s.action = plan.Unchanged
+	if managed(s.live) {
+		s.action = plan.Updated
+		if _, _, err := c.send(ctx, s, s.bare(), true, false); err != nil {
+			return c.problemOf(err)
+		}
+	}
+	if s.item.Created {
+		s.action = plan.Kept
+	}
+	return nil
+}
+
+// bare is the object without a field of ours. Applying it gives the fields back that we have, and makes nothing: there has
+// to be an object of that UID.
+func (s *step) bare() map[string]any {
+	meta := map[string]any{"name": s.item.Name, "uid": s.item.UID}
+	if s.item.Namespace != "" {
+		meta["namespace"] = s.item.Namespace
+	}
+	return map[string]any{"apiVersion": s.item.APIVersion, "kind": s.item.Kind, "metadata": meta}
+}
+
+// delete takes the very object away that we made: one of the same name that somebody else made since stays.
+func (c *Cluster) delete(ctx context.Context, s *step, dry bool) error {
+	k := s.call(http.MethodDelete, "delete")
+	d := deletion{Preconditions: preconditions{UID: s.item.UID}, PropagationPolicy: "Background"}
+	if dry {
+		d.DryRun = []string{"All"} // in the body, since with a body the server does not look at the query
+	}
+	body, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	k.body = body
+	_, _, err = c.do(ctx, k)
+	_, gone := refusedWith(err, http.StatusNotFound)
+	_, another := refusedWith(err, http.StatusConflict)
+	if gone || another {
+		s.action = plan.Unchanged
+		return nil
+	}
+	return c.problemOf(err)
+}
+
+// carryOut writes what was tried.
+func (c *Cluster) carryOut(ctx context.Context, ch *change) error {
+	// The inventory knows of everything before it is there, so that a run that is cut off leaves nothing unknown, and of
+	// two adapters that are at it at once one is stopped before it writes.
+	next := *ch.had
+	next.Objects = ch.intended()
+	if ch.writes() {
+		next.Version = ""
+		if err := c.write(ctx, &next); err != nil {
+			return fmt.Errorf("write the inventory: %w", err)
+		}
+	}
+	for i := range order {
+		if err := c.applyRank(ctx, ch, i); err != nil {
+			return err
+		}
+	}
+	if err := c.applyRank(ctx, ch, len(order)); err != nil {
+		return err
+	}
+	for i := len(order); i >= 0; i-- {
+		if err := each(ranked(ch.stale, i), func(s *step) error { return c.remove(ctx, s) }); err != nil {
+			return fmt.Errorf("remove: %w", err)
+		}
+	}
+	return c.conclude(ctx, ch, next)
+}
+
+// conclude writes the inventory of what holds now, unless it says so already.
+func (c *Cluster) conclude(ctx context.Context, ch *change, next Inventory) error {
+	intended := next.Objects
+	next.Objects = nil
+	for _, s := range ch.steps {
+		next.Objects = append(next.Objects, s.item)
+	}
+	sortItems(next.Objects)
+	next.Chain = ch.plan.Chain
+	same := next.Version == ch.plan.Version && slices.EqualFunc(next.Objects, intended, sameItem) && digest(next.Chain) == digest(ch.had.Chain)
+	next.Version = ch.plan.Version
+	if same && next.resourceVersion != "" {
+		return nil
+	}
+	if err := c.write(ctx, &next); err != nil {
+		return fmt.Errorf("write the inventory: %w", err)
+	}
+	return nil
+}
+
+// intended is all that there may be while the change is carried out.
+func (ch *change) intended() []Item {
+	all := slices.Clone(ch.had.Objects)
+	for _, s := range ch.steps {
+		i := slices.IndexFunc(all, func(i Item) bool { return i.key() == s.item.key() })
+		if i < 0 {
+			all = append(all, s.item)
+			continue
+		}
+		item := s.item
+		item.Edits = union(s.old, s.edits)
+		if !sameItem(all[i], item) {
+			all[i] = item
+		}
+	}
+	sortItems(all)
+	return all
+}
+
+func sameItem(a, b Item) bool { return digest(a) == digest(b) }
+
+func ranked(steps []*step, r int) []*step {
+	var of []*step
+	for _, s := range steps {
+		if rank(s.kind.GroupKind()) == r {
+			of = append(of, s)
+		}
+	}
+	return of
+}
+
+// applyRank writes the objects of one rank that differ.
+func (c *Cluster) applyRank(ctx context.Context, ch *change, r int) error {
+	steps := ranked(ch.steps, r)
+	if err := each(steps, func(s *step) error { return c.apply(ctx, ch, s) }); err != nil {
+		return fmt.Errorf("apply: %w", err)
+	}
+	if r > 0 || len(steps) == 0 {
+		return nil
+	}
+	// What others are put into has to be there before they are, and before they can be tried.
+	if err := c.await(ctx, steps); err != nil {
+		return err
+	}
+	var later []*step
+	for _, s := range ch.steps {
+		if s.later {
+			later = append(later, s)
+		}
+	}
+	if err := each(later, func(s *step) error { return c.try(ctx, ch, s) }); err != nil {
+		return fmt.Errorf("try what is to be applied: %w", err)
+	}
+	return nil
+}
+
+func (c *Cluster) apply(ctx context.Context, ch *change, s *step) error {
+	if s.action == plan.Unchanged {
+		return nil
+	}
+	if s.item.Shared {
+		return c.retouch(ctx, s, false)
+	}
+	o, made, err := c.send(ctx, s, s.body, false, ch.force)
+	if err != nil {
+		return c.problemOf(err)
+	}
+	s.later = false
+	switch {
+	case made:
+		s.action, s.item.Created = plan.Created, true
+	case s.action == plan.Created: // somebody else has made it since it was tried
+		s.action, s.item.Created = plan.Updated, false
+	}
+	s.live, s.item.UID = o, uid(o)
+	return nil
+}
+
+func (c *Cluster) remove(ctx context.Context, s *step) error {
+	switch {
+	case s.action == plan.Unchanged:
+		return nil
+	case s.item.Shared:
+		return c.retouch(ctx, s, false)
+	case s.action == plan.Deleted:
+		return c.delete(ctx, s, false)
+	case !managed(s.live):
+		return nil
+	}
+	_, _, err := c.send(ctx, s, s.bare(), false, false)
+	_, gone := refusedWith(err, http.StatusNotFound)
+	_, another := refusedWith(err, http.StatusConflict)
+	if gone || another {
+		s.action = plan.Unchanged
+		return nil
+	}
+	return c.problemOf(err)
+}
+
+// writes says whether there is anything to do.
+func (ch *change) writes() bool {
+	return slices.ContainsFunc(slices.Concat(ch.steps, ch.stale), func(s *step) bool { return s.action != plan.Unchanged })
+}
+
+// changes tells what was done, or will be.
+func (ch *change) changes() []plan.Change {
+	var changes []plan.Change
+	for _, s := range ch.steps {
+		changes = append(changes, plan.Change{Subject: s.item.String(), Action: s.action})
+	}
+	for _, s := range ch.stale {
+		if s.action != plan.Unchanged {
+			changes = append(changes, plan.Change{Subject: s.item.String(), Action: s.action})
+		}
+	}
+	return changes
+}
+
+func metadataOf(o map[string]any) map[string]any { return descend(o, []string{"metadata"}) }
+
+func uid(o map[string]any) string { v, _ := metadataOf(o)["uid"].(string); return v }
+
+// ours says whether we made the object that is there. Of one that was being made when a run was cut off, its first entry
+// of managed fields tells: it is ours, and as old as the object.
+func ours(item Item, live map[string]any) bool {
+	if !item.Created || item.UID != "" {
+		return item.Created && item.UID == uid(live)
+	}
+	born, _ := metadataOf(live)["creationTimestamp"].(string)
+	return slices.ContainsFunc(managers(live), func(m map[string]any) bool {
+		return m["manager"] == Manager && m["operation"] == "Apply" && m["time"] == born
+	})
+}
+
+// managed says whether we have a field of the object.
+func managed(live map[string]any) bool {
+	return slices.ContainsFunc(managers(live), func(m map[string]any) bool {
+		return m["manager"] == Manager && m["operation"] == "Apply"
+	})
+}
+
+func managers(live map[string]any) []map[string]any {
+	list, _ := metadataOf(live)["managedFields"].([]any)
+	var all []map[string]any
+	for _, v := range list {
+		if m, ok := v.(map[string]any); ok {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// timeless is an object without the times of its managed fields, which a dry run sets anew. Who has which field stays:
+// becoming the owner of a field is a change.
+func timeless(o map[string]any) map[string]any {
+	o = clone(o)
+	meta := metadataOf(o)
+	if meta == nil {
+		return o
+	}
+	var fields []any
+	for _, m := range managers(o) {
+		m = clone(m)
+		delete(m, "time")
+		fields = append(fields, m)
+	}
+	meta["managedFields"] = fields
+	return o
+}
+
+// Shared gives the user's object as it is without what we added for the target: what a plan that shares it is made of.
+// It is nil when there is none. The target's next Apply builds on what was read here.
+func (c *Cluster) Shared(ctx context.Context, mesh string, t filter.Target, kind schema.GroupVersionKind, namespace, name string) (map[string]any, error) {
+	r, err := c.resource(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	version, k := kind.ToAPIVersionAndKind()
+	s := &step{kind: r, item: Item{APIVersion: version, Kind: k, Namespace: namespace, Name: name}}
+	if !s.item.fit() {
+		return nil, problem.Internal.New("%s is no name of an object", clean(s.item.String(), maxText))
+	}
+	if err := c.get(ctx, s); err != nil || s.live == nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	seen := c.read[inventoryName(mesh, t)]
+	c.mu.Unlock()
+	if seen == nil {
+		if _, err := c.Committed(ctx, mesh, t); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if seen = c.read[inventoryName(mesh, t)]; seen == nil {
+		return nil, problem.ChainChanged.New("%s: the chain of %s", c.Host, t)
+	}
+	seen.shared[s.item.key()] = s.live
+	had, _ := seen.inventory.find(s.item.key())
+	return without(s.live, had.Edits), nil
+}

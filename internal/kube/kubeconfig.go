@@ -1,0 +1,147 @@
+package kube
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// maxKubeconfig bounds a kubeconfig, in bytes. One with a hundred contexts has a tenth of it.
+const maxKubeconfig = 1 << 20
+
+// parse makes the client's configuration of the context that is used; the others do not matter. It takes over what it
+// knows, and nothing else.
+func parse(data []byte, context string, allow Allow) (*rest.Config, error) {
+	if len(data) > maxKubeconfig {
+		return nil, problem.KubeconfigRefused.New("it has %d bytes, and %d is the most", len(data), maxKubeconfig)
+	}
+	// The parser's errors quote what they cannot read, which may be a token.
+	config, err := clientcmd.Load(data)
+	if err != nil {
+		return nil, problem.KubeconfigRefused.New("it is no kubeconfig in YAML or JSON")
+	}
+	if context == "" {
+		context = config.CurrentContext
+	}
+	used, ok := config.Contexts[context]
+	switch {
+	case context == "":
+		return nil, problem.KubeconfigRefused.New("it has no current-context")
+	case !ok:
+		return nil, problem.KubeconfigRefused.New("it has no context %q", clean(context, 100))
+	}
+	cluster, ok := config.Clusters[used.Cluster]
+	if !ok {
+		return nil, problem.KubeconfigRefused.New("the context %q is of a cluster that it does not have", clean(context, 100))
+	}
+	user := config.AuthInfos[used.AuthInfo]
+	if user == nil {
+		if used.AuthInfo != "" {
+			return nil, problem.KubeconfigRefused.New("the context %q is of a user that it does not have", clean(context, 100))
+		}
+		user = &clientcmdapi.AuthInfo{}
+	}
+	if err := problem.KubeconfigRefused.WithFields("", mistakes(cluster, user, allow)); err != nil {
+		return nil, err
+	}
+	c := &rest.Config{
+		Host: cluster.Server,
+		TLSClientConfig: rest.TLSClientConfig{
+			ServerName: cluster.TLSServerName, Insecure: cluster.InsecureSkipTLSVerify,
+			CAData: cluster.CertificateAuthorityData, CAFile: cluster.CertificateAuthority,
+			CertData: user.ClientCertificateData, CertFile: user.ClientCertificate,
+			KeyData: user.ClientKeyData, KeyFile: user.ClientKey,
+		},
+		BearerToken: user.Token, BearerTokenFile: user.TokenFile,
+		Username: user.Username, Password: user.Password,
+		Impersonate: rest.ImpersonationConfig{UserName: user.Impersonate, UID: user.ImpersonateUID,
+			Groups: user.ImpersonateGroups, Extra: user.ImpersonateUserExtra},
+		ExecProvider: user.Exec,
+	}
+	if user.Exec != nil {
+		user.Exec.InteractiveMode = clientcmdapi.NeverExecInteractiveMode // there is no terminal to ask at
+	}
+	switch {
+	case cluster.ProxyURL != "":
+		proxy, err := url.Parse(cluster.ProxyURL)
+		if err != nil {
+			return nil, problem.KubeconfigRefused.New("cluster.proxy-url cannot be read")
+		}
+		c.Proxy = http.ProxyURL(proxy)
+	case allow.Proxy:
+		c.Proxy = http.ProxyFromEnvironment
+	}
+	return c, nil
+}
+
+// mistakes lists all that is not allowed. Values are not quoted, since some are secrets.
+func mistakes(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo, allow Allow) []problem.Field {
+	var fields []problem.Field
+	refuse := func(path, cause, remedy string) {
+		fields = append(fields, problem.Field{Path: path, Cause: cause, Remedy: remedy})
+	}
+	for _, f := range []struct{ path, value, remedy string }{
+		{"cluster.certificate-authority", cluster.CertificateAuthority, "certificate-authority-data"},
+		{"user.client-certificate", user.ClientCertificate, "client-certificate-data"},
+		{"user.client-key", user.ClientKey, "client-key-data"},
+		{"user.tokenFile", user.TokenFile, "token"},
+	} {
+		switch {
+		case f.value != "" && !allow.Files:
+			refuse(f.path, "a file of the adapter's machine may not be read", "use "+f.remedy+", as `kubectl config view --flatten --minify` writes it")
+		case f.value != "" && !filepath.IsAbs(f.value):
+			refuse(f.path, "a relative path is relative to nothing here", "use an absolute one")
+		}
+	}
+	if user.Exec != nil && !allow.Exec {
+		refuse("user.exec", "a program may not be run", "use a token or a client certificate of a ServiceAccount")
+	}
+	if user.AuthProvider != nil {
+		refuse("user.auth-provider", "it is not supported: Kubernetes gave it up for exec", "use a token or a client certificate of a ServiceAccount")
+	}
+	if cluster.ProxyURL != "" && !allow.Proxy {
+		refuse("cluster.proxy-url", "a proxy may not be used", "leave it out")
+	}
+	if cluster.InsecureSkipTLSVerify && !allow.Insecure {
+		refuse("cluster.insecure-skip-tls-verify", "the server has to be known by its certificate", "use certificate-authority-data")
+	}
+	if strings.ContainsAny(user.Token, "\r\n") {
+		refuse("user.token", "it has a line break", "use the token alone")
+	}
+	return append(fields, serverMistakes(cluster.Server, allow)...)
+}
+
+func serverMistakes(server string, allow Allow) []problem.Field {
+	refuse := func(cause, remedy string) []problem.Field {
+		return []problem.Field{{Path: "cluster.server", Cause: cause, Remedy: remedy}}
+	}
+	u, err := url.Parse(server)
+	switch {
+	case err != nil || u.Hostname() == "" || u.Opaque != "":
+		return refuse("it is no address", "write https://HOST:PORT")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return refuse("its scheme is neither https nor http", "write https://HOST:PORT")
+	case u.Scheme == "http" && !allow.Insecure:
+		return refuse("credentials may not be sent in clear", "use https")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return refuse("it has a user, a query or a fragment", "write https://HOST:PORT")
+	}
+	// A name is looked at when it is dialled, and what it then stands for.
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil && !allow.LinkLocal {
+		if why := refused(a); why != "" {
+			return refuse("it is "+why, "use the API server's own address")
+		}
+	}
+	return nil
+}
+
+func joinHostPort(host, port string) string { return net.JoinHostPort(strings.Trim(host, "[]"), port) }
