@@ -439,8 +439,17 @@ func (x *torture) check() {
 		}
 	}
 	x.heard.mu.Unlock()
+	for _, r := range x.replicas() {
+		x.agree(r)
+	}
+}
+
+// agree waits until an adapter keeps what was asked for, and the proxies run it.
+func (x *torture) agree(r *replica) {
+	t := x.t
+	t.Helper()
 	eventually(t, "the proxies run the chains that the adapter keeps", func() error {
-		list, err := x.filters.List(t.Context(), &filterspb.ListRequest{})
+		list, err := r.filters.List(t.Context(), &filterspb.ListRequest{})
 		if err != nil {
 			return err
 		}
@@ -474,7 +483,7 @@ func (x *torture) check() {
 			}
 		}
 		if fmt.Sprint(have) != fmt.Sprint(x.want) {
-			t.Fatalf("the adapter keeps %v, want %v", have, x.want)
+			return fmt.Errorf("the adapter keeps %v, want %v", have, x.want)
 		}
 		return nil
 	})
