@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"time"
 	"unsafe"
 	"weak"
 
@@ -110,9 +111,18 @@ func (b *blobsInObjects) Get(ctx context.Context, digest string) ([]byte, error)
 		}
 		delete(b.shared, digest)
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, 3*patience)
 	defer cancel()
-	data, err := b.objects.GetBytes(ctx, digest)
+	// An answer of which a part does not come, since a server ended meanwhile, ends with its context only.
+	each := 2 * time.Second
+	longer := func() time.Duration { each *= 2; return each }
+	data, err := tryFor(ctx, b.store, longer, func(ctx context.Context) ([]byte, error) {
+		data, err := b.objects.GetBytes(ctx, digest)
+		if errors.Is(err, jetstream.ErrObjectNotFound) || errors.Is(err, jetstream.ErrDigestMismatch) {
+			return nil, final{err}
+		}
+		return data, err
+	})
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return nil, problem.ModuleUnavailable.New("no module with the digest %s is stored in %s", digest, b.where)
 	}

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -137,14 +139,14 @@ func (d *Dir) ComponentID(ctx context.Context) (string, error) {
 	}
 	d.making.Lock()
 	defer d.making.Unlock()
-	data, err := d.read(componentName, 64)
+	data, err := d.read(componentName, 128)
 	if err != nil {
 		return "", err
 	}
 	if data != nil {
-		id := strings.TrimSpace(string(data))
-		if !uuid.MatchString(id) {
-			return "", d.damaged(componentName, "it does not hold a UUID", "delete it to get a new one")
+		id, whole := unchecked(string(data))
+		if !uuid.MatchString(id) || !whole {
+			return "", d.damaged(componentName, "it does not hold the UUID that was written", "delete it to get a new one")
 		}
 		return id, nil
 	}
@@ -153,10 +155,23 @@ func (d *Dir) ComponentID(ctx context.Context) (string, error) {
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	id := fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-	if err := d.write(componentName, []byte(id+"\n")); err != nil {
+	if err := d.write(componentName, []byte(checked(id))); err != nil {
 		return "", err
 	}
 	return id, nil
+}
+
+// checked is a line with the text and its checksum.
+func checked(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return text + " " + hex.EncodeToString(sum[:8]) + "\n"
+}
+
+// unchecked takes the text out of such a line, and says whether it is the one that was written. A first version wrote
+// none.
+func unchecked(line string) (text string, whole bool) {
+	text, sum, found := strings.Cut(strings.TrimSpace(line), " ")
+	return text, !found || checked(text) == text+" "+sum+"\n"
 }
 
 // list names what is in a folder.

@@ -44,6 +44,11 @@ func (s *Store) Watch(ctx context.Context, changed func(error)) {
 			s.ailing.Store(nil)
 			changed(nil)
 		}
+		if err == nil && s.syncs {
+			if err := s.mark(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("how far the streams have come is not noted", "error", err)
+			}
+		}
 		select {
 		case <-look.C:
 		case <-s.suspect:

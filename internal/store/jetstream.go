@@ -81,6 +81,8 @@ type Store struct {
 	cursors jetstream.KeyValue
 	closed  chan struct{} // of the connection
 
+	syncs   bool   // the embedded JetStream has on disk what it acknowledged
+	marked  []byte // what the file of marks holds
 	ailing  atomic.Pointer[ailment]
 	suspect chan struct{} // holds one token when Watch is to look at once
 }
@@ -116,7 +118,11 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}()
 	so := ServerOptions{Listen: o.Listen, TLS: o.TLS, Insecure: o.Insecure, Readable: o.Readable, Logger: o.Logger}
 	if !s.shared {
+		if err := s.dir.verify(ctx); err != nil {
+			return nil, err
+		}
 		so.StoreDir, so.SyncInterval = filepath.Join(s.dir.Path(), jetStreamName), o.SyncInterval
+		s.syncs = o.SyncInterval == 0
 	}
 	if s.server, err = StartServer(so); err != nil {
 		return nil, err
@@ -280,20 +286,25 @@ func noPeers(err error) bool {
 
 // try repeats what fails because a server is away, until ctx ends. What a server refused is final.
 func try[T any](ctx context.Context, s *Store, do func(context.Context) (T, error)) (T, error) {
+	each := 10 * time.Second // a disk under load may take long
+	if s.shared {
+		each = 2 * time.Second
+	}
+	return tryFor(ctx, s, func() time.Duration { return each }, do)
+}
+
+// tryFor is try with a limit for each attempt.
+func tryFor[T any](ctx context.Context, s *Store, limit func() time.Duration, do func(context.Context) (T, error)) (T, error) {
 	for {
 		if err := s.ails(); err != nil && s.shared {
 			var none T
 			return none, err
 		}
-		each := 10 * time.Second // a disk under load may take long
-		if s.shared {
-			each = 2 * time.Second
-		}
-		once, cancel := context.WithTimeout(ctx, each)
+		once, cancel := context.WithTimeout(ctx, limit())
 		v, err := do(once)
 		cancel()
 		var api *jetstream.APIError
-		refused := errors.As(err, &api) && api.Code < 500
+		refused := errors.As(err, &api) && api.Code < 500 || errors.As(err, &final{})
 		if err == nil || refused || ctx.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
 			return v, err
 		}
@@ -311,6 +322,11 @@ func try[T any](ctx context.Context, s *Store, do func(context.Context) (T, erro
 		wait.Stop()
 	}
 }
+
+// final is an error that trying again does not change.
+type final struct{ error }
+
+func (f final) Unwrap() error { return f.error }
 
 // patience bounds how long a single write waits for a server that is away or a disk that is full.
 const patience = 20 * time.Second
@@ -423,6 +439,13 @@ func (s *Store) Server() *Server { return s.server }
 func (s *Store) Close() error {
 	if s.queue != nil {
 		s.queue.stop()
+	}
+	if s.blobs != nil && !s.shared && s.server.Health() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		if err := s.mark(ctx); err != nil {
+			s.log.Warn("how far the streams have come is not noted", "error", err)
+		}
+		cancel()
 	}
 	if s.nc != nil {
 		s.nc.Close()

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"strings"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -65,13 +64,13 @@ func (s *Store) SealKey() (string, error) {
 	if data == nil {
 		var key [32]byte
 		rand.Read(key[:]) // never fails
-		data = []byte(hex.EncodeToString(key[:]) + "\n")
+		data = []byte(checked(hex.EncodeToString(key[:])))
 		if err := s.dir.write(sealName, data); err != nil {
 			return "", err
 		}
 	}
-	text := strings.TrimSpace(string(data))
-	if _, err := hex.DecodeString(text); err != nil || len(text) != 64 {
+	text, whole := unchecked(string(data))
+	if _, err := hex.DecodeString(text); err != nil || len(text) != 64 || !whole {
 		return "", s.dir.damaged(sealName, "it does not hold a key", "delete it to get a new one, which cannot open what waits in the queue")
 	}
 	return text, nil
