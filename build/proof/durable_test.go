@@ -8,6 +8,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -191,6 +192,9 @@ type replica struct {
 	t     *testing.T
 	args  []string
 	state string
+	// seen is where this process finds the state directory, and within what runs the adapter, where that is elsewhere.
+	seen   string
+	within []string
 	*process
 	grpc, xds string
 	meshes    meshes.MeshServiceClient
@@ -201,6 +205,7 @@ type replica struct {
 func newReplica(t *testing.T, args ...string) *replica {
 	t.Helper()
 	r := &replica{t: t, state: filepath.Join(t.TempDir(), "state")}
+	r.seen = r.state
 	ports := fixedPorts(t)
 	r.grpc, r.xds = ports[1], ports[3]
 	r.args = append(append([]string{"serve", "--state-dir", r.state, "--imagehub-addr", "127.0.0.1:0"}, ports...), args...)
@@ -224,16 +229,17 @@ func (r *replica) serves(want bool) error {
 
 func (r *replica) start() {
 	r.t.Helper()
-	if err := os.Remove(filepath.Join(r.state, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(filepath.Join(r.seen, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.EROFS) {
 		r.t.Fatal(err)
 	}
-	r.process = launch(r.t, nil, r.args...)
+	command := append(append(slices.Clone(r.within), program), r.args...)
+	r.process = launchCommand(r.t, exec.Command(command[0], command[1:]...))
 }
 
 // ready waits until the adapter takes requests.
 func (r *replica) ready() {
 	r.t.Helper()
-	path := filepath.Join(r.state, "addresses.json")
+	path := filepath.Join(r.seen, "addresses.json")
 	eventually(r.t, "the adapter is ready", func() error {
 		select {
 		case <-r.process.ended:
