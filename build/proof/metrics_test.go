@@ -3,6 +3,7 @@ package proof
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,9 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
@@ -117,6 +121,11 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	if _, err := a.submit("no_such_operation", "", false); err == nil {
 		t.Fatal("an operation that does not exist is accepted")
 	}
+	// What clients make up is no label.
+	made := "MadeUp" + rand.Text()
+	if err := a.conn.Invoke(t.Context(), "/meshes.MeshService/"+made, &emptypb.Empty{}, &emptypb.Empty{}); status.Code(err) != codes.Unimplemented {
+		t.Fatalf("a call that does not exist: %v", err)
+	}
 	a.allRun(group, 2)
 	byType := map[string]float64{}
 	for _, e := range stories {
@@ -178,6 +187,9 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	}
 	if values["process_resident_memory_bytes{}"] <= 0 || values["go_goroutines{}"] <= 0 {
 		t.Error("the process and the runtime are not measured")
+	}
+	if strings.Contains(text, made) {
+		t.Error("a client has made up a label")
 	}
 	if !strings.Contains(text, "\nmeshery_filters_build_info{") {
 		t.Error("the build is not named")

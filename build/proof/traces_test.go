@@ -158,8 +158,8 @@ func (c caller) grows(t *testing.T, r *receiver, want []string, events int) {
 	})
 }
 
-// span is the one of that name.
-func (c caller) span1(t *testing.T, r *receiver, name string) *otlp.Span {
+// named is a span of the trace with that name.
+func (c caller) named(t *testing.T, r *receiver, name string) *otlp.Span {
 	t.Helper()
 	for _, s := range r.trace(c.trace) {
 		if s.GetName() == name {
@@ -221,7 +221,7 @@ func TestAnOperationIsOneTraceFromTheCallToTheProxies(t *testing.T) {
 	done := append(accepted(), under(submittedPath, "queue wait", "work")...)
 	done = append(done, under(workPath, "fetch module", "inspect", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
 	well.grows(t, r, done, len(events))
-	work := well.span1(t, r, "work")
+	work := well.named(t, r, "work")
 	for key, want := range map[string]string{"meshery.operation.id": id, "meshery.operation.key": "custom", "meshery.operation.attempt": "1"} {
 		if got := attribute(work, key); got != want {
 			t.Errorf("%s of the work is %q, want %q", key, got, want)
@@ -231,10 +231,10 @@ func TestAnOperationIsOneTraceFromTheCallToTheProxies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if digest := attribute(well.span1(t, r, "dry run"), "meshery.module.digest"); !strings.HasPrefix(string(sum), digest) || len(digest) != 64 {
+	if digest := attribute(well.named(t, r, "dry run"), "meshery.module.digest"); !strings.HasPrefix(string(sum), digest) || len(digest) != 64 {
 		t.Errorf("the dry run is of the module %q", digest)
 	}
-	wait := well.span1(t, r, "wait for loaded")
+	wait := well.named(t, r, "wait for loaded")
 	if target, running := attribute(wait, "meshery.target"), attribute(wait, "meshery.proxies.running"); target != "ProxyGroup edge" || running != "1" {
 		t.Errorf("the wait is for %q, of which %q run", target, running)
 	}
@@ -274,7 +274,14 @@ func TestAnOperationIsOneTraceFromTheCallToTheProxies(t *testing.T) {
 		}
 		return nil
 	})
-	a.shows(map[string]float64{"spans_total{}": float64(r.count()), "spans_exported_total{}": float64(r.count())})
+	eventually(t, "as many spans are counted as came", func() error {
+		came := float64(r.count())
+		values, _ := a.scrape()
+		if ended, exported := values["spans_total{}"], values["spans_exported_total{}"]; ended != came || exported != came {
+			return fmt.Errorf("%v ended, %v were exported, %v came", ended, exported, came)
+		}
+		return nil
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if strings.Contains(r.all.String(), private) {
@@ -336,7 +343,7 @@ func TestATraceGoesOnAfterTheAdapterWasKilledBetweenAcceptanceAndWork(t *testing
 	done := append(accepted(), under(submittedPath, "queue wait", "work")...)
 	done = append(done, under(workPath, "fetch module", "inspect", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
 	second.grows(t, r, done, len(told)-1) // that it waits was told before the work
-	if attempt := attribute(second.span1(t, r, "work"), "meshery.operation.attempt"); attempt != "1" {
+	if attempt := attribute(second.named(t, r, "work"), "meshery.operation.attempt"); attempt != "1" {
 		t.Errorf("the work was attempt %s", attempt)
 	}
 	// What was cut off is lost, and what came of it in the end is not.
