@@ -31,6 +31,10 @@ type Config struct {
 	AllowUnauthenticated bool `yaml:"allowUnauthenticated"`
 	// Take documents whose target is a whole mesh, or in another namespace than the request's.
 	AllowWideTargets bool `yaml:"allowWideTargets"`
+	// File that says who asked for which operation and what came of it, one JSON object a line: audit.jsonl in stateDir when
+	// empty, - for standard output, off for none. It is replaced at 16 MiB, and 4 older ones are kept. Each adapter needs its
+	// own.
+	AuditFile string `yaml:"auditFile"`
 	// Where Envoys fetch their filters over xDS.
 	XDSAddr string `yaml:"xdsAddr"`
 	// TLS of the xDS listener.

@@ -34,18 +34,19 @@ var imports = map[string]string{
 	"internal/kube":      "filter plan problem",
 	"internal/consul":    "filter plan problem",
 	"internal/xds":       "filter plan store limit problem",
+	"internal/audit":     "problem",
 	"internal/limit":     "",
 	"internal/envoy":     "problem",
 	"filters":            "",
 	"templates":          "",
 	"oam":                "filter operation problem templates",
 	"internal/imagehub":  "",
-	"internal/operation": "filters filter plan mesh wasm module event store problem templates",
+	"internal/operation": "filters filter plan mesh wasm module event store audit problem templates",
 	"internal/page":      "event operation plan filter problem",
-	"internal/server":    "operation oam event limit problem server/filterspb",
+	"internal/server":    "operation oam event limit audit problem server/filterspb",
 	"internal/telemetry": "operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds limit envoy filters templates oam imagehub operation page server server/filterspb telemetry config",
+	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds limit audit envoy filters templates oam imagehub operation page server server/filterspb telemetry config",
 }
 
 // others are imported, or not, but have no row of their own.

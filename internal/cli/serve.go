@@ -27,6 +27,7 @@ import (
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/limit"
@@ -75,7 +76,7 @@ What it keeps is in the state directory: an adapter that is started again on it 
 		if err != nil {
 			return err
 		}
-		return serve(cmd.Context(), c, a.Env, a.build, newLog(a.Err, c))
+		return serve(cmd.Context(), c, a.Env, a.build, a.Out, newLog(a.Err, c))
 	}
 	return cmd
 }
@@ -92,7 +93,7 @@ func newLog(w io.Writer, c config.Config) *slog.Logger {
 }
 
 // serve builds the adapter of its parts and runs it until ctx ends.
-func serve(ctx context.Context, c config.Config, env []string, build Build, log *slog.Logger) (err error) {
+func serve(ctx context.Context, c config.Config, env []string, build Build, out io.Writer, log *slog.Logger) (err error) {
 	for _, w := range c.Warnings() {
 		log.Warn(w)
 	}
@@ -140,6 +141,15 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, log 
 			return err
 		}
 		brokers[name] = b
+	}
+
+	// Audit: who asked for what, in a file of its own.
+	audited, err := openAudit(c, out, log)
+	if err != nil {
+		return err
+	}
+	if audited != nil {
+		defer func() { err = errors.Join(err, audited.Close()) }()
 	}
 
 	// Secrets: from the configuration, and what is kept is sealed with one of them.
@@ -195,25 +205,32 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, log 
 	}
 	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(tokenKey), records: kept.Records(), record: "imagehub/runs/" + component, log: log}
 	defer hubApp.end(context.WithoutCancel(ctx))
-	runner, err = operation.NewRunner(operation.Options{
+	operations := operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
 		ImageHub: hubApp, Limiter: limiter, Prepared: prepared, Secret: secret,
 		Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,
 		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log, Observer: metrics, Tracer: traces.Tracer(),
-	})
-	if err != nil {
+	}
+	if audited != nil {
+		operations.Audit = audited
+	}
+	if runner, err = operation.NewRunner(operations); err != nil {
 		return err
 	}
 	grpcTLS, err := c.GRPCTLS.Server(log)
 	if err != nil {
 		return err
 	}
-	api := server.New(server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
+	calls := server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
 		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)},
 		Calls:           limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.CallsPerClient, Total: c.Limits.Calls},
 		Streams:         limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.StreamsPerClient, Total: c.Limits.Streams},
-		ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())})
+		ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())}
+	if audited != nil {
+		calls.Audit = audited
+	}
+	api := server.New(calls)
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
 	var listeners [3]net.Listener
@@ -284,6 +301,9 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, log 
 	for _, b := range brokers {
 		g.Go(func() error { return b.Run(outlive) })
 	}
+	if audited != nil {
+		g.Go(func() error { return audited.Run(outlive) })
+	}
 	g.Go(func() error { return api.Serve(outlive, grpcListener) })
 	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys, metrics.Calls()) })
 	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
@@ -324,6 +344,20 @@ func openStore(ctx context.Context, c config.Config, log *slog.Logger) (*store.S
 		return nil, err
 	}
 	return store.Open(ctx, o)
+}
+
+// openAudit opens the audit log; nil when there is to be none.
+func openAudit(c config.Config, out io.Writer, log *slog.Logger) (*audit.Log, error) {
+	o := audit.Options{File: c.AuditFile, Log: log}
+	switch c.AuditFile {
+	case "off":
+		return nil, nil
+	case "-":
+		o.Stream = out
+	case "":
+		o.File = filepath.Join(c.StateDir, "audit.jsonl")
+	}
+	return audit.Open(o)
 }
 
 // follow brings what other adapters commit to this one's proxies.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -96,6 +98,15 @@ func (b burningBackend) Commit(ctx context.Context, p plan.Plan) error {
 	return err
 }
 
+type burningAudit struct {
+	operation.Audit
+	*fuse
+}
+
+// What comes after each has a moment of its own before it.
+func (a burningAudit) Accepted(e audit.Entry) error { a.burn(); return a.Audit.Accepted(e) }
+func (a burningAudit) Ended(e audit.Entry) error    { a.burn(); return a.Audit.Ended(e) }
+
 // script is what the killed process was asked to do: filters come, change, move, wait for each other and go.
 func script() []operation.Request {
 	all := []operation.Request{
@@ -108,6 +119,7 @@ func script() []operation.Request {
 	}
 	for i := range all {
 		all[i].ID = fmt.Sprintf("op-%d", i)
+		all[i].Username = "me"
 	}
 	return all
 }
@@ -115,6 +127,7 @@ func script() []operation.Request {
 type outcome struct {
 	Stories map[string][]event.Event
 	Chains  map[string]string
+	Audit   []audit.Entry
 	Took    int64 // milliseconds from the start to the last end
 }
 
@@ -199,6 +212,22 @@ func check(t *testing.T, when string, o outcome) {
 			t.Errorf("%s: %s failed: %s", when, q.ID, last.Details)
 		}
 	}
+	lines := map[string]string{}
+	for _, e := range o.Audit {
+		if e.Result != audit.Repeated {
+			lines[e.Operation] += string(e.Result) + e.Code + " " + e.Key + " " + e.Who.ClaimedUsername + "; "
+		}
+	}
+	for _, q := range script() {
+		end := "succeeded"
+		if story := o.Stories[q.ID]; len(story) > 0 && story[len(story)-1].Type == event.Error {
+			end = "failed" + story[len(story)-1].Code
+		}
+		tail := " " + q.Operation + " me; "
+		if got, want := lines[q.ID], "accepted"+tail+end+tail; got != want {
+			t.Errorf("%s: the audit log tells of %s: %q, want %q", when, q.ID, got, want)
+		}
+	}
 	if got, want := o.Chains["default"], "default/a"; got != want {
 		t.Errorf("%s: default has %q, want %q", when, got, want)
 	}
@@ -213,7 +242,12 @@ func burned(t *testing.T, length int64, state string) {
 	began := time.Now()
 	f := &fuse{}
 	f.left.Store(length)
+	written, err := audit.Open(audit.Options{File: filepath.Join(state, "audit.jsonl")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := startRig(t, state, func(o *operation.Options) {
+		o.Audit = burningAudit{written, f}
 		o.Queue, o.Events, o.Backends = burningQueue{o.Queue, f}, burningEvents{o.Events, f}, map[string]operation.Backend{"envoy": burningBackend{o.Backends["envoy"], f}}
 	})
 	for _, q := range script() {
@@ -238,6 +272,20 @@ func burned(t *testing.T, length int64, state string) {
 	}
 	if err := r.stop(); err != nil { // also waits until what has ended is out of the queue
 		t.Fatal(err)
+	}
+	if err := written.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(state, "audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var e audit.Entry
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatalf("%v: %q", err, line)
+		}
+		o.Audit = append(o.Audit, e)
 	}
 	data, err := json.Marshal(o)
 	if err != nil {

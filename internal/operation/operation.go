@@ -6,6 +6,7 @@ import (
 	"context"
 	"iter"
 
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 )
@@ -29,6 +30,11 @@ type Caller struct {
 	Remote      string `json:"remote,omitempty"`      // address and port
 	// Foreign is a caller from another host without a verified certificate.
 	Foreign bool `json:"foreign,omitempty"`
+}
+
+// Who is the caller, with the name that it claims, as the audit log has them.
+func (c Caller) Who(username string) audit.Who {
+	return audit.Who{Verified: c.Certificate != "", Certificate: c.Certificate, Serial: c.Serial, ClaimedUsername: username, Remote: c.Remote}
 }
 
 // Category is where Meshery shows an operation; the values are those of its protocol.

@@ -65,6 +65,8 @@ type Options struct {
 	Log   *slog.Logger
 	// Observer, when set, hears what operations do.
 	Observer Observer
+	// Audit writes down who asked for what. Default: nobody does.
+	Audit Audit
 	// Tracer, when set, makes the spans of operations. A trace goes on in the worker, after a restart too.
 	Tracer trace.Tracer
 }
@@ -126,6 +128,9 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Observer == nil {
 		o.Observer = unobserved{}
 	}
+	if o.Audit == nil {
+		o.Audit = unaudited{}
+	}
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
@@ -164,7 +169,9 @@ type job struct {
 	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
 	Sealed    []byte            `json:"sealed,omitempty"`  // the kubeconfigs
 	Accepted  time.Time         `json:"accepted,omitzero"`
-	Trace     map[string]string `json:"trace,omitempty"` // W3C trace context of the span that accepted it
+	Caller    Caller            `json:"caller,omitzero"`
+	Targets   []string          `json:"targets,omitempty"` // as they were when it was accepted
+	Trace     map[string]string `json:"trace,omitempty"`   // W3C trace context of the span that accepted it
 
 	kubeconfigs []string // opened
 }
@@ -187,28 +194,45 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if q.ID == "" {
 		q.ID = rand.Text()
 	}
+	j, again, err := r.submit(ctx, q)
+	switch {
+	case err != nil:
+		r.aside(q, err)
+		return "", err
+	case again:
+		r.aside(q, nil)
+		return q.ID, nil
+	}
+	if err := r.Audit.Accepted(j.accepted()); err != nil {
+		return "", fmt.Errorf("operation %s is accepted, and waits until that can be written down: %w", q.ID, err)
+	}
+	return q.ID, nil
+}
+
+// submit puts what a request asks for in the queue, unless it is or was there.
+func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err error) {
 	ctx, end := r.step(ctx, "submit")
 	defer func() { end(err) }()
-	j := job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
+	j = job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
 	u, err := r.decode(ctx, &j, q)
 	if err != nil {
-		return "", err
+		return j, false, err
 	}
 	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
 	if err := r.permit(j, q); err != nil {
-		return "", err
+		return j, false, err
 	}
 	for i, f := range j.Filters {
 		if f.Spec.Module.Inline == "" {
 			continue
 		}
 		if j.Filters[i].Spec.Module, _, err = r.resolve(ctx, f); err != nil {
-			return "", err
+			return j, false, err
 		}
 	}
 	data, err := json.Marshal(j)
 	if err != nil {
-		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+		return j, false, fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
 	// The digest is of what was asked for: what an Undo comes to changes, and a seal is another each time.
 	hash := sha256.New()
@@ -216,7 +240,7 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	if u.Body == bodyDocuments && len(q.Kubeconfigs) > 0 {
 		secret, err := json.Marshal(q.Kubeconfigs)
 		if err != nil {
-			return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
+			return j, false, fmt.Errorf("marshal operation %s: %w", q.ID, err)
 		}
 		hash.Write(secret)
 		j.Sealed = r.Seal.Close(secret, q.ID)
@@ -224,32 +248,33 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 	digest := hex.EncodeToString(hash.Sum(nil))
 	if j.Undo != nil {
 		if again, err := r.Queue.Known(ctx, q.ID, digest); again || err != nil {
-			return q.ID, err
+			return j, again, err
 		}
 		if err := r.readUndo(ctx, &j); err != nil {
-			return "", err
+			return j, false, err
 		}
 	}
-	j.Accepted = time.Now().UTC()
+	keys, targets, err := r.touches(ctx, j)
+	if err != nil {
+		return j, false, err
+	}
+	j.Accepted, j.Caller, j.Targets = time.Now().UTC(), q.Caller, targets
 	j.remember(ctx)
 	if data, err = json.Marshal(j); err != nil {
-		return "", fmt.Errorf("marshal operation %s: %w", q.ID, err)
-	}
-
-	keys, err := r.touches(ctx, j)
-	if err != nil {
-		return "", err
+		return j, false, fmt.Errorf("marshal operation %s: %w", q.ID, err)
 	}
 	putting, put := r.step(ctx, "enqueue")
-	behind, again, err := r.Queue.Put(putting, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
+	var behind string
+	behind, again, err = r.Queue.Put(putting, store.Entry{ID: q.ID, Keys: keys, Data: data, Digest: digest, Secret: j.Sealed != nil})
 	put(err)
 	if err != nil {
-		return "", err
+		return j, false, err
 	}
-	if !again {
-		r.Observer.Accepted(j.Operation)
+	if again {
+		return j, true, nil
 	}
-	if behind != "" && !again {
+	r.Observer.Accepted(j.Operation)
+	if behind != "" {
 		// A worker may have begun it meanwhile; then it does not wait, and the event is stale.
 		e := event.Event{Operation: q.ID, Sequence: 1, Time: time.Now().UTC(), Summary: waits + behind,
 			Details: "both touch the same filter or target", Component: r.Component, Name: ComponentName}
@@ -258,7 +283,7 @@ func (r *Runner) Submit(ctx context.Context, q Request) (id string, err error) {
 		}
 		r.Log.Info("operation waits", "operation", q.ID, "behind", behind)
 	}
-	return q.ID, nil
+	return j, false, nil
 }
 
 // decode finds what a request asks for, and makes a job of it.
@@ -299,28 +324,31 @@ func validateRequest(q Request) error {
 }
 
 // touches lists what an operation must not share with one that runs at the same time: its filters, where they go, and
-// where they are now.
-func (r *Runner) touches(ctx context.Context, j job) ([]string, error) {
-	keys, filters := []string{}, slices.Clone(j.Remove)
+// where they are now. It also names these targets for people.
+func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, err error) {
+	filters := slices.Clone(j.Remove)
 	for _, f := range j.Filters {
 		filters = append(filters, f.Key)
 		keys = append(keys, "target|"+f.Spec.Mesh+"|"+f.Spec.Target.ID())
+		targets = append(targets, f.Spec.Target.String())
 	}
 	for _, k := range filters {
 		keys = append(keys, "filter|"+k.String())
 	}
 	held, err := r.holding(ctx, filters...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, c := range held {
 		keys = append(keys, "target|"+c.Mesh+"|"+c.Target.ID())
+		targets = append(targets, c.Target.String())
 	}
 	if j.Operation == opImageHub || j.Operation == ComponentName {
 		keys = append(keys, "imagehub")
 	}
 	slices.Sort(keys)
-	return slices.Compact(keys), nil
+	slices.Sort(targets)
+	return slices.Compact(keys), slices.Compact(targets), nil
 }
 
 // Run works on accepted operations until ctx ends. Those that run then have Grace to finish; what is left is done after
@@ -386,9 +414,17 @@ func (r *Runner) execute(work context.Context, c store.Claim) {
 	defer func() { cut(nil); <-watched }()
 	s := r.newStory(ctx, e.ID)
 	s.claim = c
+	j := job{ID: e.ID}
+	_ = json.Unmarshal(e.Data, &j) // tell says if it cannot be read
 	over, err := s.resume()
+	if err == nil {
+		err = r.Audit.Accepted(j.accepted()) // which the process that accepted it may not have come to
+	}
 	if err == nil && !over {
 		r.tell(ctx, s, e)
+	}
+	if err == nil && (over || s.over) {
+		err = r.Audit.Ended(j.ended(s.code))
 	}
 	ending := context.WithoutCancel(ctx)
 	switch {

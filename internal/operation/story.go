@@ -52,6 +52,9 @@ func (s *story) resume() (over bool, err error) {
 		s.sequence = e.Sequence
 		s.before[likeness(e)]++
 		over = over || e.Last
+		if e.Last && e.Type == event.Error {
+			s.code = e.Code
+		}
 		// Whatever was told beyond that it waits was told by an attempt before this one.
 		s.again = s.again || e.Sequence > 1 || !strings.HasPrefix(e.Summary, waits)
 	}

@@ -9,6 +9,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/tap"
 
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -63,6 +64,10 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 			return ctx, nil
 		}
 		err = problem.TooMuch.New("%s: %w", info.FullMethodName, err)
+	}
+	if s.Audit != nil {
+		p := problem.Of(err)
+		s.Audit.Count(audit.Entry{Result: audit.Refused, Code: p.Kind.Code, Problem: p.Kind.Summary, Call: info.FullMethodName, Who: who.asked().Who("")})
 	}
 	err = s.toStatus(ctx, info.FullMethodName, err)
 	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
@@ -168,9 +170,22 @@ func TestACertificateMayDoWhatItsRoleAllows(t *testing.T) {
 	}
 }
 
-func TestARefusedCallIsRefusedWhateverItsDeadline(t *testing.T) {
+// refusals are what the audit log is told.
+type refusals struct {
+	mu   sync.Mutex
+	seen []audit.Entry
+}
+
+func (r *refusals) Count(e audit.Entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen = append(r.seen, e)
+}
+
+func TestARefusedCallIsRefusedWhateverItsDeadlineAndWrittenDown(t *testing.T) {
 	a := newAuthority(t)
-	f := start(t, a.serving)
+	told := &refusals{}
+	f := start(t, a.serving, func(o *server.Options) { o.Audit = told })
 	conn := a.dial(f.addr, a.issue("nobody"), grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})))
 	for _, deadline := range []time.Duration{0, patience, 1000 * time.Hour} {
 		ctx, cancel := context.Background(), func() {}
@@ -196,6 +211,15 @@ func TestARefusedCallIsRefusedWhateverItsDeadline(t *testing.T) {
 	}
 	if n := len(f.ops.seen); n > 0 {
 		t.Errorf("%d refused calls came through", n)
+	}
+	if len(told.seen) != 3 {
+		t.Fatalf("%d refusals are written down", len(told.seen))
+	}
+	for _, e := range told.seen {
+		if e.Result != audit.Refused || e.Code != problem.RoleMissing.Code || e.Call != meshService+"ApplyOperation" || !e.Who.Verified ||
+			e.Who.Certificate != "CN=nobody" || !strings.HasPrefix(e.Who.Remote, "127.0.0.1:") {
+			t.Errorf("written down is %+v", e)
+		}
 	}
 }
 

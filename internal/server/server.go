@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
 
+	"github.com/meshery/meshery-filters/internal/audit"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/operation"
@@ -90,6 +91,8 @@ type Options struct {
 	TLS *tls.Config
 	// Roles of client certificates, where TLS asks for them.
 	Roles Roles
+	// Audit hears of calls that are refused unread; it must not wait. Default: nobody does.
+	Audit interface{ Count(audit.Entry) }
 	// Calls and Streams bound what clients may have at once of calls that are answered once, and of streams.
 	Calls, Streams limit.Bounds
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
