@@ -14,6 +14,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 )
 
 // plan makes the plan of a chain in the backend's world now. The plan's Chain keeps its references.
@@ -136,6 +137,38 @@ const maxChain = 100
 func tooMany(target string, n int) error {
 	return problem.NotSupported.New("%s would have %d filters, and %d is the most", target, n, maxChain)
 }
+
+// revise changes the chain of a target to what change makes of it, one operation of this process at a time. An operation of
+// another adapter may change it meanwhile: each has claimed only the targets that its filters stood on when it was
+// accepted, and an operation before it may have moved them. Whoever comes later then starts again from the other's chain.
+func (r *Runner) revise(ctx context.Context, s *story, b Backend, mesh string, t filter.Target, pt patience,
+	change func(filter.Chain) (filter.Chain, edit)) (next filter.Chain, l plan.Loaded, unchanged bool, err error) {
+	id := filter.Chain{Mesh: mesh, Target: t}.ID()
+	defer r.lock(id)()
+	for tries := 0; ; tries++ {
+		prev, err := b.Committed(ctx, t)
+		if err != nil {
+			return next, l, false, fmt.Errorf("read the chain of %s: %w", t, err)
+		}
+		next, e := change(prev.Chain)
+		l, unchanged, err = r.change(ctx, s, b, prev, next, e, pt)
+		if !errors.Is(err, store.ErrStale) || tries == maxRevisions {
+			return next, l, unchanged, err
+		}
+		r.Log.Info("another adapter has changed the chain meanwhile", "operation", s.operation, "target", t.String())
+		if err := r.behind(ctx, b, func(c filter.Chain) error {
+			if c.ID() != id {
+				return nil
+			}
+			return r.adopt(ctx, b, c)
+		}); err != nil {
+			return next, l, false, err
+		}
+	}
+}
+
+// maxRevisions bounds how often others may come first.
+const maxRevisions = 10
 
 // change makes next hold where prev does, and proves it. When a proxy rejects it, or nothing is proved, prev holds again.
 func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan, next filter.Chain, e edit, pt patience) (l plan.Loaded, unchanged bool, err error) {

@@ -174,19 +174,12 @@ func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters 
 		e.touched = append(e.touched, f.Key)
 	}
 	pt := of(filters)
-	var next filter.Chain
-	l, unchanged, err := func() (plan.Loaded, bool, error) {
-		defer r.lock(chainID)()
-		prev, err := b.Committed(ctx, target)
-		if err != nil {
-			return plan.Loaded{}, false, fmt.Errorf("read the chain of %s: %w", target, err)
-		}
-		next = prev.Chain
+	next, l, unchanged, err := r.revise(ctx, s, b, filters[0].Spec.Mesh, target, pt, func(c filter.Chain) (filter.Chain, edit) {
 		for _, f := range filters {
-			next = next.With(f)
+			c = c.With(f)
 		}
-		return r.change(ctx, s, b, prev, next, e, pt)
-	}()
+		return c, e
+	})
 	if err != nil && !errors.Is(err, problem.ProxyTimeout) {
 		return outcome{}, err
 	}
@@ -241,19 +234,17 @@ func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys
 	if err != nil {
 		return outcome{}, err
 	}
-	defer r.lock(held.ID())()
-	prev, err := b.Committed(ctx, held.Target)
-	if err != nil {
-		return outcome{}, fmt.Errorf("read the chain of %s: %w", held.Target, err)
-	}
-	next, names := prev.Chain, []string{}
-	for _, k := range keys {
-		if _, ok := next.Find(k); ok {
-			next, names = next.Without(k), append(names, k.String())
+	e := edit{removal: true}
+	next, l, _, err := r.revise(ctx, s, b, held.Mesh, held.Target, pt, func(c filter.Chain) (filter.Chain, edit) {
+		var names []string
+		for _, k := range keys {
+			if _, ok := c.Find(k); ok {
+				c, names = c.Without(k), append(names, k.String())
+			}
 		}
-	}
-	e := edit{subject: listed(names), removal: true}
-	l, _, err := r.change(ctx, s, b, prev, next, e, pt)
+		e.subject = listed(names)
+		return c, e
+	})
 	if err != nil {
 		return outcome{}, err
 	}

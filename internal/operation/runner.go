@@ -516,21 +516,38 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 // CatchUp makes the backends hold what other adapters have committed.
 func (r *Runner) CatchUp(ctx context.Context) error {
 	for _, b := range r.Backends {
-		chains, err := b.Behind(ctx)
-		if err != nil {
-			return fmt.Errorf("see what other adapters have done: %w", err)
-		}
-		for _, c := range chains {
-			if err := r.adopt(ctx, b, c); err != nil {
-				return fmt.Errorf("take over the chain of %s: %w", c.Target, err)
-			}
+		if err := r.behind(ctx, b, func(c filter.Chain) error {
+			defer r.lock(c.ID())()
+			// What was read before the lock was had may be older than what this adapter has committed since.
+			return r.behind(ctx, b, func(now filter.Chain) error {
+				if now.ID() != c.ID() {
+					return nil
+				}
+				return r.adopt(ctx, b, now)
+			})
+		}); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// behind goes through the chains that another adapter has committed and this one does not hold.
+func (r *Runner) behind(ctx context.Context, b Backend, each func(filter.Chain) error) error {
+	chains, err := b.Behind(ctx)
+	if err != nil {
+		return fmt.Errorf("see what other adapters have done: %w", err)
+	}
+	for _, c := range chains {
+		if err := each(c); err != nil {
+			return fmt.Errorf("take over the chain of %s: %w", c.Target, err)
+		}
+	}
+	return nil
+}
+
+// adopt makes a backend hold the chain that another adapter has committed. The chain is locked.
 func (r *Runner) adopt(ctx context.Context, b Backend, c filter.Chain) error {
-	defer r.lock(c.ID())()
 	p, err := r.plan(ctx, b, c)
 	if err != nil {
 		return err

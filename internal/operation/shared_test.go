@@ -85,6 +85,64 @@ func TestAdaptersThatShareAStoreShareTheirWorkAndItsResult(t *testing.T) {
 	}
 }
 
+// The operation has claimed where its filter stood when it was accepted, and one before it has moved the filter since.
+func TestATargetThatAnotherAdapterChangesMeanwhileIsChangedAgain(t *testing.T) {
+	url := external(t)
+	r := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url}, func(o *operation.Options) { o.Workers = 1 })
+	on := func(name, group string) operation.Request {
+		return apply(doc(name, "target: {kind: ProxyGroup, name: "+group+"}"))
+	}
+	r.ok(on("f", "one"))
+	asked, goes := make(chan int, 10), make(chan struct{}, 10)
+	r.proxy("a", "two", func(nth int) answer {
+		if nth > 2 {
+			return accept
+		}
+		asked <- nth
+		select {
+		case <-goes:
+		case <-t.Context().Done():
+		}
+		return accept
+	})
+	wait := func() {
+		t.Helper()
+		select {
+		case <-asked:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the proxy is not asked")
+		}
+	}
+	there, err := r.runner.Submit(t.Context(), on("f", "two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait()
+	back, err := r.runner.Submit(t.Context(), on("f", "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goes <- struct{}{}
+	wait() // whether the filter may go
+	other := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url})
+	other.ok(on("g", "two"))
+	goes <- struct{}{}
+	for _, id := range []string{there, back} {
+		story := r.story(id)
+		if last := story[len(story)-1]; last.Type == event.Error {
+			t.Errorf("%v", texts(story))
+		}
+	}
+	if err := other.runner.CatchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for who, r := range map[string]*rig{"the one": r, "the other": other} {
+		if one, two := r.order("one"), r.order("two"); one != "default/f" || two != "default/g" {
+			t.Errorf("%s holds %q and %q", who, one, two)
+		}
+	}
+}
+
 // sleepy is a queue whose claims tell when their effects are about to happen, and let the test hold them up.
 type sleepy struct {
 	store.Queue
