@@ -219,7 +219,7 @@ func TestAnOperationIsOneTraceFromTheCallToTheProxies(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := append(accepted(), under(submittedPath, "queue wait", "work")...)
-	done = append(done, under(workPath, "fetch module", "inspect", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
+	done = append(done, under(workPath, "fetch module", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
 	well.grows(t, r, done, len(events))
 	work := well.named(t, r, "work")
 	for key, want := range map[string]string{"meshery.operation.id": id, "meshery.operation.key": "custom", "meshery.operation.attempt": "1"} {
@@ -251,7 +251,7 @@ func TestAnOperationIsOneTraceFromTheCallToTheProxies(t *testing.T) {
 		t.Fatal(err)
 	}
 	failed := append(accepted(), under(submittedPath, "queue wait", "work")...)
-	failed = append(failed, under(workPath, "fetch module", "inspect", "dry run", "world", "plan", "apply", "wait for loaded", "revert", "wait for loaded")...)
+	failed = append(failed, under(workPath, "fetch module", "dry run", "world", "plan", "apply", "wait for loaded", "revert", "wait for loaded")...)
 	ill.grows(t, r, failed, len(events))
 	for _, name := range []string{"work", "wait for loaded"} {
 		ok := slices.ContainsFunc(r.trace(ill.trace), func(s *otlp.Span) bool {
@@ -341,7 +341,7 @@ func TestATraceGoesOnAfterTheAdapterWasKilledBetweenAcceptanceAndWork(t *testing
 		t.Fatal(err)
 	}
 	done := append(accepted(), under(submittedPath, "queue wait", "work")...)
-	done = append(done, under(workPath, "fetch module", "inspect", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
+	done = append(done, under(workPath, "fetch module", "dry run", "world", "plan", "apply", "wait for loaded", "commit")...)
 	second.grows(t, r, done, len(told)-1) // that it waits was told before the work
 	if attempt := attribute(second.named(t, r, "work"), "meshery.operation.attempt"); attempt != "1" {
 		t.Errorf("the work was attempt %s", attempt)

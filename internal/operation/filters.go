@@ -97,11 +97,6 @@ func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.F
 	}
 	f.Spec.Module = module
 	about := []attribute.KeyValue{attrFilter.String(f.Key.String()), attrDigest.String(module.SHA256)}
-	inspecting, end := r.step(ctx, "inspect", about...)
-	_, err = wasm.Inspect(inspecting, bytes)
-	if end(err); err != nil {
-		return f, named(f, err)
-	}
 	resolved, err := f.Resolved(r.lookup)
 	if err != nil {
 		return f, named(f, err)
