@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
 	"slices"
+	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -45,8 +48,14 @@ type change struct {
 // Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in
 // the order of kinds, what the plan has no more goes, and what takes time to get ready is waited for until ctx ends. The
 // changes come in that order; on an error nothing is returned, and what was done is in the inventory.
+//
+// A cluster that refuses an object may quote it in its text, resolved secrets included.
 func (c *Cluster) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
-	ch, err := c.prepare(ctx, p)
+	seen, err := c.seen(ctx, p.Chain, true)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := c.prepare(ctx, p, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -61,28 +70,38 @@ func (c *Cluster) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error)
 
 // Diff tells what Apply would change, and writes nothing.
 func (c *Cluster) Diff(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
-	ch, err := c.prepare(ctx, p)
+	seen, err := c.seen(ctx, p.Chain, false)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := c.prepare(ctx, p, seen)
 	if err != nil {
 		return nil, err
 	}
 	return ch.changes(), nil
 }
 
-// prepare reads the inventory and tries everything.
-func (c *Cluster) prepare(ctx context.Context, p plan.Plan) (*change, error) {
-	t := p.Chain.Target
+// seen is what was shown of the chain's target, or what there is now. What is used up is not shown to the next.
+func (c *Cluster) seen(ctx context.Context, chain filter.Chain, useUp bool) (*view, error) {
+	name := inventoryName(chain.Mesh, chain.Target)
 	c.mu.Lock()
-	name := inventoryName(p.Chain.Mesh, t)
-	seen := c.read[name]
-	delete(c.read, name)
-	c.mu.Unlock()
-	if seen == nil {
-		had, err := c.inventory(ctx, p.Chain.Mesh, t)
-		if err != nil {
-			return nil, fmt.Errorf("read the inventory: %w", err)
-		}
-		seen = &view{inventory: had}
+	v := c.read[name]
+	if useUp {
+		delete(c.read, name)
 	}
+	c.mu.Unlock()
+	if v != nil {
+		return v, nil
+	}
+	had, err := c.inventory(ctx, chain.Mesh, chain.Target)
+	if err != nil {
+		return nil, fmt.Errorf("read the inventory: %w", err)
+	}
+	return &view{inventory: had}, nil
+}
+
+// prepare tries everything.
+func (c *Cluster) prepare(ctx context.Context, p plan.Plan, seen *view) (*change, error) {
 	p.Chain = withoutBytes(p.Chain)
 	ch := &change{plan: p, had: seen.inventory}
 	ch.force = slices.ContainsFunc(p.Chain.Filters, func(f filter.Filter) bool { return f.Spec.Force })
@@ -302,11 +321,41 @@ func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
 	}
 	s.item.Created = ours(s.item, s.live)
 	s.item.UID = uid(s.live)
+	if at := dropped(s.live, o, nil); ch.force && !s.item.Created && at != "" {
+		return problem.FieldConflict.New("%s: %s: an entry that others have put there would be lost, which spec.force does not do", s.item, at)
+	}
 	s.action = plan.Updated
 	if reflect.DeepEqual(timeless(o), timeless(s.live)) {
 		s.action = plan.Unchanged
 	}
 	return nil
+}
+
+// dropped names a list of which an entry would be gone; empty when there is none. Many lists are owned as a whole, so that
+// taking one over by force is to throw away what others have in it.
+func dropped(live, next map[string]any, path []string) string {
+	for _, key := range slices.Sorted(maps.Keys(live)) {
+		at := append(slices.Clone(path), key)
+		if isServers(at) {
+			continue
+		}
+		switch was := live[key].(type) {
+		case map[string]any:
+			if is, ok := next[key].(map[string]any); ok {
+				if found := dropped(was, is, at); found != "" {
+					return found
+				}
+			}
+		case []any:
+			is, _ := next[key].([]any)
+			for _, entry := range was {
+				if !slices.ContainsFunc(is, func(v any) bool { return reflect.DeepEqual(v, entry) }) {
+					return "." + strings.Join(at, ".")
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // makes says whether a namespace has still to be made, so that nothing in it can be tried.
@@ -617,16 +666,27 @@ func metadataOf(o map[string]any) map[string]any { return descend(o, []string{"m
 
 func uid(o map[string]any) string { v, _ := metadataOf(o)["uid"].(string); return v }
 
-// ours says whether we made the object that is there. Of one that was being made when a run was cut off, its first entry
-// of managed fields tells: it is ours, and as old as the object.
+// ours says whether we made the object that is there. Of one that was being made when a run was cut off, its managed fields
+// tell: we have applied it, when it was new. That could be wrong only if somebody else had made it within the moment
+// between our trying and our applying, and that very run was cut off.
 func ours(item Item, live map[string]any) bool {
 	if !item.Created || item.UID != "" {
 		return item.Created && item.UID == uid(live)
 	}
-	born, _ := metadataOf(live)["creationTimestamp"].(string)
+	born := moment(metadataOf(live)["creationTimestamp"])
 	return slices.ContainsFunc(managers(live), func(m map[string]any) bool {
-		return m["manager"] == Manager && m["operation"] == "Apply" && m["time"] == born
+		return m["manager"] == Manager && m["operation"] == "Apply" && moment(m["time"]).Sub(born).Abs() <= newborn
 	})
+}
+
+// newborn is how far an object's first entry of managed fields may be from its making: they are noted one after the other,
+// in whole seconds.
+const newborn = 5 * time.Second
+
+func moment(v any) time.Time {
+	text, _ := v.(string)
+	t, _ := time.Parse(time.RFC3339, text)
+	return t
 }
 
 // managed says whether we have a field of the object.

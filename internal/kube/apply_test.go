@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -154,6 +155,26 @@ func TestWhatWeDidNotMakeIsNeverDeleted(t *testing.T) {
 	same(t, "their new object", there(t, pluginPath(ns, "ours")), again)
 	if there(t, inventoryPath(ns)) != nil {
 		t.Error("the inventory is still there")
+	}
+}
+
+func TestForceDoesNotThrowAwayTheEntriesThatOthersHaveInAList(t *testing.T) {
+	ns := namespace(t)
+	c := cluster(t, server.Kubeconfig(server.Token(k8stest.Admin)), Options{})
+	theirs := map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults", "metadata": map[string]any{"namespace": ns, "name": "api"},
+		"spec": map[string]any{"protocol": "tcp", "envoyExtensions": []any{extensionOf("theirs")}}}
+	before := must(t, "PATCH", defaultsPath(ns, "api")+query("fieldManager", "the-neighbours"), theirs)
+	p := plan.Plan{Chain: chainOf(ns, "a"), Objects: []plan.Object{{Content: map[string]any{"apiVersion": theirs["apiVersion"], "kind": theirs["kind"],
+		"metadata": theirs["metadata"], "spec": map[string]any{"protocol": "http", "envoyExtensions": []any{extensionOf("a")}}}}}}
+	p.Chain.Filters[0].Spec.Force = true
+	_, err := c.Apply(t.Context(), p)
+	fails(t, err, problem.FieldConflict, ".spec.envoyExtensions", "would be lost")
+	same(t, "their object", there(t, defaultsPath(ns, "api")), before)
+	// A field alone, or a list with all that was in it, is taken over.
+	p.Objects[0].Content["spec"].(map[string]any)["envoyExtensions"] = []any{extensionOf("theirs"), extensionOf("a")}
+	apply(t, c, p)
+	if got := extensions(t, ns); got != "theirs a" {
+		t.Errorf("extensions %q", got)
 	}
 }
 
@@ -311,11 +332,19 @@ func TestOfTwoAdaptersAtOneTargetTheOneThatReadBeforeTheOthersChangeWritesNothin
 	fails(t, err, problem.ChainChanged, "Workload "+ns)
 	same(t, "the object", there(t, pluginPath(ns, "a")), before)
 	// It reads again and goes on.
+	if _, err := one.Committed(t.Context(), "istio", target(ns)); err != nil {
+		t.Fatal(err)
+	}
 	committed, err := two.Committed(t.Context(), "istio", target(ns))
 	if err != nil || len(committed.Chain.Filters) != 2 {
 		t.Fatalf("%v %v", committed.Chain.Names(), err)
 	}
 	apply(t, two, planOf(ns, "a", "b", "d"))
+	holds(t, ns, "a", "b", "d")
+	// A look at what would change does not count as having read it again.
+	diff(t, one, planOf(ns, "a"))
+	_, err = one.Apply(t.Context(), planOf(ns, "a"))
+	fails(t, err, problem.ChainChanged)
 	holds(t, ns, "a", "b", "d")
 }
 

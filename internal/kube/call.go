@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,10 +39,15 @@ type call struct {
 	query     url.Values
 	media     string // of the body; JSON by default
 	body      []byte
+	raw       string // the path, when it is not of an object
+	accept    string // JSON by default
 }
 
 // path of the object or, without a name, of the collection.
 func (k call) path() string {
+	if k.raw != "" {
+		return k.raw
+	}
 	parts := []string{"/apis", k.kind.Group, k.kind.Version}
 	if k.kind.Group == "" {
 		parts = []string{"/api", k.kind.Version}
@@ -53,7 +59,12 @@ func (k call) path() string {
 }
 
 // subject names the object for messages: WasmPlugin/shop/rate-limit.
-func (k call) subject() string { return subject(k.kind.Kind, k.namespace, k.name) }
+func (k call) subject() string {
+	if k.raw != "" {
+		return k.raw
+	}
+	return subject(k.kind.Kind, k.namespace, k.name)
+}
 
 func subject(kind, namespace, name string) string {
 	parts := []string{kind}
@@ -175,13 +186,9 @@ func (c *Cluster) request(ctx context.Context, k call) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", cmp.Or(k.accept, "application/json"))
 	if len(k.body) > 0 {
-		media := k.media
-		if media == "" {
-			media = "application/json"
-		}
-		req.Header.Set("Content-Type", media)
+		req.Header.Set("Content-Type", cmp.Or(k.media, "application/json"))
 	}
 	return req, nil
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -455,13 +456,103 @@ func TestTheRolesGiveWhatIsNeededAndNoMore(t *testing.T) {
 		{"", "pods/exec", ns, ""},
 		{"", "secrets", ns, ""},
 		{"", "secrets", defaultNamespace, ""},
-		{"", "namespaces", "", ""},
+		{"", "namespaces", "", "get"},
+		{"apps", "deployments", ns, "get"},
+		{"apps", "statefulsets", ns, "get"},
+		{"apps", "daemonsets", ns, "get"},
+		{"apps", "replicasets", ns, ""},
 		{"rbac.authorization.k8s.io", "clusterroles", "", ""},
 	} {
 		for _, verb := range verbs {
 			if got, want := may(verb, c.group, c.resource, c.namespace), strings.Contains(" "+c.verbs+" ", " "+verb+" "); got != want {
 				t.Errorf("%s %s.%s in %q: allowed %v", verb, c.resource, c.group, c.namespace, got)
 			}
+		}
+	}
+}
+
+func TestAMeshReadsWhatTheClusterServesAndHolds(t *testing.T) {
+	ns := namespace(t)
+	c := base(t)
+	must(t, "POST", "/api/v1/namespaces/"+ns+"/services", map[string]any{"metadata": map[string]any{"name": "web"},
+		"spec": map[string]any{"selector": map[string]any{"app": "web"}, "ports": []any{map[string]any{"port": 80}}}})
+	service := plan.Ref{GroupKind: schema.GroupKind{Kind: "Service"}, Namespace: ns, Name: "web"}
+	home := plan.Ref{GroupKind: schema.GroupKind{Kind: "Namespace"}, Name: ns}
+	plugin := schema.GroupKind{Group: "extensions.istio.io", Kind: "WasmPlugin"}
+	reads := plan.Reads{
+		Kinds: []schema.GroupKind{{Group: "extensions.istio.io", Kind: "TrafficExtension"}, plugin, {Group: "nobody.example", Kind: "Thing"}},
+		Objects: []plan.Ref{service, home, {GroupKind: schema.GroupKind{Group: "apps", Kind: "Deployment"}, Namespace: ns, Name: "absent"},
+			{GroupKind: schema.GroupKind{Group: "gateway.networking.k8s.io", Kind: "Gateway"}, Namespace: ns, Name: "web"},
+			{GroupKind: schema.GroupKind{Kind: "Service"}, Namespace: ns, Name: "../../secrets"}}}
+	got, err := c.Read(t.Context(), reads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Kinds) != 1 || len(got.Objects) != 2 {
+		t.Errorf("%d kinds and %d objects", len(got.Kinds), len(got.Objects))
+	}
+	k, ok := got.Kind(plugin)
+	if !ok || k.Version != "v1alpha1" || !k.Has("spec.selector.matchLabels") || k.Has("spec.match") || !k.Takes("spec.phase", "AUTHZ") {
+		t.Errorf("%v %v", k.GroupVersionKind, k.Fields)
+	}
+	o, ok := got.Object(service)
+	if !ok {
+		t.Fatal("the Service is not there")
+	}
+	same(t, "selector", descend(o.Content, []string{"spec"})["selector"], map[string]any{"app": "web"})
+	if _, ok := got.Object(home); !ok {
+		t.Error("the Namespace is not there")
+	}
+	// What is served is asked for once.
+	r := record(c)
+	if _, err := c.Read(t.Context(), plan.Reads{Kinds: []schema.GroupKind{plugin}, Objects: []plan.Ref{service}}); err != nil || len(r.requests()) != 1 {
+		t.Errorf("%v: %q", err, r.requests())
+	}
+	_, err = c.Read(t.Context(), plan.Reads{Objects: []plan.Ref{{GroupKind: schema.GroupKind{Kind: "Secret"}, Namespace: ns, Name: "x"}}})
+	fails(t, err, problem.RightMissing, "verb get", "resource secrets", "namespace "+ns)
+
+	// A kind that comes later is seen.
+	definition := documents(strings.NewReplacer("wasmplugin", "latecomer", "WasmPlugin", "LateComer").Replace(read(t, "testdata/crds.yaml")))[0]
+	must(t, "POST", collection(definition), definition)
+	late := schema.GroupKind{Group: "extensions.istio.io", Kind: "LateComer"}
+	eventually(t, func() bool {
+		got, err := c.Read(t.Context(), plan.Reads{Kinds: []schema.GroupKind{late}})
+		_, ok := got.Kind(late)
+		return err == nil && ok
+	})
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestWhatIsAllowedIsUsed(t *testing.T) {
+	namespace(t) // skips with -short
+	dir := t.TempDir()
+	file := func(name, text string, mode os.FileMode) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	admin := server.Token(k8stest.Admin)
+	authority := file("ca.crt", string(server.CA), 0o600)
+	program := file("credentials", "#!/bin/sh\nprintf '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{\"token\":\"%s\"}}' "+admin, 0o700)
+	at := fmt.Sprintf("server: %q, certificate-authority: %q", server.URL, authority)
+	for name, text := range map[string][]byte{
+		"files":           kubeconfig(at, "tokenFile: "+file("token", admin, 0o600)),
+		"a program":       kubeconfig(at, "exec: {apiVersion: client.authentication.k8s.io/v1, interactiveMode: IfAvailable, command: "+program+"}"),
+		"no verification": kubeconfig(fmt.Sprintf("server: %q, insecure-skip-tls-verify: true", server.URL), "token: "+admin),
+	} {
+		if err := ping(t.Context(), cluster(t, text, Options{Allow: Allow{Exec: true, Files: true, Insecure: true}})); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -23,6 +23,7 @@ const (
 	inventoryLabel = "filters.meshery.io/inventory" // of the ConfigMaps that are inventories; its value is the mesh
 	maxInventory   = 1000 << 10                     // bytes; etcd takes no object above 1.5 MiB, and a ConfigMap not above 1 MiB
 	pageSize       = 100                            // inventories in one answer of a list
+	maxPages       = 1000                           // of one list
 )
 
 var configMap = resource{GroupVersionKind: schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"}, plural: "configmaps", namespaced: true}
@@ -118,7 +119,7 @@ func (c *Cluster) inventory(ctx context.Context, mesh string, t filter.Target) (
 	}
 	v, err := d.inventory()
 	if err == nil && v.Chain.ID() != (filter.Chain{Mesh: mesh, Target: t}).ID() {
-		err = fmt.Errorf("it is of %s", v.Chain.Target)
+		err = fmt.Errorf("it is of %s", clean(v.Chain.Target.String(), 200))
 	}
 	if err != nil {
 		return nil, problem.InventoryDamaged.New("%s: ConfigMap/%s/%s: %w", c.Host, c.opts.Namespace, name, err)
@@ -141,7 +142,10 @@ func (d document) inventory() (*Inventory, error) {
 func (c *Cluster) Inventories(ctx context.Context) ([]*Inventory, error) {
 	var all []*Inventory
 	query := url.Values{"labelSelector": {inventoryLabel}, "limit": {fmt.Sprint(pageSize)}}
-	for {
+	for page := 0; ; page++ {
+		if page == maxPages {
+			return nil, problem.ClusterAnswer.New("%s: the list of inventories has no end", c.Host)
+		}
 		k := c.inventoryCall(http.MethodGet, "list", "")
 		k.query = query
 		_, body, err := c.do(ctx, k)

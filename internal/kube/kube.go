@@ -66,8 +66,9 @@ type Cluster struct {
 	transport *http.Transport
 	opts      Options
 
-	mu    sync.Mutex
-	kinds map[schema.GroupVersion]map[string]resource
+	mu      sync.Mutex
+	served  map[string]served // by the root of the API
+	schemas map[schema.GroupVersionKind]map[string][]string
 	// read is what Committed and World have shown of targets since their last Apply: what the next one must still find.
 	read map[string]*view
 }
@@ -143,8 +144,8 @@ func newCluster(config *rest.Config, o Options) (*Cluster, error) {
 	return &Cluster{
 		Host: server.Host, server: server, transport: t, opts: o,
 		client: &http.Client{Transport: wrapped, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }},
-		kinds:  map[schema.GroupVersion]map[string]resource{},
-		read:   map[string]*view{},
+		served: map[string]served{}, schemas: map[schema.GroupVersionKind]map[string][]string{},
+		read: map[string]*view{},
 	}, nil
 }
 

@@ -32,6 +32,9 @@ func (c *Cluster) problemOf(err error) error {
 		if m := forbidden.FindStringSubmatch(r.message()); m != nil {
 			return problem.RightMissing.New("%s: verb %s, resource %s, %s", c.Host, m[1], groupResource(m[2], k.kind.Group), scope(k.namespace))
 		}
+		if k.raw != "" {
+			return problem.RightMissing.New("%s: verb %s, path %s", c.Host, k.verb, k.raw)
+		}
 		if r.status == nil {
 			return problem.RightMissing.New("%s: verb %s, resource %s, %s", c.Host, k.verb, groupResource(k.kind.plural, k.kind.Group), scope(k.namespace))
 		}
@@ -39,8 +42,8 @@ func (c *Cluster) problemOf(err error) error {
 		if r.about("namespaces") && k.kind.plural != "namespaces" {
 			return problem.NamespaceUnavailable.New("%s: there is no namespace %s", k.subject(), k.namespace)
 		}
-		if r.reason() == metav1.StatusReasonNotFound && !r.about(k.kind.plural) {
-			c.forget(k.kind)
+		if r.reason() == metav1.StatusReasonNotFound && !r.about(k.kind.plural) && k.raw == "" {
+			c.forget(k.kind.Group)
 			return problem.KindNotServed.New("%s: %s %s", c.Host, k.kind.GroupVersion(), k.kind.Kind)
 		}
 	case http.StatusConflict:

@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"strings"
+	"path"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -20,65 +20,177 @@ type resource struct {
 	namespaced bool
 }
 
-// Serves says whether the cluster serves a kind.
+// aggregated asks for every group in one answer, in the form of Kubernetes 1.30 and later, or that of 1.27.
+const aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList," +
+	"application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
+
+// groups is the part of that answer that matters here.
+type groups struct {
+	Kind  string `json:"kind"`
+	Items []struct {
+		Metadata struct {
+			Name string `json:"name"`
+		} `json:"metadata"`
+		Versions []struct { // the preferred one first
+			Version   string `json:"version"`
+			Resources []struct {
+				Resource     string `json:"resource"`
+				ResponseKind struct {
+					Kind string `json:"kind"`
+				} `json:"responseKind"`
+				Scope string `json:"scope"`
+			} `json:"resources"`
+		} `json:"versions"`
+	} `json:"items"`
+}
+
+// served is every kind of the groups below one root, by group and kind, in the server's order of versions.
+type served map[schema.GroupKind][]resource
+
+// root is where a group is: the core group has one of its own.
+func root(group string) string {
+	if group == "" {
+		return "/api"
+	}
+	return "/apis"
+}
+
+// kinds reads what is served below a root, once.
+func (c *Cluster) kinds(ctx context.Context, root string) (served, error) {
+	c.mu.Lock()
+	s, ok := c.served[root]
+	c.mu.Unlock()
+	if ok {
+		return s, nil
+	}
+	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: root, accept: aggregated})
+	if err != nil {
+		return nil, c.problemOf(err)
+	}
+	var g groups
+	if err := json.Unmarshal(body, &g); err != nil || g.Kind != "APIGroupDiscoveryList" {
+		return nil, problem.ClusterAnswer.New("%s does not tell its kinds at %s as Kubernetes 1.27 and later do", c.Host, root)
+	}
+	s = served{}
+	for _, group := range g.Items {
+		for _, version := range group.Versions {
+			for _, r := range version.Resources {
+				gk := schema.GroupKind{Group: group.Metadata.Name, Kind: r.ResponseKind.Kind}
+				s[gk] = append(s[gk], resource{GroupVersionKind: gk.WithVersion(version.Version), plural: r.Resource, namespaced: r.Scope == "Namespaced"})
+			}
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.served[root] = s
+	return s, nil
+}
+
+// forget has what is served read again: it changes as custom resources come and go.
+func (c *Cluster) forget(group string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.served, root(group))
+}
+
+// resource finds how a kind is served, in that version; one that is not is problem.KindNotServed.
+func (c *Cluster) resource(ctx context.Context, kind schema.GroupVersionKind) (resource, error) {
+	s, err := c.kinds(ctx, root(kind.Group))
+	if err != nil {
+		return resource{}, err
+	}
+	for _, r := range s[kind.GroupKind()] {
+		if r.Version == kind.Version {
+			return r, nil
+		}
+	}
+	c.forget(kind.Group) // it may be installed before it is asked for again
+	return resource{}, problem.KindNotServed.New("%s: %s %s", c.Host, kind.GroupVersion(), kind.Kind)
+}
+
+// Read gives what the cluster serves and holds of what a mesh wants to know. A right that is missing is
+// problem.RightMissing.
+func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, error) {
+	var found plan.Cluster
+	for _, gk := range reads.Kinds {
+		s, err := c.kinds(ctx, root(gk.Group))
+		if err != nil {
+			return plan.Cluster{}, err
+		}
+		if len(s[gk]) == 0 {
+			c.forget(gk.Group)
+			continue
+		}
+		fields, err := c.fields(ctx, s[gk][0].GroupVersionKind)
+		if err != nil {
+			return plan.Cluster{}, err
+		}
+		found.Kinds = append(found.Kinds, plan.Kind{GroupVersionKind: s[gk][0].GroupVersionKind, Fields: fields})
+	}
+	for _, ref := range reads.Objects {
+		s, err := c.kinds(ctx, root(ref.Group))
+		if err != nil {
+			return plan.Cluster{}, err
+		}
+		if len(s[ref.GroupKind]) == 0 {
+			continue
+		}
+		kind := s[ref.GroupKind][0]
+		version, name := kind.ToAPIVersionAndKind()
+		o := &step{kind: kind, item: Item{APIVersion: version, Kind: name, Namespace: ref.Namespace, Name: ref.Name}}
+		if !o.item.fit() || kind.namespaced != (ref.Namespace != "") {
+			continue // there can be none
+		}
+		if err := c.get(ctx, o); err != nil {
+			return plan.Cluster{}, err
+		}
+		if o.live != nil {
+			found.Objects = append(found.Objects, plan.Object{Content: o.live})
+		}
+	}
+	return found, nil
+}
+
+// fields reads the schema of a kind, once.
+func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
+	c.mu.Lock()
+	f, ok := c.schemas[kind]
+	c.mu.Unlock()
+	if ok {
+		return f, nil
+	}
+	at := path.Join("/openapi/v3", root(kind.Group), kind.Group, kind.Version)
+	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: at})
+	if err != nil {
+		return nil, c.problemOf(err)
+	}
+	var api struct {
+		Components struct {
+			Schemas map[string]map[string]any `json:"schemas"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(body, &api); err != nil {
+		return nil, problem.ClusterAnswer.New("%s: the schema of %s cannot be read", c.Host, kind.GroupVersion())
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range api.Components.Schemas {
+		names, _ := s["x-kubernetes-group-version-kind"].([]any)
+		for _, n := range names {
+			if n, ok := n.(map[string]any); ok && n["group"] == kind.Group && n["version"] == kind.Version && n["kind"] == kind.Kind {
+				c.schemas[kind] = plan.Fields(s)
+				return c.schemas[kind], nil
+			}
+		}
+	}
+	return nil, problem.ClusterAnswer.New("%s does not tell the schema of %s %s", c.Host, kind.GroupVersion(), kind.Kind)
+}
+
+// Serves says whether the cluster serves a kind in a version.
 func (c *Cluster) Serves(ctx context.Context, kind schema.GroupVersionKind) (bool, error) {
 	_, err := c.resource(ctx, kind)
 	if errors.Is(err, problem.KindNotServed) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// resource finds how a kind is served; one that is not is problem.KindNotServed.
-func (c *Cluster) resource(ctx context.Context, kind schema.GroupVersionKind) (resource, error) {
-	kinds, err := c.served(ctx, kind.GroupVersion())
-	if err != nil {
-		return resource{}, err
-	}
-	r, ok := kinds[kind.Kind]
-	if !ok {
-		c.forget(resource{GroupVersionKind: kind}) // it may be installed before it is asked for again
-		return resource{}, problem.KindNotServed.New("%s: %s %s", c.Host, kind.GroupVersion(), kind.Kind)
-	}
-	return r, nil
-}
-
-// served reads what a group's version has, once. A group that is not served has nothing.
-func (c *Cluster) served(ctx context.Context, v schema.GroupVersion) (map[string]resource, error) {
-	c.mu.Lock()
-	kinds, ok := c.kinds[v]
-	c.mu.Unlock()
-	if ok {
-		return kinds, nil
-	}
-	group := resource{GroupVersionKind: v.WithKind("")}
-	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", kind: group})
-	if _, ok := refusedWith(err, http.StatusNotFound); ok {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, c.problemOf(err)
-	}
-	var list metav1.APIResourceList
-	if err := json.Unmarshal(body, &list); err != nil || list.Kind != "APIResourceList" {
-		return nil, problem.ClusterAnswer.New("%s does not tell the resources of %s", c.Host, v)
-	}
-	kinds = map[string]resource{}
-	for _, r := range list.APIResources {
-		// Subresources have the kind of what is sent to them.
-		if _, ok := kinds[r.Kind]; !ok && !strings.Contains(r.Name, "/") {
-			kinds[r.Kind] = resource{GroupVersionKind: v.WithKind(r.Kind), plural: r.Name, namespaced: r.Namespaced}
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.kinds[v] = kinds
-	return kinds, nil
-}
-
-// forget has the next one who asks for a kind read it again: what is served changes as custom resources come and go.
-func (c *Cluster) forget(r resource) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.kinds, r.GroupVersion())
 }
