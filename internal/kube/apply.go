@@ -45,67 +45,16 @@ type change struct {
 	stale []*step // what the plan has no more, in the reverse order
 }
 
-// Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in
-// the order of kinds, what the plan has no more goes, and what takes time to get ready is waited for until ctx ends. The
-// changes come in that order; on an error nothing is returned, and what was done is in the inventory.
-//
-// A cluster that refuses an object may quote it in its text, resolved secrets included.
-func (c *Cluster) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
-	seen, err := c.seen(ctx, p.Chain, true)
-	if err != nil {
-		return nil, err
-	}
-	ch, err := c.prepare(ctx, p, seen)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.carryOut(ctx, ch); err != nil {
-		return nil, err
-	}
-	if err := c.await(ctx, ch.steps); err != nil {
-		return nil, err
-	}
-	return ch.changes(), nil
-}
-
-// Diff tells what Apply would change, and writes nothing.
-func (c *Cluster) Diff(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
-	seen, err := c.seen(ctx, p.Chain, false)
-	if err != nil {
-		return nil, err
-	}
-	ch, err := c.prepare(ctx, p, seen)
-	if err != nil {
-		return nil, err
-	}
-	return ch.changes(), nil
-}
-
-// seen is what was shown of the chain's target, or what there is now. What is used up is not shown to the next.
-func (c *Cluster) seen(ctx context.Context, chain filter.Chain, useUp bool) (*view, error) {
-	name := inventoryName(chain.Mesh, chain.Target)
-	c.mu.Lock()
-	v := c.read[name]
-	if useUp {
-		delete(c.read, name)
-	}
-	c.mu.Unlock()
-	if v != nil {
-		return v, nil
-	}
-	had, err := c.inventory(ctx, chain.Mesh, chain.Target)
-	if err != nil {
-		return nil, fmt.Errorf("read the inventory: %w", err)
-	}
-	return &view{inventory: had}, nil
-}
-
 // prepare tries everything.
-func (c *Cluster) prepare(ctx context.Context, p plan.Plan, seen *view) (*change, error) {
+func (t *Target) prepare(ctx context.Context, p plan.Plan) (*change, error) {
+	if p.Chain.ID() != t.had.Chain.ID() {
+		return nil, problem.Internal.New("the plan is for %s, and not for %s", p.Chain.Target, t.had.Chain.Target)
+	}
+	c := t.cluster
 	p.Chain = withoutBytes(p.Chain)
-	ch := &change{plan: p, had: seen.inventory}
+	ch := &change{plan: p, had: t.had}
 	ch.force = slices.ContainsFunc(p.Chain.Filters, func(f filter.Filter) bool { return f.Spec.Force })
-	if err := c.plan(ctx, ch, seen); err != nil {
+	if err := t.plan(ctx, ch); err != nil {
 		return nil, err
 	}
 	for _, first := range []bool{true, false} { // namespaces, and then what may be in them
@@ -126,7 +75,8 @@ func (c *Cluster) prepare(ctx context.Context, p plan.Plan, seen *view) (*change
 }
 
 // plan makes the steps.
-func (c *Cluster) plan(ctx context.Context, ch *change, seen *view) error {
+func (t *Target) plan(ctx context.Context, ch *change) error {
+	c := t.cluster
 	planned := map[string]bool{}
 	for _, o := range ch.plan.Objects {
 		body, err := normal(o.Content)
@@ -147,7 +97,7 @@ func (c *Cluster) plan(ctx context.Context, ch *change, seen *view) error {
 		}
 		s.item.Shared, s.item.UID, s.item.Created, s.old = o.Shared, had.UID, had.Created, had.Edits
 		if o.Shared {
-			s.live = seen.shared[s.item.key()]
+			s.live = t.shared[s.item.key()]
 		}
 		ch.steps = append(ch.steps, s)
 	}
@@ -497,15 +447,16 @@ func (c *Cluster) delete(ctx context.Context, s *step, dry bool) error {
 }
 
 // carryOut writes what was tried.
-func (c *Cluster) carryOut(ctx context.Context, ch *change) error {
+func (t *Target) carryOut(ctx context.Context, ch *change) error {
+	c := t.cluster
 	// The inventory knows of everything before it is there, so that a run that is cut off leaves nothing unknown, and of
 	// two adapters that are at it at once one is stopped before it writes.
 	next := *ch.had
 	next.Objects = ch.intended()
 	if ch.writes() {
 		next.Version = ""
-		if err := c.write(ctx, &next); err != nil {
-			return fmt.Errorf("write the inventory: %w", err)
+		if err := t.write(ctx, next); err != nil {
+			return err
 		}
 	}
 	for i := range order {
@@ -521,26 +472,29 @@ func (c *Cluster) carryOut(ctx context.Context, ch *change) error {
 			return fmt.Errorf("remove: %w", err)
 		}
 	}
-	return c.conclude(ctx, ch, next)
+	return t.conclude(ctx, ch)
 }
 
 // conclude writes the inventory of what holds now, unless it says so already.
-func (c *Cluster) conclude(ctx context.Context, ch *change, next Inventory) error {
-	intended := next.Objects
-	next.Objects = nil
+func (t *Target) conclude(ctx context.Context, ch *change) error {
+	next := *t.had
+	next.Chain, next.Version, next.Objects = ch.plan.Chain, ch.plan.Version, nil
 	for _, s := range ch.steps {
 		next.Objects = append(next.Objects, s.item)
 	}
 	sortItems(next.Objects)
-	next.Chain = ch.plan.Chain
-	same := next.Version == ch.plan.Version && slices.EqualFunc(next.Objects, intended, sameItem) && digest(next.Chain) == digest(ch.had.Chain)
-	next.Version = ch.plan.Version
-	if same && next.resourceVersion != "" {
+	if next.Version == t.had.Version && slices.EqualFunc(next.Objects, t.had.Objects, sameItem) && digest(next.Chain) == digest(t.had.Chain) {
 		return nil
 	}
-	if err := c.write(ctx, &next); err != nil {
+	return t.write(ctx, next)
+}
+
+// write makes an inventory the one that there is.
+func (t *Target) write(ctx context.Context, next Inventory) error {
+	if err := t.cluster.write(ctx, &next); err != nil {
 		return fmt.Errorf("write the inventory: %w", err)
 	}
+	t.had = &next
 	return nil
 }
 
@@ -723,37 +677,4 @@ func timeless(o map[string]any) map[string]any {
 	}
 	meta["managedFields"] = fields
 	return o
-}
-
-// Shared gives the user's object as it is without what we added for the target: what a plan that shares it is made of.
-// It is nil when there is none. The target's next Apply builds on what was read here.
-func (c *Cluster) Shared(ctx context.Context, mesh string, t filter.Target, kind schema.GroupVersionKind, namespace, name string) (map[string]any, error) {
-	r, err := c.resource(ctx, kind)
-	if err != nil {
-		return nil, err
-	}
-	version, k := kind.ToAPIVersionAndKind()
-	s := &step{kind: r, item: Item{APIVersion: version, Kind: k, Namespace: namespace, Name: name}}
-	if !s.item.fit() {
-		return nil, problem.Internal.New("%s is no name of an object", clean(s.item.String(), maxText))
-	}
-	if err := c.get(ctx, s); err != nil || s.live == nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	seen := c.read[inventoryName(mesh, t)]
-	c.mu.Unlock()
-	if seen == nil {
-		if _, err := c.Committed(ctx, mesh, t); err != nil {
-			return nil, err
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if seen = c.read[inventoryName(mesh, t)]; seen == nil {
-		return nil, problem.ChainChanged.New("%s: the chain of %s", c.Host, t)
-	}
-	seen.shared[s.item.key()] = s.live
-	had, _ := seen.inventory.find(s.item.key())
-	return without(s.live, had.Edits), nil
 }

@@ -45,10 +45,8 @@ func TestObjectsAreMadeLeftAloneWhenNothingDiffersAndTakenAway(t *testing.T) {
 	if v := version(there(t, pluginPath(ns, "rate-limit"))); v != before[0] {
 		t.Error("the object that did not change was written")
 	}
-	committed, err := c.Committed(t.Context(), "istio", target(ns))
-	if err != nil || committed.Version != "v2" {
-		t.Errorf("committed: %v %v", committed.Version, err)
-	}
+	committed := open(t, c, target(ns)).Committed()
+	same(t, "the version", committed.Version, "v2")
 	same(t, "the chain", committed.Chain, p.Chain)
 
 	same(t, "removal", apply(t, c, planOf(ns)), changed(both, plan.Deleted))
@@ -105,7 +103,7 @@ func TestAConflictStopsBeforeAnythingIsWrittenAndNamesManagerAndField(t *testing
 	before := there(t, pluginPath(ns, "b"))
 
 	p := planOf(ns, "a", "b")
-	_, err := c.Apply(t.Context(), p)
+	_, err := applies(t.Context(), c, p)
 	fails(t, err, problem.FieldConflict, "WasmPlugin/"+ns+"/b", `"the-neighbours"`, ".spec.priority")
 	if strings.Contains(problem.Of(err).Details, ".spec.url") {
 		t.Errorf("it names a field that both want alike: %v", err)
@@ -167,7 +165,7 @@ func TestForceDoesNotThrowAwayTheEntriesThatOthersHaveInAList(t *testing.T) {
 	p := plan.Plan{Chain: chainOf(ns, "a"), Objects: []plan.Object{{Content: map[string]any{"apiVersion": theirs["apiVersion"], "kind": theirs["kind"],
 		"metadata": theirs["metadata"], "spec": map[string]any{"protocol": "http", "envoyExtensions": []any{extensionOf("a")}}}}}}
 	p.Chain.Filters[0].Spec.Force = true
-	_, err := c.Apply(t.Context(), p)
+	_, err := applies(t.Context(), c, p)
 	fails(t, err, problem.FieldConflict, ".spec.envoyExtensions", "would be lost")
 	same(t, "their object", there(t, defaultsPath(ns, "api")), before)
 	// A field alone, or a list with all that was in it, is taken over.
@@ -226,7 +224,7 @@ func TestAKindThatIsNotServedOrAnObjectThatIsNotValidStopsBeforeAnythingIsWritte
 	} {
 		p := planOf(ns, "a", "b")
 		c2.change(&p)
-		_, err := c.Apply(t.Context(), p)
+		_, err := applies(t.Context(), c, p)
 		if !errors.Is(err, c2.kind) || !strings.Contains(err.Error(), c2.says) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -258,7 +256,7 @@ func TestARunThatIsCutOffAtAnyRequestIsTakenUpOrTakenBackByTheNext(t *testing.T)
 					c := base(t)
 					r := record(c)
 					ctx, cancel := cutOff(t, r, when, done)
-					_, err := c.Apply(ctx, planOf(ns, a.to...))
+					_, err := applies(ctx, c, planOf(ns, a.to...))
 					cancel()
 					if err == nil {
 						if when-1 < a.wantWrites {
@@ -318,34 +316,38 @@ func holds(t *testing.T, ns string, names ...string) {
 func TestOfTwoAdaptersAtOneTargetTheOneThatReadBeforeTheOthersChangeWritesNothing(t *testing.T) {
 	ns := namespace(t)
 	apply(t, base(t), planOf(ns, "a"))
-	one, two := base(t), base(t)
-	for _, c := range []*Cluster{one, two} {
-		if _, err := c.Committed(t.Context(), "istio", target(ns)); err != nil {
-			t.Fatal(err)
-		}
+	one, two := open(t, base(t), target(ns)), open(t, base(t), target(ns))
+	if _, err := one.Apply(t.Context(), planOf(ns, "a", "b")); err != nil {
+		t.Fatal(err)
 	}
-	apply(t, one, planOf(ns, "a", "b"))
 	before := there(t, pluginPath(ns, "a"))
 	p := planOf(ns, "a")
 	p.Objects[0].Content["spec"].(map[string]any)["priority"] = 1
+	if _, err := two.Diff(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
 	_, err := two.Apply(t.Context(), p)
 	fails(t, err, problem.ChainChanged, "Workload "+ns)
 	same(t, "the object", there(t, pluginPath(ns, "a")), before)
-	// It reads again and goes on.
-	if _, err := one.Committed(t.Context(), "istio", target(ns)); err != nil {
-		t.Fatal(err)
+
+	// It reads again and goes on; and the one that was faster builds on what it did itself.
+	two = open(t, base(t), target(ns))
+	if names := two.Committed().Chain.Names(); len(names) != 2 {
+		t.Errorf("it reads %q", names)
 	}
-	committed, err := two.Committed(t.Context(), "istio", target(ns))
-	if err != nil || len(committed.Chain.Filters) != 2 {
-		t.Fatalf("%v %v", committed.Chain.Names(), err)
+	for _, names := range [][]string{{"a", "b", "d"}, {"d"}, {"a", "d"}} {
+		if _, err := two.Apply(t.Context(), planOf(ns, names...)); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "what it knows", two.Committed().Chain, chainOf(ns, names...))
 	}
-	apply(t, two, planOf(ns, "a", "b", "d"))
-	holds(t, ns, "a", "b", "d")
-	// A look at what would change does not count as having read it again.
-	diff(t, one, planOf(ns, "a"))
-	_, err = one.Apply(t.Context(), planOf(ns, "a"))
+	holds(t, ns, "a", "d")
+	_, err = one.Apply(t.Context(), planOf(ns))
 	fails(t, err, problem.ChainChanged)
-	holds(t, ns, "a", "b", "d")
+	holds(t, ns, "a", "d")
+	if _, err := two.Apply(t.Context(), planOf(namespace(t), "a")); !errors.Is(err, problem.Internal) {
+		t.Errorf("the plan of another target: %v", err)
+	}
 }
 
 func TestRequestsPerOperationAreAtMostThreePerObjectAndFour(t *testing.T) {
@@ -366,9 +368,6 @@ func TestRequestsPerOperationAreAtMostThreePerObjectAndFour(t *testing.T) {
 		}{{"create", p}, {"unchanged", p}, {"update", update}, {"remove", planOf(ns)}} {
 			c := base(t) // knows nothing of the cluster, as when a kubeconfig comes with each operation
 			r := record(c)
-			if _, err := c.Committed(t.Context(), "istio", target(ns)); err != nil {
-				t.Fatal(err)
-			}
 			apply(t, c, op.plan)
 			count := len(r.requests())
 			t.Logf("%s %d objects: %d requests", op.name, n, count)
@@ -424,7 +423,7 @@ func TestAnInventoryThatSomebodyHasChangedIsNotGuessedAt(t *testing.T) {
 	} {
 		good := there(t, inventoryPath(ns))
 		must(t, "PATCH", inventoryPath(ns), map[string]any{"data": data})
-		_, err := c.Apply(t.Context(), planOf(ns))
+		_, err := applies(t.Context(), c, planOf(ns))
 		if !errors.Is(err, problem.InventoryDamaged) || there(t, pluginPath(ns, "a")) == nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -47,7 +47,7 @@ func TestAMissingRightIsNamedBeforeAnythingIsWritten(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cl := cluster(t, server.Kubeconfig(account(t, ns, c.inventory, c.rules...)), Options{})
-			_, err := cl.Apply(t.Context(), c.plan)
+			_, err := applies(t.Context(), cl, c.plan)
 			fails(t, err, problem.RightMissing, c.says...)
 			same(t, "the object", there(t, pluginPath(ns, "a")), was)
 			if there(t, pluginPath(ns, "b")) != nil {
@@ -93,12 +93,12 @@ func TestCredentialsThatAreNoMoreAreTold(t *testing.T) {
 func TestANamespaceThatIsMissingOrBeingDeletedTakesNothingNewAndLetsGoOfWhatItHas(t *testing.T) {
 	ns := namespace(t)
 	c := base(t)
-	_, err := c.Apply(t.Context(), planOf("nowhere", "a"))
+	_, err := applies(t.Context(), c, planOf("nowhere", "a"))
 	fails(t, err, problem.NamespaceUnavailable, "there is no namespace nowhere")
 
 	apply(t, c, planOf(ns, "a", "b"))
 	must(t, "DELETE", "/api/v1/namespaces/"+ns, nil) // it stays on its way out: nothing here finishes it
-	_, err = c.Apply(t.Context(), planOf(ns, "a", "b", "d"))
+	_, err = applies(t.Context(), c, planOf(ns, "a", "b", "d"))
 	fails(t, err, problem.NamespaceUnavailable, "namespace "+ns+" is being deleted")
 	if there(t, pluginPath(ns, "d")) != nil {
 		t.Error("something was written")
@@ -131,7 +131,7 @@ func TestTheNamespaceOfTheInventoriesIsMadeWhenItIsNotThere(t *testing.T) {
 	ns = namespace(t)
 	config := rule("", "configmaps", "get", "create", "update")
 	c = cluster(t, server.Kubeconfig(account(t, ns, false, config, rule("extensions.istio.io", "wasmplugins", "get", "patch", "create"))), Options{Namespace: unique("inventories")})
-	_, err := c.Apply(t.Context(), planOf(ns, "a"))
+	_, err := applies(t.Context(), c, planOf(ns, "a"))
 	fails(t, err, problem.RightMissing, "verb create", "resource namespaces", "the whole cluster")
 	if there(t, pluginPath(ns, "a")) != nil {
 		t.Error("something was written")
@@ -186,7 +186,7 @@ func TestKindsComeInTheirOrderWhatTakesTimeIsWaitedForAndANamespaceStays(t *test
 	}
 	done := make(chan result, 1)
 	go func() {
-		changes, err := c.Apply(t.Context(), p)
+		changes, err := applies(t.Context(), c, p)
 		done <- result{changes, err}
 	}()
 	eventually(t, func() bool {
@@ -221,7 +221,7 @@ func TestKindsComeInTheirOrderWhatTakesTimeIsWaitedForAndANamespaceStays(t *test
 	report(t, made, "two", 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	_, err := c.Apply(ctx, p)
+	_, err := applies(ctx, c, p)
 	fails(t, err, problem.NotReady, "Deployment/"+made+"/two", "1 of 2 replicas are available", "waiting for   nodes")
 
 	// Somebody may have put something into the namespace, so it stays.
@@ -237,7 +237,7 @@ func TestAnObjectThatIsDeletedWhileItIsWaitedForIsTold(t *testing.T) {
 	c := application(t, ns)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := c.Apply(t.Context(), plan.Plan{Chain: chainOf(ns), Objects: []plan.Object{deployment(ns, "one")}})
+		_, err := applies(t.Context(), c, plan.Plan{Chain: chainOf(ns), Objects: []plan.Object{deployment(ns, "one")}})
 		failed <- err
 	}()
 	eventually(t, func() bool { return there(t, deploymentPath(ns, "one")) != nil })
@@ -333,7 +333,7 @@ func TestAServerThatAsksForPatienceGetsItWithinBounds(t *testing.T) {
 	end := occupy(t, ns, busy)
 	c := cluster(t, server.Kubeconfig(busy), Options{})
 	r := record(c)
-	_, err := c.Apply(t.Context(), planOf(ns, "a"))
+	_, err := applies(t.Context(), c, planOf(ns, "a"))
 	fails(t, err, problem.ClusterBusy, fmt.Sprintf("for the %d. time", maxAttempts))
 	if n := len(r.requests()); n != maxAttempts {
 		t.Errorf("%d requests: %q", n, r.requests())
@@ -381,7 +381,7 @@ func TestTwentyClustersAtOnceDoNotStopOrHideOneAnother(t *testing.T) {
 	}
 	var wait sync.WaitGroup
 	for i := range all {
-		wait.Go(func() { all[i].changes, all[i].err = all[i].cluster.Apply(t.Context(), planOf(all[i].ns, "a", "b")) })
+		wait.Go(func() { all[i].changes, all[i].err = applies(t.Context(), all[i].cluster, planOf(all[i].ns, "a", "b")) })
 	}
 	wait.Wait()
 	bad := map[int]*problem.Kind{3: problem.ClusterUnauthenticated, 7: problem.RightMissing, 11: problem.ClusterUnreachable}
@@ -511,7 +511,8 @@ func TestAMeshReadsWhatTheClusterServesAndHolds(t *testing.T) {
 	_, err = c.Read(t.Context(), plan.Reads{Objects: []plan.Ref{{GroupKind: schema.GroupKind{Kind: "Secret"}, Namespace: ns, Name: "x"}}})
 	fails(t, err, problem.RightMissing, "verb get", "resource secrets", "namespace "+ns)
 
-	// A kind that comes later is seen.
+	// A kind that comes later is seen after a while.
+	c.memory = 10 * time.Millisecond
 	definition := documents(strings.NewReplacer("wasmplugin", "latecomer", "WasmPlugin", "LateComer").Replace(read(t, "testdata/crds.yaml")))[0]
 	must(t, "POST", collection(definition), definition)
 	late := schema.GroupKind{Group: "extensions.istio.io", Kind: "LateComer"}

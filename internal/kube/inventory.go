@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/internal/filter"
-	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -297,26 +296,6 @@ func (c *Cluster) makeNamespace(ctx context.Context) error {
 		return nil // somebody else was faster
 	}
 	return c.problemOf(err)
-}
-
-// view is what was shown of a target, for an Apply that builds on it.
-type view struct {
-	inventory *Inventory
-	shared    map[string]map[string]any // the user's objects as they were read, by Item.key
-}
-
-// Committed returns what holds on the target: a chain, without filters when we put nothing there, and its Version,
-// which is empty while an Apply was begun and not ended. The next Apply of this Cluster to that target builds on it, and
-// is problem.ChainChanged when somebody else has changed it meanwhile.
-func (c *Cluster) Committed(ctx context.Context, mesh string, t filter.Target) (plan.Plan, error) {
-	v, err := c.inventory(ctx, mesh, t)
-	if err != nil {
-		return plan.Plan{}, fmt.Errorf("read the inventory: %w", err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.read[v.name] = &view{inventory: v, shared: map[string]map[string]any{}}
-	return plan.Plan{Chain: v.Chain, Version: v.Version}, nil
 }
 
 // List returns every chain that we put into the cluster.

@@ -65,12 +65,11 @@ type Cluster struct {
 	client    *http.Client
 	transport *http.Transport
 	opts      Options
+	memory    time.Duration // of what is served
 
 	mu      sync.Mutex
-	served  map[string]served // by the root of the API
-	schemas map[schema.GroupVersionKind]map[string][]string
-	// read is what Committed and World have shown of targets since their last Apply: what the next one must still find.
-	read map[string]*view
+	served  map[string]known[served] // by the root of the API
+	schemas map[schema.GroupVersionKind]known[map[string][]string]
 }
 
 // Open makes a Cluster of a kubeconfig, without a request. One that has what is not allowed is
@@ -144,8 +143,7 @@ func newCluster(config *rest.Config, o Options) (*Cluster, error) {
 	return &Cluster{
 		Host: server.Host, server: server, transport: t, opts: o,
 		client: &http.Client{Transport: wrapped, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }},
-		served: map[string]served{}, schemas: map[schema.GroupVersionKind]map[string][]string{},
-		read: map[string]*view{},
+		memory: memory, served: map[string]known[served]{}, schemas: map[schema.GroupVersionKind]known[map[string][]string]{},
 	}, nil
 }
 

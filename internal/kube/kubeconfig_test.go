@@ -134,7 +134,7 @@ func TestAddressesThatNoAPIServerHasAreRefused(t *testing.T) {
 
 // ping is the least that a cluster is asked.
 func ping(ctx context.Context, c *Cluster) error {
-	_, err := c.Committed(ctx, "istio", target("anywhere"))
+	_, err := c.Target(ctx, "istio", target("anywhere"))
 	return err
 }
 

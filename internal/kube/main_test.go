@@ -411,9 +411,27 @@ func inventoryPath(ns string) string {
 	return "/api/v1/namespaces/" + defaultNamespace + "/configmaps/" + inventoryName("istio", target(ns))
 }
 
+func open(t *testing.T, c *Cluster, at filter.Target) *Target {
+	t.Helper()
+	tg, err := c.Target(t.Context(), "istio", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tg
+}
+
+// applies reads the plan's target and applies the plan.
+func applies(ctx context.Context, c *Cluster, p plan.Plan) ([]plan.Change, error) {
+	t, err := c.Target(ctx, p.Chain.Mesh, p.Chain.Target)
+	if err != nil {
+		return nil, err
+	}
+	return t.Apply(ctx, p)
+}
+
 func apply(t *testing.T, c *Cluster, p plan.Plan) []plan.Change {
 	t.Helper()
-	changes, err := c.Apply(t.Context(), p)
+	changes, err := applies(t.Context(), c, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -422,7 +440,7 @@ func apply(t *testing.T, c *Cluster, p plan.Plan) []plan.Change {
 
 func diff(t *testing.T, c *Cluster, p plan.Plan) []plan.Change {
 	t.Helper()
-	changes, err := c.Diff(t.Context(), p)
+	changes, err := open(t, c, p.Chain.Target).Diff(t.Context(), p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"path"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -47,6 +48,16 @@ type groups struct {
 // served is every kind of the groups below one root, by group and kind, in the server's order of versions.
 type served map[schema.GroupKind][]resource
 
+// known is what is remembered of a cluster, and since when.
+type known[T any] struct {
+	what  T
+	since time.Time
+}
+
+// memory is how long what a cluster serves is taken for what it serves now: kinds come and go as meshes are installed and
+// upgraded.
+const memory = time.Minute
+
 // root is where a group is: the core group has one of its own.
 func root(group string) string {
 	if group == "" {
@@ -55,13 +66,13 @@ func root(group string) string {
 	return "/apis"
 }
 
-// kinds reads what is served below a root, once.
+// kinds reads what is served below a root, once a minute.
 func (c *Cluster) kinds(ctx context.Context, root string) (served, error) {
 	c.mu.Lock()
-	s, ok := c.served[root]
+	k := c.served[root]
 	c.mu.Unlock()
-	if ok {
-		return s, nil
+	if time.Since(k.since) < c.memory {
+		return k.what, nil
 	}
 	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: root, accept: aggregated})
 	if err != nil {
@@ -71,7 +82,7 @@ func (c *Cluster) kinds(ctx context.Context, root string) (served, error) {
 	if err := json.Unmarshal(body, &g); err != nil || g.Kind != "APIGroupDiscoveryList" {
 		return nil, problem.ClusterAnswer.New("%s does not tell its kinds at %s as Kubernetes 1.27 and later do", c.Host, root)
 	}
-	s = served{}
+	s := served{}
 	for _, group := range g.Items {
 		for _, version := range group.Versions {
 			for _, r := range version.Resources {
@@ -82,11 +93,11 @@ func (c *Cluster) kinds(ctx context.Context, root string) (served, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.served[root] = s
+	c.served[root] = known[served]{s, time.Now()}
 	return s, nil
 }
 
-// forget has what is served read again: it changes as custom resources come and go.
+// forget has what is served read again, when it is found not to hold.
 func (c *Cluster) forget(group string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,7 +129,6 @@ func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, err
 			return plan.Cluster{}, err
 		}
 		if len(s[gk]) == 0 {
-			c.forget(gk.Group)
 			continue
 		}
 		fields, err := c.fields(ctx, s[gk][0].GroupVersionKind)
@@ -151,13 +161,13 @@ func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, err
 	return found, nil
 }
 
-// fields reads the schema of a kind, once.
+// fields reads the schema of a kind, once a minute.
 func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
 	c.mu.Lock()
-	f, ok := c.schemas[kind]
+	k := c.schemas[kind]
 	c.mu.Unlock()
-	if ok {
-		return f, nil
+	if time.Since(k.since) < c.memory {
+		return k.what, nil
 	}
 	at := path.Join("/openapi/v3", root(kind.Group), kind.Group, kind.Version)
 	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: at})
@@ -178,8 +188,9 @@ func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map
 		names, _ := s["x-kubernetes-group-version-kind"].([]any)
 		for _, n := range names {
 			if n, ok := n.(map[string]any); ok && n["group"] == kind.Group && n["version"] == kind.Version && n["kind"] == kind.Kind {
-				c.schemas[kind] = plan.Fields(s)
-				return c.schemas[kind], nil
+				fields := plan.Fields(s)
+				c.schemas[kind] = known[map[string][]string]{fields, time.Now()}
+				return fields, nil
 			}
 		}
 	}

@@ -37,9 +37,9 @@ func extensionOf(name string) map[string]any {
 }
 
 // sharedPlan is what a mesh makes of the user's object: its extensions, and after them ours.
-func sharedPlan(t *testing.T, c *Cluster, ns string, names ...string) plan.Plan {
+func sharedPlan(t *testing.T, tg *Target, ns string, names ...string) plan.Plan {
 	t.Helper()
-	o, err := c.Shared(t.Context(), "istio", target(ns), serviceDefaults, ns, "api")
+	o, err := tg.Shared(t.Context(), serviceDefaults, ns, "api")
 	if err != nil || o == nil {
 		t.Fatalf("read the user's object: %v %v", o, err)
 	}
@@ -55,6 +55,17 @@ func sharedPlan(t *testing.T, c *Cluster, ns string, names ...string) plan.Plan 
 	spec["envoyExtensions"] = list
 	spec["protocol"] = "http"
 	return plan.Plan{Chain: chainOf(ns, names...), Version: strings.Join(names, " "), Objects: []plan.Object{{Content: o, Shared: true}}}
+}
+
+// share reads a target and the user's object, and applies what a mesh makes of that.
+func share(t *testing.T, c *Cluster, ns string, names ...string) []plan.Change {
+	t.Helper()
+	tg := open(t, c, target(ns))
+	changes, err := tg.Apply(t.Context(), sharedPlan(t, tg, ns, names...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changes
 }
 
 func extensions(t *testing.T, ns string) string {
@@ -83,7 +94,7 @@ func TestASharedObjectGetsOursAndGetsBackExactlyWhatItHad(t *testing.T) {
 			c := sharing(t, ns)
 
 			subject := "ServiceDefaults/" + ns + "/api"
-			same(t, "first", apply(t, c, sharedPlan(t, c, ns, "a", "b")), changed(subject, plan.Updated))
+			same(t, "first", share(t, c, ns, "a", "b"), changed(subject, plan.Updated))
 			if got, want := extensions(t, ns), strings.TrimSpace(theirs+" a b"); got != want {
 				t.Errorf("extensions %q, want %q", got, want)
 			}
@@ -91,11 +102,11 @@ func TestASharedObjectGetsOursAndGetsBackExactlyWhatItHad(t *testing.T) {
 				t.Errorf("the inventory has the configuration: %s", data)
 			}
 			v := version(there(t, defaultsPath(ns, "api")))
-			same(t, "again", apply(t, c, sharedPlan(t, c, ns, "a", "b")), changed(subject, plan.Unchanged))
+			same(t, "again", share(t, c, ns, "a", "b"), changed(subject, plan.Unchanged))
 			if version(there(t, defaultsPath(ns, "api"))) != v {
 				t.Error("what did not change was written")
 			}
-			apply(t, c, sharedPlan(t, c, ns, "b", "c"))
+			share(t, c, ns, "b", "c")
 			if got, want := extensions(t, ns), strings.TrimSpace(theirs+" b c"); got != want {
 				t.Errorf("extensions %q, want %q", got, want)
 			}
@@ -108,11 +119,30 @@ func TestASharedObjectGetsOursAndGetsBackExactlyWhatItHad(t *testing.T) {
 	}
 }
 
+func TestRequestsForASharedObjectAreAtMostThreeAndFour(t *testing.T) {
+	ns := namespace(t)
+	userDefaults(t, ns, map[string]any{"envoyExtensions": []any{extensionOf("theirs")}})
+	for _, names := range [][]string{{"a"}, {"a", "b"}, {"a", "b"}} {
+		c := sharing(t, ns)
+		r := record(c)
+		share(t, c, ns, names...)
+		if n := len(r.requests()); n > 3+4 {
+			t.Errorf("%d requests: %q", n, r.requests())
+		}
+	}
+	c := sharing(t, ns)
+	r := record(c)
+	apply(t, c, planOf(ns))
+	if n := len(r.requests()); n > 3+4 {
+		t.Errorf("%d requests: %q", n, r.requests())
+	}
+}
+
 func TestWhatTheUserChangesInASharedObjectMeanwhileStays(t *testing.T) {
 	ns := namespace(t)
 	userDefaults(t, ns, map[string]any{"envoyExtensions": []any{extensionOf("theirs")}})
 	c := sharing(t, ns)
-	apply(t, c, sharedPlan(t, c, ns, "a"))
+	share(t, c, ns, "a")
 	// The user adds an extension before ours and after it, changes what we had set, and takes a field away.
 	must(t, "PATCH", defaultsPath(ns, "api"), map[string]any{
 		"metadata": map[string]any{"annotations": map[string]any{"team": nil, "owner": "bob"}},
@@ -130,7 +160,8 @@ func TestAUserWhoWritesASharedObjectAtTheSameMomentIsNotOverwritten(t *testing.T
 	ns := namespace(t)
 	userDefaults(t, ns, map[string]any{"envoyExtensions": []any{extensionOf("theirs")}})
 	c := sharing(t, ns)
-	p := sharedPlan(t, c, ns, "a")
+	tg := open(t, c, target(ns))
+	p := sharedPlan(t, tg, ns, "a")
 	r := record(c)
 	puts := 0
 	r.before = func(_ int, req *http.Request) error { // just before each of our first three writes, the dry run among them
@@ -144,7 +175,9 @@ func TestAUserWhoWritesASharedObjectAtTheSameMomentIsNotOverwritten(t *testing.T
 		}
 		return nil
 	}
-	apply(t, c, p)
+	if _, err := tg.Apply(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
 	if got := extensions(t, ns); puts != 3 || got != "theirs a late1 late2 late3" {
 		t.Errorf("extensions %q after %d writes", got, puts)
 	}
@@ -160,24 +193,26 @@ func TestAUserWhoWritesASharedObjectAtTheSameMomentIsNotOverwritten(t *testing.T
 		}
 		return nil
 	}
-	_, err := c.Apply(t.Context(), sharedPlan(t, c, ns, "a"))
+	tg = open(t, c, target(ns))
+	_, err := tg.Apply(t.Context(), sharedPlan(t, tg, ns, "a"))
 	fails(t, err, problem.ChainChanged, "ServiceDefaults/"+ns+"/api")
 }
 
 func TestASharedObjectThatIsGoneIsNeitherMadeNorMissed(t *testing.T) {
 	ns := namespace(t)
 	c := sharing(t, ns)
-	if o, err := c.Shared(t.Context(), "istio", target(ns), serviceDefaults, ns, "api"); o != nil || err != nil {
+	tg := open(t, c, target(ns))
+	if o, err := tg.Shared(t.Context(), serviceDefaults, ns, "api"); o != nil || err != nil {
 		t.Errorf("%v %v", o, err)
 	}
 	userDefaults(t, ns, map[string]any{})
-	p := sharedPlan(t, c, ns, "a")
+	p := sharedPlan(t, tg, ns, "a")
 	must(t, "DELETE", defaultsPath(ns, "api"), nil)
-	_, err := c.Apply(t.Context(), p)
+	_, err := tg.Apply(t.Context(), p)
 	fails(t, err, problem.ChainChanged, "not there any more")
 
 	userDefaults(t, ns, map[string]any{})
-	apply(t, c, sharedPlan(t, c, ns, "a"))
+	share(t, c, ns, "a")
 	must(t, "DELETE", defaultsPath(ns, "api"), nil)
 	if changes := apply(t, c, planOf(ns)); len(changes) > 0 || there(t, inventoryPath(ns)) != nil {
 		t.Errorf("removal: %v", changes)
@@ -195,11 +230,12 @@ func TestAPlanMayNotTakeAwayOrChangeWhatIsTheUsers(t *testing.T) {
 		"moves an entry":        func(spec map[string]any) { spec["envoyExtensions"] = []any{extensionOf("y"), extensionOf("x")} },
 		"makes a map of a text": func(spec map[string]any) { spec["protocol"] = map[string]any{"a": "b"} },
 	} {
-		p := sharedPlan(t, c, ns)
+		tg := open(t, c, target(ns))
+		p := sharedPlan(t, tg, ns)
 		spec := descend(p.Objects[0].Content, []string{"spec"})
 		spec["protocol"] = "tcp"
 		change(spec)
-		_, err := c.Apply(t.Context(), p)
+		_, err := tg.Apply(t.Context(), p)
 		if err == nil {
 			t.Errorf("%s: it was applied", name)
 		}
@@ -213,11 +249,12 @@ func TestARunOverASharedObjectThatIsCutOffIsTakenUpOrTakenBack(t *testing.T) {
 			ns := namespace(t)
 			before := userDefaults(t, ns, map[string]any{"envoyExtensions": []any{extensionOf("theirs")}})
 			c := sharing(t, ns)
-			apply(t, c, sharedPlan(t, c, ns, "a", "b"))
-			p := sharedPlan(t, c, ns, "b", "c")
+			share(t, c, ns, "a", "b")
+			tg := open(t, c, target(ns))
+			p := sharedPlan(t, tg, ns, "b", "c")
 			r := record(c)
 			ctx, cut := cutOff(t, r, when, reached)
-			if _, err := c.Apply(ctx, p); err == nil {
+			if _, err := tg.Apply(ctx, p); err == nil {
 				if when != 4 { // the inventory, the object, the inventory
 					t.Fatalf("there were only %d writes", when-1)
 				}
@@ -225,7 +262,7 @@ func TestARunOverASharedObjectThatIsCutOffIsTakenUpOrTakenBack(t *testing.T) {
 			}
 			cut()
 			next := sharing(t, ns)
-			apply(t, next, sharedPlan(t, next, ns, "b", "c"))
+			share(t, next, ns, "b", "c")
 			if got := extensions(t, ns); got != "theirs b c" {
 				t.Errorf("extensions %q", got)
 			}

@@ -1,0 +1,85 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// Target is one target of a cluster as it was read: what is applied builds on that, and is problem.ChainChanged when
+// somebody else has changed the target meanwhile. It is not safe for concurrent use.
+type Target struct {
+	cluster *Cluster
+	had     *Inventory
+	shared  map[string]map[string]any // the user's objects as Shared read them, by Item.key
+}
+
+// Target reads what holds on a target.
+func (c *Cluster) Target(ctx context.Context, mesh string, t filter.Target) (*Target, error) {
+	had, err := c.inventory(ctx, mesh, t)
+	if err != nil {
+		return nil, fmt.Errorf("read the inventory: %w", err)
+	}
+	return &Target{cluster: c, had: had, shared: map[string]map[string]any{}}, nil
+}
+
+// Committed returns what holds: a chain, without filters when we put nothing there, and its Version, which is empty while
+// an Apply was begun and not ended. Objects are not part of it.
+func (t *Target) Committed() plan.Plan {
+	return plan.Plan{Chain: t.had.Chain, Version: t.had.Version}
+}
+
+// Shared gives an object of the user's as it is without what we have added for the target: what a plan that shares it is
+// made of. It is nil when there is none. The next Apply builds on what was read here.
+func (t *Target) Shared(ctx context.Context, kind schema.GroupVersionKind, namespace, name string) (map[string]any, error) {
+	r, err := t.cluster.resource(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	version, k := kind.ToAPIVersionAndKind()
+	s := &step{kind: r, item: Item{APIVersion: version, Kind: k, Namespace: namespace, Name: name}}
+	if !s.item.fit() {
+		return nil, problem.Internal.New("%s is no name of an object", clean(s.item.String(), maxText))
+	}
+	if err := t.cluster.get(ctx, s); err != nil || s.live == nil {
+		return nil, err
+	}
+	t.shared[s.item.key()] = s.live
+	had, _ := t.had.find(s.item.key())
+	return without(s.live, had.Edits), nil
+}
+
+// Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in
+// the order of kinds, what the plan has no more goes, and what takes time to get ready is waited for until ctx ends. The
+// changes come in that order; on an error nothing is returned, and what was done is in the inventory, so that applying
+// this plan or the one before it brings the target there.
+//
+// A cluster that refuses an object may quote it in its text, resolved secrets included.
+func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	ch, err := t.prepare(ctx, p)
+	clear(t.shared) // what was read is used up
+	if err != nil {
+		return nil, err
+	}
+	if err := t.carryOut(ctx, ch); err != nil {
+		return nil, err
+	}
+	if err := t.cluster.await(ctx, ch.steps); err != nil {
+		return nil, err
+	}
+	return ch.changes(), nil
+}
+
+// Diff tells what Apply would change, and writes nothing.
+func (t *Target) Diff(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	ch, err := t.prepare(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return ch.changes(), nil
+}
