@@ -292,3 +292,39 @@ func TestMetricsTellWhatRunsAndWhatWaits(t *testing.T) {
 	}
 	a.shows(map[string]float64{"event_subscribers{kind=Watch}": 0})
 }
+
+func TestMetricsTellWhatIsRefusedAtTheDoor(t *testing.T) {
+	onRealParts(t)
+	t.Parallel()
+	const most = 3
+	a := newAdapter(t, "--limits-connections-per-address", strconv.Itoa(most), "--limits-call-rate", "1")
+	const list = "/meshery.filters.v1.FilterService/List"
+	refused, answered := 0.0, 0.0
+	eventually(t, "a call is refused", func() error {
+		_, err := a.filters.List(t.Context(), &filterspb.ListRequest{})
+		switch status.Code(err) {
+		case codes.OK:
+			answered++
+			return errors.New("it is answered")
+		case codes.ResourceExhausted:
+			refused++
+			return nil
+		}
+		t.Fatal(err)
+		return nil
+	})
+	a.shows(map[string]float64{
+		"grpc_calls_total{code=OK,method=" + list + "}":                answered,
+		"grpc_calls_total{code=ResourceExhausted,method=" + list + "}": refused,
+	})
+
+	// One connection is the one above.
+	for range most + 4 {
+		c, err := net.Dial("tcp", a.addresses.GRPC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	a.shows(map[string]float64{"connections_refused_total{listener=grpcAddr}": 5, "connections_refused_total{listener=xdsAddr}": 0})
+}

@@ -226,7 +226,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)},
 		Calls:           limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.CallsPerClient, Total: c.Limits.Calls},
 		Streams:         limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.StreamsPerClient, Total: c.Limits.Streams},
-		ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls())}
+		ShutdownTimeout: c.ShutdownTimeout, Stats: append(traces.Calls(), metrics.Calls()), OnRefused: metrics.Refused}
 	if audited != nil {
 		calls.Audit = audited
 	}
@@ -247,6 +247,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		}
 		refusals := rate.Sometimes{First: 1, Interval: 10 * time.Second}
 		listeners[i] = limit.Listen(listeners[i], l.bounds, func(why error) {
+			metrics.Turned(l.key)
 			refusals.Do(func() { log.Warn("connections are refused", "listener", l.key, "reason", why) })
 		})
 	}

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	"github.com/meshery/meshery-filters/internal/audit"
@@ -71,6 +72,13 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	}
 	err = s.toStatus(ctx, info.FullMethodName, err)
 	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {
+		if s.OnRefused != nil {
+			method := info.FullMethodName
+			if _, known := s.calls[method]; !known {
+				method = ""
+			}
+			s.OnRefused(method, status.Code(err))
+		}
 		return ctx, err
 	}
 	// The call goes on, without the time to send much, to where its context is cleared away.

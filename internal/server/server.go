@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -98,8 +99,11 @@ type Options struct {
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
 	// Default: 10s.
 	ShutdownTimeout time.Duration
-	// Stats hear of every call.
+	// Stats hear of every call that is not refused unread.
 	Stats []stats.Handler
+	// OnRefused hears of the other calls: the method, which is empty when there is none of that name, and the status. It
+	// must not wait. Default: nobody hears.
+	OnRefused func(method string, code codes.Code)
 }
 
 // Server answers gRPC on one listener.

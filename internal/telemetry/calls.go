@@ -1,10 +1,12 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"sync"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 )
@@ -14,6 +16,14 @@ import (
 func (m *Metrics) Calls() stats.Handler { return calls{m} }
 
 type calls struct{ *Metrics }
+
+// Refused hears of a call that was refused unread, of which Calls does not hear.
+func (m *Metrics) Refused(method string, code codes.Code) {
+	m.calls.WithLabelValues(cmp.Or(method, rest), code.String()).Inc()
+}
+
+// Turned hears that a connection to a listener was closed at once.
+func (m *Metrics) Turned(listener string) { m.turned.WithLabelValues(listener).Inc() }
 
 // call is what is remembered of one that runs.
 type call struct {

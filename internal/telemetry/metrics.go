@@ -53,6 +53,7 @@ type Metrics struct {
 	dryRunTook                prometheus.Histogram
 	calls                     *prometheus.CounterVec
 	callTook                  *prometheus.HistogramVec
+	turned                    *prometheus.CounterVec
 	running                   running
 	spans, exported           prometheus.Counter
 }
@@ -84,8 +85,13 @@ func New(b Build) *Metrics {
 	m.dryRuns = m.counter("dry_runs_total", "Runs of modules with their configuration in the sandbox.", "result")
 	m.dryRunTook = m.histogram("dry_run_duration_seconds", "How long runs in the sandbox took.", fetchBuckets).WithLabelValues().(prometheus.Histogram)
 
-	m.calls = m.counter("grpc_calls_total", "Calls that have ended, of gRPC and xDS, by full method and status code.", "method", "code")
+	m.calls = m.counter("grpc_calls_total", "Calls that have ended or were refused, of gRPC and xDS, by full method and status code.", "method", "code")
 	m.callTook = m.histogram("grpc_call_duration_seconds", "How long calls took that are no streams.", callBuckets, "method")
+
+	m.turned = m.counter("connections_refused_total", "Connections that were closed at once, since there were too many (limits), by the configuration's key of the listener.", "listener")
+	for _, listener := range []string{"grpcAddr", "xdsAddr", "httpAddr"} {
+		m.turned.WithLabelValues(listener)
+	}
 
 	m.spans = m.counter("spans_total", "Spans of traces that have ended and are to be exported.").WithLabelValues()
 	m.exported = m.counter("spans_exported_total", "Spans that the receiver has taken. What is missing is on its way or lost.").WithLabelValues()
