@@ -429,6 +429,32 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",
 		kills, len(x.accepted), x.heard.doubled, slowest)
 	x.process.end(t, syscall.SIGTERM)
+	x.audited()
+}
+
+// audited makes sure that the audit log of an adapter that has ended tells of every operation twice: that it was
+// accepted, and what became of it.
+func (x *torture) audited() {
+	x.t.Helper()
+	text, err := os.ReadFile(filepath.Join(x.seen, "audit.jsonl"))
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	told := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		var e struct{ Operation, Result string }
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			x.t.Fatalf("%v: %q", err, line)
+		}
+		if e.Result != "repeated" && e.Result != "refused" {
+			told[e.Operation] += e.Result + " "
+		}
+	}
+	for _, id := range x.accepted {
+		if told[id] != "accepted succeeded " {
+			x.t.Errorf("the audit log tells of %s: %q", id, told[id])
+		}
+	}
 }
 
 // check compares what the subscriber heard, what the adapter keeps and what the proxies run.

@@ -99,6 +99,13 @@ func (b *Backend) tooMuch(why error) error {
 	return st.Err()
 }
 
+// refuse logs that a proxy may not join, unless that has been logged a lot.
+func (b *Backend) refuse(args ...any) {
+	if b.refused.Allow() {
+		b.opts.Log.Info("proxy refused", args...)
+	}
+}
+
 // session is one stream: what go-control-plane's server calls for it, always from the stream's goroutine.
 type session struct {
 	b     *Backend
@@ -170,7 +177,7 @@ func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error 
 func (s *session) identify(n *core.Node) error {
 	refuse := func(format string, args ...any) error {
 		reason := fmt.Sprintf(format, args...)
-		s.b.opts.Log.Info("proxy refused", "reason", reason)
+		s.b.refuse("reason", reason)
 		return status.Error(codes.InvalidArgument, reason)
 	}
 	id := n.GetId()
@@ -191,7 +198,7 @@ func (s *session) identify(n *core.Node) error {
 	}
 	if s.b.opts.Admit != nil {
 		if err := s.b.opts.Admit(s.ctx, name); err != nil {
-			s.b.opts.Log.Info("proxy refused", "proxy", id, "group", name, "reason", err)
+			s.b.refuse("proxy", id, "group", name, "reason", err)
 			return err
 		}
 	}

@@ -106,6 +106,7 @@ type Backend struct {
 	streams  *limit.Clients
 	requests *rate.Limiter
 	refusals rate.Sometimes // of log lines about streams beyond a bound
+	refused  *rate.Limiter  // of log lines about proxies that may not join
 
 	mu         sync.Mutex // guards all below, and every group and proxy
 	groups     map[string]*group
@@ -123,7 +124,7 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{opts: o, streams: limit.New("discovery streams", o.Streams), requests: limiter(o.Rate),
-		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, empty: empty, groups: map[string]*group{},
+		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, refused: rate.NewLimiter(1, 100), empty: empty, groups: map[string]*group{},
 		rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
 	records, err := o.Records.All(ctx)
 	if err != nil {
