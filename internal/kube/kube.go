@@ -63,6 +63,7 @@ type Cluster struct {
 
 	server    *url.URL
 	client    *http.Client
+	upgrading *http.Client // by HTTP/1.1, which alone can become something else
 	transport *http.Transport
 	opts      Options
 	memory    time.Duration // of what is served
@@ -136,15 +137,25 @@ func newCluster(config *rest.Config, o Options) (*Cluster, error) {
 		MaxResponseHeaderBytes: 64 << 10,
 		Proxy:                  config.Proxy,
 	}
-	wrapped, err := rest.HTTPWrappersForConfig(config, t)
-	if err != nil {
-		return nil, problem.KubeconfigRefused.New("its credentials cannot be used: %w", err)
-	}
-	return &Cluster{
+	upgrades := t.Clone()
+	upgrades.ForceAttemptHTTP2 = false
+	upgrades.Protocols = new(http.Protocols)
+	upgrades.Protocols.SetHTTP1(true)
+	c := &Cluster{
 		Host: server.Host, server: server, transport: t, opts: o,
-		client: &http.Client{Transport: wrapped, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }},
 		memory: memory, served: map[string]known[served]{}, schemas: map[schema.GroupVersionKind]known[map[string][]string]{},
-	}, nil
+	}
+	for _, of := range []struct {
+		client    **http.Client
+		transport *http.Transport
+	}{{&c.client, t}, {&c.upgrading, upgrades}} {
+		wrapped, err := rest.HTTPWrappersForConfig(config, of.transport)
+		if err != nil {
+			return nil, problem.KubeconfigRefused.New("its credentials cannot be used: %w", err)
+		}
+		*of.client = &http.Client{Transport: wrapped, CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect }}
+	}
+	return c, nil
 }
 
 var errRedirect = errors.New("it sends us to another address, as no API server does")

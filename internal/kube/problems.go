@@ -42,7 +42,8 @@ func (c *Cluster) problemOf(err error) error {
 		if r.about("namespaces") && k.kind.plural != "namespaces" {
 			return problem.NamespaceUnavailable.New("%s: there is no namespace %s", k.subject(), k.namespace)
 		}
-		if r.reason() == metav1.StatusReasonNotFound && !r.about(k.kind.plural) && k.raw == "" {
+		of, _, _ := strings.Cut(k.kind.plural, "/") // less a subresource
+		if r.reason() == metav1.StatusReasonNotFound && !r.about(of) && k.raw == "" {
 			c.forget(k.kind.Group)
 			return problem.KindNotServed.New("%s: %s %s", c.Host, k.kind.GroupVersion(), k.kind.Kind)
 		}
