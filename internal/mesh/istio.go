@@ -132,14 +132,15 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		}
 		order := priorities(c.Filters, carrier.GroupKind() != envoyPatch)
 		for i, f := range c.Filters {
+			name := objectName(f.Key, c.Target)
 			var spec map[string]any
 			var losses []plan.Loss
 			if carrier.GroupKind() == envoyPatch {
-				spec, losses = envoyPatchSpec(carrier, f, at, codes[i], order[i])
+				spec, losses = envoyPatchSpec(carrier, f, "meshery.filters/"+at.namespace+"."+name, at, codes[i], order[i])
 			} else {
 				spec, losses = pluginSpec(carrier, f, at, codes[i], order[i])
 			}
-			p.Objects = append(p.Objects, object(carrier, f, c.Target, at, spec))
+			p.Objects = append(p.Objects, object(carrier, f, at.namespace, name, spec))
 			p.Losses = append(p.Losses, append(losses, at.losses(f)...)...)
 		}
 	}
@@ -152,11 +153,11 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	return p, nil
 }
 
-func object(k plan.Kind, f filter.Filter, t filter.Target, at site, spec map[string]any) plan.Object {
+func object(k plan.Kind, f filter.Filter, namespace, name string, spec map[string]any) plan.Object {
 	o := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	o.SetGroupVersionKind(k.GroupVersionKind)
-	o.SetNamespace(at.namespace)
-	o.SetName(objectName(f.Key, t))
+	o.SetNamespace(namespace)
+	o.SetName(name)
 	o.SetLabels(map[string]string{managedBy: manager})
 	o.SetAnnotations(map[string]string{filterAnnotation: f.Key.String(), digestAnnotation: f.Spec.Module.SHA256})
 	return plan.Object{Content: o.Object}

@@ -21,12 +21,12 @@ const (
 	connectionManager = "envoy.filters.network.http_connection_manager"
 )
 
-// envoyPatchSpec is the spec of an EnvoyFilter.
+// envoyPatchSpec is the spec of an EnvoyFilter; name is what the proxy calls the filter.
 //
 // Bytes and files stand in the listener itself, so that a proxy that cannot load them refuses the listener and serves on
 // with what it had. An address goes by extension configuration discovery: that is the only place where Istio's agent
 // fetches modules, and Envoy's own fetching acknowledges before it has them.
-func envoyPatchSpec(k plan.Kind, f filter.Filter, at site, c code, priority int64) (map[string]any, []plan.Loss) {
+func envoyPatchSpec(k plan.Kind, f filter.Filter, name string, at site, c code, priority int64) (map[string]any, []plan.Loss) {
 	s := f.Spec
 	words := protocols[s.Protocol]
 	var losses []plan.Loss
@@ -35,7 +35,6 @@ func envoyPatchSpec(k plan.Kind, f filter.Filter, at site, c code, priority int6
 			losses = append(losses, plan.Loss{Filter: f.Key, Field: field, Reason: reason})
 		}
 	}
-	name := "meshery.filters/" + at.namespace + "." + objectName(f.Key, s.Target)
 	filterValue := map[string]any{"name": name}
 	typed := map[string]any{"@type": words.wasm, "config": patchConfig(name, f, c)}
 	remote := c.url != ""
