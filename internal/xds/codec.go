@@ -23,36 +23,35 @@ func ServerOptions() []grpc.ServerOption {
 	}
 }
 
-// codec is gRPC's own for protobuf, except that a discovery response is put together from a head and the resources'
-// bytes where they lie, and not copied.
+// message is a discovery response and the resources that it carries, in pieces.
+type message struct {
+	response  *discovery.DiscoveryResponse
+	resources []pieces
+}
+
+// codec is gRPC's own for protobuf, except that a message is put together from a head and the resources' bytes where they
+// lie, and not copied.
 type codec struct{ encoding.CodecV2 }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	r, ok := v.(*discovery.DiscoveryResponse)
-	if !ok || r.GetCanary() || r.GetControlPlane() != nil || len(r.GetResourceErrors()) > 0 {
+	m, ok := v.(*message)
+	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	var out mem.BufferSlice
-	var head []byte
-	text := func(field protowire.Number, s string) {
-		if s != "" {
-			head = protowire.AppendString(protowire.AppendTag(head, field, protowire.BytesType), s)
-		}
+	out, err := c.CodecV2.Marshal(m.response)
+	if err != nil {
+		return nil, err
 	}
-	text(1, r.GetVersionInfo())
-	text(4, r.GetTypeUrl())
-	text(5, r.GetNonce())
-	for _, res := range r.GetResources() {
-		size := protowire.SizeTag(1) + protowire.SizeBytes(len(res.GetTypeUrl())) +
-			protowire.SizeTag(2) + protowire.SizeBytes(len(res.GetValue()))
+	for _, r := range m.resources {
+		size := r.size()
+		head := protowire.AppendTag(nil, 2, protowire.BytesType)
+		head = protowire.AppendVarint(head, uint64(protowire.SizeTag(1)+protowire.SizeBytes(len(r.typeURL))+protowire.SizeTag(2)+protowire.SizeBytes(size)))
+		head = protowire.AppendString(protowire.AppendTag(head, 1, protowire.BytesType), r.typeURL)
 		head = protowire.AppendVarint(protowire.AppendTag(head, 2, protowire.BytesType), uint64(size))
-		head = protowire.AppendString(protowire.AppendTag(head, 1, protowire.BytesType), res.GetTypeUrl())
-		head = protowire.AppendVarint(protowire.AppendTag(head, 2, protowire.BytesType), uint64(len(res.GetValue())))
-		out = append(out, mem.SliceBuffer(head), mem.SliceBuffer(res.GetValue()))
-		head = nil
-	}
-	if head != nil {
 		out = append(out, mem.SliceBuffer(head))
+		for _, v := range r.value {
+			out = append(out, mem.SliceBuffer(*v))
+		}
 	}
 	return out, nil
 }

@@ -8,18 +8,19 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 )
 
-// version is one state of a group's slot. The resources are shared by all responses that carry them.
+// version is one state of a group's slot. The resources are shared by all responses that carry them, and their modules by
+// all versions.
 type version struct {
 	id        string
-	resources []*anypb.Any
-	varied    []*anypb.Any // the same for a proxy, in other bytes; made when first needed
-	salt      uint32       // of varied; 0 is that of resources
+	resources []pieces
+	shelf     *shelf
+	varied    []pieces // the same for a proxy, in other bytes; made when first needed
+	salt      uint32   // of varied; 0 is that of resources
 }
 
 // refusal is what a node rejected last.
@@ -71,7 +72,9 @@ type proxy struct {
 	refused  string // the version rejected last, which it is not sent again
 	text     string // its own words about that
 	bad      bool   // the last answer was a rejection
-	salt     uint32 // of the version's bytes in the last response; only the stream's goroutine touches it
+	// Only the stream's goroutine touches what the last response carried.
+	carried []pieces
+	salt    uint32 // of the version's bytes in it
 }
 
 func newGroup(name string) *group {
@@ -348,10 +351,10 @@ func (p *proxy) suspect(v *version) bool {
 }
 
 // other returns the version in bytes that the node did not reject last.
-func (v *version) other(last refusal) ([]*anypb.Any, uint32) {
+func (v *version) other(last refusal) ([]pieces, uint32) {
 	if v.varied == nil || last.version == v.id && last.salt == v.salt {
 		v.salt = rand.Uint32() | 1
-		v.varied = vary(v.resources, v.salt)
+		v.varied = v.shelf.divide(vary(join(v.resources), v.salt))
 	}
 	return v.varied, v.salt
 }

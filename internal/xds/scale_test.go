@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -189,17 +187,22 @@ func TestChaosConverges(t *testing.T) {
 
 func TestTheCodecWritesWhatProtobufReads(t *testing.T) {
 	c := codec{encoding.GetCodecV2("proto")}
-	value := bytes.Repeat([]byte("module "), 1000)
+	r := newRig(t)
 	for name, m := range map[string]*discovery.DiscoveryResponse{
 		"empty":         {},
 		"no resource":   {VersionInfo: "v", TypeUrl: "t", Nonce: "1"},
-		"one":           {VersionInfo: "v", TypeUrl: "t", Nonce: "1", Resources: []*anypb.Any{{TypeUrl: "x", Value: value}}},
-		"two":           {VersionInfo: "v", Nonce: "1", Resources: []*anypb.Any{{TypeUrl: "x", Value: value}, {TypeUrl: "y", Value: []byte{1}}}},
+		"one":           {VersionInfo: "v", TypeUrl: "t", Nonce: "1", Resources: []*anypb.Any{{TypeUrl: "x", Value: []byte("value")}}},
+		"two":           {VersionInfo: "v", Nonce: "1", Resources: []*anypb.Any{{TypeUrl: "x", Value: []byte("value")}, {TypeUrl: "y", Value: []byte{1}}}},
 		"empty value":   {Resources: []*anypb.Any{{TypeUrl: "x"}}},
-		"another field": {VersionInfo: "v", Canary: true},
+		"another field": {VersionInfo: "v", Canary: true, Resources: []*anypb.Any{{TypeUrl: "x", Value: []byte("value")}}},
+		"a chain":       {VersionInfo: "v", Nonce: "1", Resources: r.plan(all, "one", "two", "three").Resources},
+		"no filter":     {VersionInfo: "v", Nonce: "1", Resources: r.plan(all).Resources},
 	} {
 		t.Run(name, func(t *testing.T) {
-			data, err := c.Marshal(m)
+			var s shelf
+			head := proto.CloneOf(m)
+			head.Resources = nil
+			data, err := c.Marshal(&message{head, s.divide(m.GetResources())})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -209,13 +212,45 @@ func TestTheCodecWritesWhatProtobufReads(t *testing.T) {
 			}
 		})
 	}
-	data, err := c.Marshal(&discovery.DiscoveryResponse{Resources: []*anypb.Any{{TypeUrl: "x", Value: value}}})
+}
+
+// TestAModuleIsInMemoryOnceHoweverManyGroupsHaveIt has each group get the module twice.
+func TestAModuleIsInMemoryOnceHoweverManyGroupsHaveIt(t *testing.T) {
+	const n, size = 40, 4 << 20
+	r := newRig(t)
+	digest, err := r.dir.Blobs().Put(t.Context(), make([]byte, size))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shared := data[len(data)-1].(mem.SliceBuffer); &shared[0] != &value[0] {
-		t.Fatal("the resource's bytes were copied")
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
 	}
+	target := func(i int) filter.Target {
+		return filter.Target{Kind: filter.ProxyGroup, Name: fmt.Sprint("group-", i)}
+	}
+	before := heap()
+	for i := range n {
+		c := r.chain(target(i), "one", "two")
+		c.Filters[0].Spec.Module.SHA256, c.Filters[1].Spec.Module.SHA256 = digest, digest
+		r.put(r.planOf(c, filter.RolloutAll))
+	}
+	grown := heap() - before
+	t.Logf("%d groups with a module of %d MiB: the heap grew by %d MiB", n, size>>20, grown>>20)
+	if grown > 3*size {
+		t.Errorf("the heap grew by %d MiB", grown>>20)
+	}
+	for i := range n {
+		r.put(r.planOf(r.chain(target(i)), filter.RolloutAll))
+	}
+	eventually(t, "a module that nobody has any more is let go", func() bool {
+		runtime.GC()
+		r.b.shelf.mu.Lock()
+		defer r.b.shelf.mu.Unlock()
+		return len(r.b.shelf.modules) == 0
+	})
 }
 
 // TestABigChainIsInMemoryOnce has proxies that never read, so that every response is on its way at once.

@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -74,7 +73,7 @@ func (b *Backend) serve(str stream.Stream, typeURL string) error {
 	}
 	defer release()
 	s := &session{b: b, ctx: str.Context(), types: map[string]struct{}{}, requests: limiter(b.opts.ProxyRate)}
-	err = sotw.NewServer(b.ctx, s, s, sotw.WithLogger(log.LoggerFuncs{})).StreamHandler(str, typeURL)
+	err = sotw.NewServer(b.ctx, s, s, sotw.WithLogger(log.LoggerFuncs{})).StreamHandler(sender{str, s}, typeURL)
 	if err == nil && b.ctx.Err() != nil {
 		return status.Error(codes.Unavailable, "the adapter is shutting down")
 	}
@@ -104,6 +103,16 @@ func (b *Backend) refuse(args ...any) {
 	if b.refused.Allow() {
 		b.opts.Log.Info("proxy refused", args...)
 	}
+}
+
+// sender sends the library's responses with the resources that belong to them.
+type sender struct {
+	stream.Stream
+	session *session
+}
+
+func (s sender) Send(r *discovery.DiscoveryResponse) error {
+	return s.SendMsg(&message{r, s.session.proxy.carried})
 }
 
 // session is one stream: what go-control-plane's server calls for it, always from the stream's goroutine.
@@ -261,18 +270,17 @@ type response struct {
 	request   *discovery.DiscoveryRequest
 	version   *version
 	proxy     *proxy
-	resources []*anypb.Any // the version's, in one form or another
+	resources []pieces // the version's, in one form or another
 	salt      uint32
 }
 
-// GetDiscoveryResponse makes a message of its own for each proxy, because the library writes the nonce into it; the
-// resources in it are shared.
+// GetDiscoveryResponse makes a message of its own for each proxy, because the library writes the nonce into it. The
+// resources are not in it; sender adds them where they lie.
 func (r *response) GetDiscoveryResponse() (*discovery.DiscoveryResponse, error) {
-	r.proxy.salt = r.salt
+	r.proxy.carried, r.proxy.salt = r.resources, r.salt
 	return &discovery.DiscoveryResponse{
 		VersionInfo: r.version.id,
 		TypeUrl:     resource.ExtensionConfigType,
-		Resources:   r.resources,
 	}, nil
 }
 

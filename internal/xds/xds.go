@@ -98,6 +98,7 @@ type Backend struct {
 	ctx   context.Context // ends every stream
 	stop  context.CancelFunc
 	empty *version // of a group that has no chain
+	shelf shelf
 
 	// changing lets one Apply or Commit at a time in; it is held while a record is written.
 	changing sync.Mutex
@@ -124,8 +125,9 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{opts: o, streams: limit.New("discovery streams", o.Streams), requests: limiter(o.Rate),
-		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, refused: rate.NewLimiter(1, 100), empty: empty, groups: map[string]*group{},
+		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, refused: rate.NewLimiter(1, 100), groups: map[string]*group{},
 		rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
+	b.empty = b.version(empty)
 	records, err := o.Records.All(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load chains: %w", storeFailed(err))
@@ -309,7 +311,7 @@ func (b *Backend) Adopt(_ context.Context, p plan.Plan) error {
 		delete(b.recorded, key)
 	}
 	g := b.group(p.Chain.Target.Name)
-	g.apply(&version{id: p.Version, resources: p.Resources}, filter.RolloutAll)
+	g.apply(b.version(p), filter.RolloutAll)
 	g.commit(p.Version, p.Chain)
 	b.forget(g)
 	b.opts.Log.Info("another adapter's chain taken over", "group", p.Chain.Target.Name, "version", p.Version, "filters", p.Chain.Names())
@@ -381,7 +383,7 @@ func (b *Backend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error)
 	case len(g.chain.Filters) == 0:
 		change.Action = plan.Created
 	}
-	g.apply(&version{id: p.Version, resources: p.Resources}, p.Rollout)
+	g.apply(b.version(p), p.Rollout)
 	b.opts.Log.Info("chain offered", "group", t.Name, "version", p.Version, "proxies", len(g.proxies))
 	return []plan.Change{change}, nil
 }
@@ -501,6 +503,10 @@ func (b *Backend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded
 	}
 }
 
+func (b *Backend) version(p plan.Plan) *version {
+	return &version{id: p.Version, resources: b.shelf.divide(p.Resources), shelf: &b.shelf}
+}
+
 // group returns the group of that name, which is made when there is none.
 func (b *Backend) group(name string) *group {
 	g := b.groups[name]
@@ -539,17 +545,17 @@ func storeFailed(err error) error {
 
 // emptyChain is what a group without a chain gets, since a slot without a resource keeps its listener closed. It is
 // the same resource and version as a mesh plans for an empty chain, so that such a plan finds itself committed.
-func emptyChain() (*version, error) {
+func emptyChain() (plan.Plan, error) {
 	inner, err := pack(&filterchain.FilterChainConfig{})
 	if err != nil {
-		return nil, err
+		return plan.Plan{}, err
 	}
 	resource, err := pack(&core.TypedExtensionConfig{Name: Slot, TypedConfig: inner})
 	if err != nil {
-		return nil, err
+		return plan.Plan{}, err
 	}
 	sum := sha256.Sum256(resource.Value)
-	return &version{id: hex.EncodeToString(sum[:8]), resources: []*anypb.Any{resource}}, nil
+	return plan.Plan{Version: hex.EncodeToString(sum[:8]), Resources: []*anypb.Any{resource}}, nil
 }
 
 func pack(m proto.Message) (*anypb.Any, error) {

@@ -410,8 +410,8 @@ func TestTheEmptyChainIsTheOneThatTheMeshPlans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.id != p.Version || Slot != mesh.Slot || defaultGroup != mesh.DefaultGroup || meshName != (mesh.Envoy{}).Name() {
-		t.Fatalf("version %s and %s", v.id, p.Version)
+	if v.Version != p.Version || Slot != mesh.Slot || defaultGroup != mesh.DefaultGroup || meshName != (mesh.Envoy{}).Name() {
+		t.Fatalf("version %s and %s", v.Version, p.Version)
 	}
 }
 
