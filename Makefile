@@ -94,8 +94,8 @@ torture: envoy ## kill, cut off and damage what runs, KILLS (1000) times; FOR=30
 	$(GO) test -count 1 -timeout 0 -v ./internal/operation -run TestWhateverMomentTheProcessIsKilled
 
 .PHONY: bench
-bench: build envoy ## measure: loading and unloading, CPU per request, start and idle memory
-	$(GO) run ./build/bench -binary $(BIN)
+bench: build envoy ## measure: start, events, operations, many targets and proxies, loading and unloading, CPU per request
+	$(GO) run ./build/bench -binary $(BIN) -library
 
 .PHONY: fuzz
 fuzz: ## fuzz every target for FUZZTIME (10s) each

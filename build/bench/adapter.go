@@ -21,36 +21,26 @@ import (
 
 // adapter is the program as a process of its own.
 type adapter struct {
-	cmd       *exec.Cmd
-	ended     chan error
+	process
 	conn      *grpc.ClientConn
 	addresses struct{ GRPC, XDS, HTTP string }
 }
 
 // startAdapter returns once the adapter is ready, and how long that took.
-func startAdapter(ctx context.Context, program, state string) (a *adapter, took time.Duration, err error) {
-	log, err := os.Create(state + ".log")
-	if err != nil {
-		return nil, 0, err
-	}
-	defer log.Close()
-	cmd := exec.Command(program, "serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--state-dir", state)
-	cmd.Env = []string{"HOME=" + os.Getenv("HOME")} // the user's own settings would change the figures
-	cmd.Stdout, cmd.Stderr = log, log
-	a = &adapter{cmd: cmd, ended: make(chan error, 1)}
+func startAdapter(ctx context.Context, program, state string, args ...string) (a *adapter, took time.Duration, err error) {
+	args = append([]string{"serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--state-dir", state}, args...)
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	a = &adapter{}
+	if a.process, err = startProcess(exec.Command(program, args...), state+".log"); err != nil {
 		return nil, 0, err
 	}
-	go func() { a.ended <- cmd.Wait() }()
 	err = a.ready(ctx, state)
 	took = time.Since(began)
 	if err == nil {
 		a.conn, err = grpc.NewClient("passthrough:///"+a.addresses.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	}
 	if err != nil {
-		text, _ := os.ReadFile(log.Name())
-		return nil, 0, errors.Join(fmt.Errorf("%w; its log:\n%s", err, text), a.stop())
+		return nil, 0, a.failed(err)
 	}
 	return a, took, nil
 }
@@ -75,57 +65,58 @@ func (a *adapter) ready(ctx context.Context, state string) error {
 	}
 }
 
-func (a *adapter) pid() int     { return a.cmd.Process.Pid }
-func (a *adapter) addr() string { return a.addresses.XDS }
+func (a *adapter) addr() string               { return a.addresses.XDS }
+func (a *adapter) grpcConn() *grpc.ClientConn { return a.conn }
 
 func (a *adapter) stop() error {
 	if a.conn != nil {
 		a.conn.Close()
 	}
-	_ = a.cmd.Process.Signal(os.Interrupt)
-	select {
-	case err := <-a.ended:
-		if err != nil {
-			return fmt.Errorf("the adapter ended: %w", err)
-		}
-		return nil
-	case <-time.After(20 * time.Second):
-		_ = a.cmd.Process.Kill()
-		<-a.ended
-		return errors.New("the adapter does not stop")
-	}
+	return a.interrupt()
 }
 
 // prepare has nothing to do: a group that nobody put anything on has an empty chain.
 func (a *adapter) prepare(context.Context, string) error { return nil }
 
-// put sends the operation as Meshery does, and follows it to its last event.
+// put makes the limiter all that the group runs.
 func (a *adapter) put(ctx context.Context, group string, _ int, config string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	operation, id := "apply_filter", "bench-"+rand.Text()
+	operation := "apply_filter"
 	if config == "" {
 		operation = "remove_filter"
 	}
-	_, err := meshes.NewMeshServiceClient(a.conn).ApplyOperation(ctx,
-		&meshes.ApplyRuleRequest{OpName: operation, OperationId: id, CustomBody: document(group, config)})
-	if err != nil {
-		return err
+	return a.operate(ctx, operation, document(group, config))
+}
+
+// operate sends an operation as Meshery does, and follows it to its last event.
+func (a *adapter) operate(ctx context.Context, operation, body string) error {
+	_, err := a.story(ctx, operation, body)
+	return err
+}
+
+// story returns what an operation that succeeds tells.
+func (a *adapter) story(ctx context.Context, operation, body string) (told []*filterspb.Event, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	id := "bench-" + rand.Text()
+	if _, err := meshes.NewMeshServiceClient(a.conn).ApplyOperation(ctx, &meshes.ApplyRuleRequest{OpName: operation, OperationId: id, CustomBody: body}); err != nil {
+		return nil, err
 	}
 	stream, err := filterspb.NewFilterServiceClient(a.conn).Watch(ctx, &filterspb.WatchRequest{OperationId: id})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for {
 		r, err := stream.Recv()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		switch e := r.GetEvent(); {
+		e := r.GetEvent()
+		told = append(told, e)
+		switch {
 		case e.GetLast() && e.GetType() == filterspb.Event_ERROR:
-			return fmt.Errorf("%s failed: %s: %s", operation, e.GetSummary(), e.GetDetails())
+			return nil, fmt.Errorf("%s failed: %s: %s", operation, e.GetSummary(), e.GetDetails())
 		case e.GetLast():
-			return nil
+			return told, nil
 		}
 	}
 }

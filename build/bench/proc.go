@@ -34,6 +34,12 @@ func resident(pid int) (rss, pss float64, err error) {
 	return rss / 1024, pss / 1024, errors.Join(err1, err2)
 }
 
+// peak is the most memory that a process held so far, in MiB.
+func peak(pid int) (float64, error) {
+	kb, err := kilobytes(fmt.Sprintf("/proc/%d/status", pid), "VmHWM:")
+	return kb / 1024, err
+}
+
 // kilobytes reads a line such as "Rss:  12345 kB".
 func kilobytes(path, key string) (float64, error) {
 	data, err := os.ReadFile(path)
