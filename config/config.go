@@ -167,6 +167,8 @@ type Limits struct {
 	ModuleBytes int `yaml:"moduleBytes"`
 	// Time to fetch a module.
 	ModuleTimeout time.Duration `yaml:"moduleTimeout"`
+	// How long a module is kept that no operation, no chain and none of its last 10 revisions refers to any more.
+	ModuleKeep time.Duration `yaml:"moduleKeep"`
 }
 
 // Source says where a secret's value is: exactly one is set.
@@ -189,7 +191,7 @@ func Defaults() Config {
 		ImageHub:  ImageHub{Addr: "127.0.0.1:10017"},
 		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 1000, Calls: 2000, StreamsPerClient: 2000, Streams: 4000,
 			ConnectionsPerAddress: 4000, Connections: 8000, ProxiesPerClient: 20000, Proxies: 20000, ProxyRequestRate: 100, RequestRate: 50000,
-			ModuleBytes: maxModule, ModuleTimeout: time.Minute},
+			ModuleBytes: maxModule, ModuleTimeout: time.Minute, ModuleKeep: time.Hour},
 		ShutdownTimeout: 30 * time.Second,
 		LogFormat:       "text",
 		Secrets:         map[string]map[string]Source{},

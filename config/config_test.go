@@ -249,6 +249,7 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"limits.workers":       {"0", "1001"},
 		"limits.moduleBytes":   {"0", "20971521"},
 		"limits.moduleTimeout": {"0s", "-1s", "2h"},
+		"limits.moduleKeep":    {"0s", "721h"},
 		"shutdownTimeout":      {"0s", "61m"},
 		"logFormat":            {"", "JSON"},
 		"imagehub.key.name":    {"one"},

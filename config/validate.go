@@ -148,6 +148,9 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 			fail(path, "use more than 0s and at most 1h", "%s is out of range", d)
 		}
 	}
+	if d := c.Limits.ModuleKeep; d < time.Second || d > 30*24*time.Hour {
+		fail("limits.moduleKeep", "use 1s to 720h", "%s is out of range", d)
+	}
 	if !slices.Contains([]string{"text", "json"}, c.LogFormat) {
 		fail("logFormat", "write text or json", "%q is not a form of the log", c.LogFormat)
 	}

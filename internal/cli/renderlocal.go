@@ -123,6 +123,12 @@ func (h held) Put(_ context.Context, data []byte) (string, error) {
 	return digest, nil
 }
 
+// Touch has nothing to do: nothing is deleted.
+func (h held) Touch(_ context.Context, digest string) (bool, error) {
+	_, ok := h[digest]
+	return ok, nil
+}
+
 // Get gives what was put.
 func (h held) Get(_ context.Context, digest string) ([]byte, error) {
 	c, ok := h[digest]

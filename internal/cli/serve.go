@@ -296,6 +296,10 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		return runner.Run(running)
 	})
 	g.Go(func() error { return events.Run(outlive) })
+	g.Go(func() error {
+		runner.SweepModules(running, max(min(c.Limits.ModuleKeep/4, 10*time.Minute), 100*time.Millisecond), kept.Sweep)
+		return nil
+	})
 	if kept.Shared() {
 		g.Go(func() error { return follow(running, kept.Records(), runner, log) })
 	}
@@ -332,7 +336,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 }
 
 func openStore(ctx context.Context, c config.Config, log *slog.Logger) (*store.Store, error) {
-	o := store.Options{StateDir: c.StateDir, URL: c.StoreURL, Queue: c.Limits.Queue, Listen: c.NATSListen,
+	o := store.Options{StateDir: c.StateDir, URL: c.StoreURL, Queue: c.Limits.Queue, KeepBlobs: c.Limits.ModuleKeep, Listen: c.NATSListen,
 		Insecure: c.NATSTLS.Insecure, Readable: []string{event.SubjectPrefix + ">"}, Logger: log}
 	if c.Sync == "interval" {
 		o.SyncInterval = syncInterval

@@ -125,6 +125,28 @@ func (r *Resolver) keep(ctx context.Context, m filter.Module, data []byte, store
 	return m, data, nil
 }
 
+// Hold has a module that is stored stay so for a while, before something refers to it. One that is not stored is no
+// error: it has still to be looked up.
+func (r *Resolver) Hold(ctx context.Context, m filter.Module) error {
+	if m.SHA256 == "" {
+		return nil
+	}
+	_, err := r.Blobs.Touch(ctx, strings.ToLower(m.SHA256))
+	return err
+}
+
+// Shipped returns the digests of the modules that ship with the program.
+func (r *Resolver) Shipped() []string {
+	var digests []string
+	for _, name := range r.BuiltinNames {
+		if data, ok := r.Builtin(name); ok {
+			sum := sha256.Sum256(data)
+			digests = append(digests, hex.EncodeToString(sum[:]))
+		}
+	}
+	return digests
+}
+
 // find returns the bytes and the source that they came from.
 func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
 	switch {

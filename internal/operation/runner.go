@@ -30,6 +30,10 @@ import (
 type Modules interface {
 	// Resolve returns the module with SHA256 set and without inline bytes, and the bytes.
 	Resolve(context.Context, filter.Module) (filter.Module, []byte, error)
+	// Hold has a module that is stored stay so for a while, before something refers to it.
+	Hold(context.Context, filter.Module) error
+	// Shipped returns the digests of the modules that ship with the program.
+	Shipped() []string
 }
 
 // Application is Image Hub as the imagehub operation needs it.
@@ -251,6 +255,11 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 			return j, again, err
 		}
 		if err := r.readUndo(ctx, &j); err != nil {
+			return j, false, err
+		}
+	}
+	for _, f := range j.Filters {
+		if err := r.Modules.Hold(ctx, f.Spec.Module); err != nil {
 			return j, false, err
 		}
 	}

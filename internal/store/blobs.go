@@ -28,10 +28,13 @@ const maxBlob = 64 << 20 // bytes
 type blobsInObjects struct {
 	store   *Store
 	objects jetstream.ObjectStore
+	stream  jetstream.Stream // of the objects
 	where   string
+	keep    time.Duration // how long what nothing refers to is kept
 
-	mu     sync.Mutex
-	shared map[string]sharedBytes // by digest
+	mu      sync.Mutex
+	shared  map[string]sharedBytes // by digest
+	touched map[string]time.Time   // when this process last put or touched a blob, by digest
 }
 
 // sharedBytes is a slice that does not keep its bytes alive. The weak pointer is to the first of them, so any slice of
@@ -55,10 +58,23 @@ func (b *blobsInObjects) Put(ctx context.Context, data []byte) (string, error) {
 	}
 	sum := sha256.Sum256(data)
 	digest := hex.EncodeToString(sum[:])
-	if _, err := b.Get(ctx, digest); err == nil {
-		return digest, nil
+	// What is there is first kept from being deleted, and then looked at: bytes that others still hold tell nothing.
+	there, err := b.Touch(ctx, digest)
+	if err != nil && !errors.Is(err, problem.StateDamaged) {
+		return "", err
 	}
-	return digest, b.put(ctx, digest, sum[:], data)
+	if there {
+		if _, err := b.Get(ctx, digest); err == nil {
+			return digest, nil
+		}
+	}
+	if err := b.put(ctx, digest, sum[:], data); err != nil {
+		return "", err
+	}
+	b.mu.Lock()
+	b.touched[digest] = time.Now()
+	b.mu.Unlock()
+	return digest, nil
 }
 
 // put writes the object as the client library does (ADR-20 of NATS), but one chunk after the other, each acknowledged:
@@ -91,7 +107,7 @@ func (b *blobsInObjects) put(ctx context.Context, name string, sum, data []byte)
 	if err != nil {
 		return problem.Internal.New("describe module %s: %w", name, err)
 	}
-	return publish(&nats.Msg{Subject: "$O." + blobsBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name)), Data: meta,
+	return publish(&nats.Msg{Subject: blobSubject(name), Data: meta,
 		Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}}})
 }
 

@@ -57,8 +57,10 @@ type Options struct {
 	// Queue is how many entries may wait or run; DefaultQueueLength when zero.
 	Queue int
 	// Lease is how long the claim of an adapter that is not heard of stands in an external store. Default: 15s.
-	Lease  time.Duration
-	Logger *slog.Logger // none when nil
+	Lease time.Duration
+	// KeepBlobs is how long a blob that nothing refers to is kept; adapters that share a store need the same. Default: 1h.
+	KeepBlobs time.Duration
+	Logger    *slog.Logger // none when nil
 }
 
 // Store is one adapter's connection to what survives it.
@@ -80,6 +82,9 @@ type Store struct {
 	events  *eventLog
 	cursors jetstream.KeyValue
 	closed  chan struct{} // of the connection
+
+	keepBlobs time.Duration
+	unused    map[string]unused // blobs, by digest, of Sweep
 
 	syncs   bool   // the embedded JetStream has on disk what it acknowledged
 	marked  []byte // what the file of marks holds
@@ -104,10 +109,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.Lease <= 0 {
 		o.Lease = 15 * time.Second
 	}
+	if o.KeepBlobs <= 0 {
+		o.KeepBlobs = time.Hour
+	}
 	if o.Queue <= 0 {
 		o.Queue = DefaultQueueLength
 	}
-	s := &Store{log: o.Logger, shared: o.URL != "", owner: rand.Text(), lease: o.Lease, closed: make(chan struct{}), suspect: make(chan struct{}, 1)}
+	s := &Store{log: o.Logger, shared: o.URL != "", owner: rand.Text(), lease: o.Lease, keepBlobs: o.KeepBlobs, closed: make(chan struct{}), suspect: make(chan struct{}, 1)}
 	if s.dir, err = OpenDir(o.StateDir); err != nil {
 		return nil, err
 	}
@@ -212,7 +220,11 @@ func (s *Store) open(ctx context.Context, length int) error {
 	info := events.CachedInfo()
 	s.id = strconv.FormatInt(info.Created.UnixNano(), 36)
 	s.records = &recordsInKV{store: s, kv: records, revisions: map[string]uint64{}}
-	s.blobs = &blobsInObjects{store: s, objects: objects, where: s.where()}
+	held, err := try(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, "OBJ_"+blobsBucket) })
+	if err != nil {
+		return s.missing(blobsBucket, err)
+	}
+	s.blobs = &blobsInObjects{store: s, objects: objects, stream: held, where: s.where(), keep: s.keepBlobs, touched: map[string]time.Time{}}
 	s.events = &eventLog{store: s, stream: events}
 	s.queue, err = openQueue(ctx, s, operations, length)
 	return err

@@ -362,6 +362,36 @@ func (q *queue) Depth() (waiting, running int) {
 	return waiting, running
 }
 
+func (q *queue) Held(ctx context.Context) ([]Entry, error) {
+	info, err := try(ctx, q.store, func(ctx context.Context) (*jetstream.StreamInfo, error) { return q.stream.Info(ctx) })
+	if err != nil {
+		return nil, storeFailed("reading the queue", err)
+	}
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// The last messages may have been deleted, and then do not come.
+	for last := info.State.LastSeq; last >= info.State.FirstSeq && info.State.Msgs > 0; last-- {
+		_, err := try(waiting, q.store, func(ctx context.Context) (*jetstream.RawStreamMsg, error) { return q.stream.GetMsg(ctx, last) })
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err == nil {
+			err = q.reached(waiting, last)
+		}
+		if err != nil {
+			return nil, storeFailed("reading the queue", err)
+		}
+		break
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	all := make([]Entry, len(q.held))
+	for i, h := range q.held {
+		all[i] = h.Entry
+	}
+	return all, nil
+}
+
 func (q *queue) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

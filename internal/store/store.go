@@ -12,6 +12,9 @@ import (
 type Blobs interface {
 	// Put stores the bytes once and returns their digest.
 	Put(ctx context.Context, data []byte) (digest string, err error)
+	// Touch says whether a blob is there, and keeps it there for as long as blobs are kept that nothing refers to. It comes
+	// before whatever will refer to the blob.
+	Touch(ctx context.Context, digest string) (there bool, err error)
 	// Get returns the bytes, which are shared and must not be changed. A digest that is not there gives
 	// problem.ModuleUnavailable, damaged bytes problem.StateDamaged.
 	Get(ctx context.Context, digest string) ([]byte, error)
@@ -67,6 +70,8 @@ type Queue interface {
 	Next(ctx context.Context) (Claim, error)
 	// Depth counts the entries that wait, and those that an adapter runs.
 	Depth() (waiting, running int)
+	// Held returns every entry that is not done.
+	Held(ctx context.Context) ([]Entry, error)
 	// Close stops accepting and giving. What is not done stays.
 	Close()
 }

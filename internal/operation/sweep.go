@@ -1,0 +1,77 @@
+package operation
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// Sweep deletes modules; store.Store does. It asks which are referred to.
+type Sweep func(ctx context.Context, referred func(context.Context) (map[string]bool, error)) (store.Swept, error)
+
+// SweepModules deletes, again and again until ctx ends, the modules that no accepted operation, no chain and no kept
+// revision of one refers to. Those that the program ships stay, since operations name them without their digest.
+func (r *Runner) SweepModules(ctx context.Context, every time.Duration, sweep Sweep) {
+	next := time.NewTicker(every)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+			return
+		}
+		swept, err := sweep(ctx, r.referred)
+		if err != nil && ctx.Err() == nil {
+			r.Log.Warn("modules that nothing refers to stay", "err", err)
+		}
+		if len(swept.Deleted) > 0 {
+			r.Log.Info("modules that nothing referred to are deleted", "modules", len(swept.Deleted), "bytes", swept.Freed, "sha256", swept.Deleted)
+		}
+	}
+}
+
+// referred collects the digests of the modules that are needed. Operations come first: one that ends meanwhile has then
+// left its modules to a chain.
+func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
+	digests := map[string]bool{}
+	add := func(filters []filter.Filter) {
+		for _, f := range filters {
+			digests[f.Spec.Module.SHA256] = true
+		}
+	}
+	entries, err := r.Queue.Held(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		var j job
+		if err := json.Unmarshal(e.Data, &j); err != nil {
+			return nil, fmt.Errorf("read operation %s: %w", e.ID, err)
+		}
+		add(j.Filters)
+	}
+	for _, digest := range r.Modules.Shipped() {
+		digests[digest] = true
+	}
+	for _, b := range r.Backends {
+		chains, err := b.List(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list chains: %w", err)
+		}
+		for _, c := range chains {
+			add(c.Filters)
+		}
+		revisions, err := b.History(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, rev := range revisions {
+			add(rev.Chain.Filters)
+		}
+	}
+	return digests, nil
+}

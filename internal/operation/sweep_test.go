@@ -1,0 +1,80 @@
+package operation_test
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// variant is the headers module with a section that makes it another.
+func variant(t *testing.T, n int) string {
+	t.Helper()
+	data, ok := filters.Builtin("headers")
+	if !ok {
+		t.Fatal("there is no module headers")
+	}
+	section := append([]byte{7}, fmt.Sprintf("v%06d", n)...) // the length of the name, the name, and nothing else
+	data = append(append(append([]byte{}, data...), 0, byte(len(section))), section...)
+	return base64.StdEncoding.EncodeToString(data)
+}
+
+func TestModulesOfRevisionsAreKeptAndThoseBeforeThemAreNot(t *testing.T) {
+	r := startRigOn(t, store.Options{StateDir: t.TempDir(), SyncInterval: time.Hour, KeepBlobs: 10 * time.Millisecond})
+	r.ok(apply(doc("x", "module: {inline: "+variant(t, 1)+"}")))
+	list, err := r.runner.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := list[0].Chain.Filters[0].Spec.Module.SHA256
+	r.ok(apply(doc("x")))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	sweeps := make(chan store.Swept, 1)
+	go func() {
+		defer close(ended)
+		r.runner.SweepModules(ctx, 5*time.Millisecond, func(ctx context.Context, referred func(context.Context) (map[string]bool, error)) (store.Swept, error) {
+			swept, err := r.dir.Sweep(ctx, referred)
+			select {
+			case sweeps <- swept:
+			case <-ctx.Done():
+			}
+			return swept, err
+		})
+	}()
+	defer func() { stop(); <-ended }()
+	for range 10 {
+		if swept := <-sweeps; len(swept.Deleted) > 0 {
+			t.Fatalf("%v was deleted", swept.Deleted)
+		}
+	}
+	history, err := r.runner.History(t.Context(), "default", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ok(undo("x", history[0].Number)) // to the first module, which is there
+	r.ok(remove(doc("x")))
+	for i := range 10 { // changes, after which the first is in no revision
+		r.ok(apply(doc("x", fmt.Sprintf("priority: %d", i+1))))
+	}
+	deadline := time.After(30 * time.Second)
+	for {
+		select {
+		case swept := <-sweeps:
+			if len(swept.Deleted) == 0 {
+				continue
+			}
+			if len(swept.Deleted) != 1 || swept.Deleted[0] != first || swept.Freed < 100_000 {
+				t.Errorf("%+v, want %s", swept, first)
+			}
+		case <-deadline:
+			t.Error("it is never deleted")
+		}
+		break
+	}
+	r.ok(apply(doc("x", "module: {inline: "+variant(t, 1)+"}"))) // it comes again
+}
