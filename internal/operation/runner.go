@@ -440,7 +440,7 @@ func (r *Runner) execute(work context.Context, c store.Claim) {
 	case err == nil && (over || s.over):
 		err = c.Done(ending)
 	case errors.Is(context.Cause(ctx), store.ErrLost):
-		err = store.ErrLost
+		err = c.Release(ending) // this process may claim it again
 	default:
 		err = errors.Join(err, c.Release(ending))
 	}
@@ -513,6 +513,7 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	}
 	summary, details, err := u.run(ctx, s, j)
 	switch {
+	case errors.Is(context.Cause(ctx), store.ErrLost) && err != nil: // whoever has it tells what becomes of it
 	case ctx.Err() != nil && err != nil:
 		s.info("The adapter stops, and goes on with this when it is back", problem.Of(err).Details)
 	case err != nil:

@@ -264,3 +264,27 @@ func TestAWorkerThatWakesUpLateNeitherWritesNorAcknowledges(t *testing.T) {
 		t.Errorf("the late worker has put back %q", got)
 	}
 }
+
+func TestAnOperationWhoseClaimRanOutIsBegunAgainIfNobodyElseDoes(t *testing.T) {
+	q := &sleepy{asked: make(chan string, 100), goes: make(chan struct{}), results: make(chan error, 100)}
+	near, cut, mend := link(t, external(t))
+	r := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: near, Lease: 300 * time.Millisecond}, func(o *operation.Options) {
+		q.Queue, o.Queue = o.Queue, q
+	})
+	id, err := r.runner.Submit(t.Context(), apply(doc("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-q.asked
+	cut()
+	time.Sleep(time.Second) // several times the lease
+	mend()
+	close(q.goes)
+	if err := <-q.results; !errors.Is(err, store.ErrLost) {
+		t.Errorf("the worker whose claim ran out may write: %v", err)
+	}
+	story := r.story(id)
+	if last := story[len(story)-1]; last.Type == event.Error || r.order("default") != "default/x" {
+		t.Errorf("%v", texts(story))
+	}
+}

@@ -306,7 +306,8 @@ func (q *queue) begin() (*held, claimed, <-chan struct{}, error) {
 	taken := map[string]bool{}
 	for _, h := range q.held {
 		was := q.claims[h.ID]
-		free := !h.mine && (was.Owner == "" || was.Owner != q.store.owner && (!q.store.shared || time.Since(was.seen) > q.store.lease))
+		// What this process has claimed and no worker of it runs was given up: the claim ran out, or its end was not kept.
+		free := !h.mine && (was.Owner == "" || was.Owner == q.store.owner || !q.store.shared || time.Since(was.seen) > q.store.lease)
 		for _, key := range h.Keys {
 			free = free && !taken[key]
 		}
@@ -325,6 +326,9 @@ func (q *queue) begin() (*held, claimed, <-chan struct{}, error) {
 func (q *queue) take(ctx context.Context, h *held, was claimed) (Claim, error) {
 	c := &claim{queue: q, held: h, lost: make(chan struct{}), quit: make(chan struct{}), now: was}
 	next := claimed{Owner: q.store.owner, Attempt: was.Attempt + 1}
+	if was.Owner == q.store.owner { // which has not ended since
+		next.Attempt = was.Attempt
+	}
 	if was.Done {
 		next = claimed{Owner: q.store.owner, Attempt: was.Attempt, Done: true, Digest: h.Digest}
 	}

@@ -76,12 +76,12 @@ type Queue interface {
 	Close()
 }
 
-// Claim is the right to run one entry. It ends with Done or Release.
+// Claim is the right to run one entry. It ends with Done or Release, also when it is lost.
 type Claim interface {
 	Entry() Entry
 	// Attempt counts the claims of this entry that did not end, because their process did: 1 at first.
 	Attempt() int
-	// Lost is closed when another adapter has the entry now.
+	// Lost is closed when another adapter has the entry now, or may claim it.
 	Lost() <-chan struct{}
 	// Hold makes sure that the claim holds; ErrLost when it does not. It comes before every effect.
 	Hold(ctx context.Context) error
