@@ -231,3 +231,20 @@ func TestADialPerCallIsServedWithinTheDefaultBounds(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+func TestAFullQueueSaysWhenToTryAgain(t *testing.T) {
+	f := start(t)
+	f.ops.submit = func(context.Context, operation.Request) (string, error) {
+		return "", problem.QueueFull.New("1000 operations are waiting or running, the most that the adapter takes")
+	}
+	_, err := call(t, f.conn, meshService+"ApplyOperation")
+	var retry time.Duration
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok {
+			retry = info.GetRetryDelay().AsDuration()
+		}
+	}
+	if status.Code(err) != codes.ResourceExhausted || retry <= 0 {
+		t.Errorf("%v, to be tried again in %s", err, retry)
+	}
+}
