@@ -18,6 +18,7 @@ func newRender(a *app) *cobra.Command {
 	var files []string
 	var remove bool
 	var meshName, cluster string
+	var k kubeconfigFlags
 	cmd := &cobra.Command{
 		Use:   "render -f FILE",
 		Short: "Show what applying a document would put on its targets",
@@ -27,11 +28,12 @@ The adapter plans it as it would for "apply", next to what is applied now. Secre
 as their length. Fields that a mesh has no equivalent for are listed with the reason.
 
 For Istio no adapter is asked: what is printed are the objects themselves, for kubectl or a Git repository, as if the
-documents were all there is on their targets. Each module runs with its configuration in a sandbox first. --cluster
-tells what the cluster serves and holds; without it, it is taken for Istio 1.31, and targets have to be given by labels.`,
+documents were all there is on their targets. Each module runs with its configuration in a sandbox first. --kubeconfig
+asks a cluster what it serves and holds, and --cluster a file; without them it is taken for Istio 1.31, and targets have
+to be given by labels.`,
 		Example: `  meshery-filters render -f filter.yaml
   meshery-filters render -f filter.yaml --delete   # what would be left
-  meshery-filters render -f filter.yaml --mesh istio | kubectl apply --server-side -f -
+  meshery-filters render -f filter.yaml --mesh istio --kubeconfig ~/.kube/config | kubectl apply --server-side -f -
   kubectl get crd,namespaces,services,deployments -A -o yaml > cluster.yaml
   meshery-filters render -f filter.yaml --mesh istio --cluster cluster.yaml`,
 		Args: cobra.NoArgs,
@@ -53,10 +55,23 @@ tells what the cluster serves and holds; without it, it is taken for Istio 1.31,
 				return usage("--delete is for meshes that an adapter drives; leave the documents out of what you render")
 			case local && cluster == stdin && slices.Contains(files, stdin):
 				return usage("--cluster and --filename cannot both be standard input")
+			case cluster != "" && k.given():
+				return usage("--cluster and --kubeconfig both tell of a cluster; give one of them")
+			case local && k.given():
+				c, err := k.open()
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				return a.renderLocally(cmd.Context(), m, docs, reading(c, m))
 			case local:
-				return a.renderLocally(cmd.Context(), m, docs, cluster)
-			case cluster != "":
-				return usage("--cluster is for meshes of a cluster, and %s is none", m.Name())
+				around, err := a.fromFile(m, cluster)
+				if err != nil {
+					return err
+				}
+				return a.renderLocally(cmd.Context(), m, docs, around)
+			case cluster != "" || k.given():
+				return usage("--cluster and --kubeconfig are for meshes of a cluster, and %s is none", m.Name())
 			}
 			body, err := bodyOf(docs)
 			if err != nil {
@@ -80,6 +95,7 @@ tells what the cluster serves and holds; without it, it is taken for Istio 1.31,
 	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
 	cmd.Flags().StringVar(&cluster, "cluster", "", "`file` with what a cluster serves and holds, as \"kubectl get -o yaml\" prints it; - for standard input")
 	_ = cmd.MarkFlagFilename("cluster", "yaml", "yml", "json")
+	k.flags(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)

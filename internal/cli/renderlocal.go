@@ -29,56 +29,111 @@ var driven = []string{"envoy"}
 // assumed are the kinds that a mesh's clusters serve, for whoever renders without --cluster.
 var assumed = map[string]func() []plan.Kind{"istio": mesh.Istio131}
 
-// renderLocally prints what a mesh's cluster would hold if these documents were all there is on their targets.
-func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, clusterFile string) error {
+// surroundings give what a chain finds on its target: what the cluster serves and holds, and the chain that is there.
+type surroundings func(context.Context, filter.Chain) (plan.Cluster, filter.Chain, error)
+
+// fromFile is a cluster as a file tells it, or as the mesh's clusters usually are, with nothing on its targets.
+func (a *app) fromFile(m mesh.Mesh, file string) (surroundings, error) {
 	var cluster plan.Cluster
-	if clusterFile != "" {
-		objects, err := a.readObjects(clusterFile)
+	if file != "" {
+		objects, err := a.readObjects(file)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		cluster = plan.ClusterOf(objects)
 	}
 	if kinds := assumed[m.Name()]; kinds != nil && len(cluster.Kinds) == 0 {
 		cluster.Kinds = kinds()
 	}
-	world := plan.World{Modules: map[string]plan.Code{}, Cluster: cluster}
+	return func(_ context.Context, c filter.Chain) (plan.Cluster, filter.Chain, error) { return cluster, c, nil }, nil
+}
+
+// planLocally plans what documents make of their targets, a target at a time, without an adapter.
+func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings) ([]plan.Plan, error) {
+	world := plan.World{Modules: map[string]plan.Code{}}
 	modules := module.New(module.Options{Blobs: held(world.Modules), Builtin: filters.Builtin, BuiltinNames: filters.Names()})
+	named := func(f filter.Filter, err error) error {
+		p := *problem.Of(err)
+		p.Details = f.Key.String() + ": " + p.Details
+		return &p
+	}
 	chains := map[string]filter.Chain{}
+	clusters := map[string]plan.Cluster{}
 	var order []string
 	for _, d := range docs {
 		f, err := m.Complete(d.Filter(a.namespace))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if refs := f.Secrets(); len(refs) > 0 {
-			return problem.SecretMissing.New("%s refers to %s, and render resolves no secrets, which would end up in what it prints", f.Key, refs[0])
+		if err := secretless(f); err != nil {
+			return nil, err
 		}
 		if f.Spec.Module, err = known(ctx, modules, f); err != nil {
-			p := *problem.Of(err)
-			p.Details = f.Key.String() + ": " + p.Details
-			return &p
+			return nil, named(f, err)
 		}
 		c := filter.Chain{Mesh: m.Name(), Target: f.Spec.Target}
 		id := c.ID()
 		if known, ok := chains[id]; ok {
 			c = known
 		} else {
+			if clusters[id], c, err = around(ctx, c); err != nil {
+				return nil, err
+			}
 			order = append(order, id)
 		}
 		chains[id] = c.With(f)
 	}
-	var all plan.Plan
+	var plans []plan.Plan
 	for _, id := range order {
+		for _, f := range chains[id].Filters {
+			if err := secretless(f); err != nil {
+				return nil, err
+			}
+			if _, ok := world.Modules[f.Spec.Module.SHA256]; ok {
+				continue
+			}
+			if _, err := known(ctx, modules, f); err != nil { // one that was there before
+				return nil, named(f, err)
+			}
+		}
+		world.Cluster = clusters[id]
 		p, err := m.Plan(chains[id], world)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		all.Objects = append(all.Objects, p.Objects...)
-		all.Losses = append(all.Losses, p.Losses...)
+		p.Chain = chains[id]
+		plans = append(plans, p)
 	}
-	for _, l := range all.Losses {
-		fmt.Fprintf(a.Err, "Warning: %s: %s\n", problem.FieldLost.Summary, l)
+	return plans, nil
+}
+
+// secretless refuses a filter that refers to a secret.
+func secretless(f filter.Filter) error {
+	if refs := f.Secrets(); len(refs) > 0 {
+		return problem.SecretMissing.New("%s refers to %s, and without an adapter nobody resolves secrets, which would end up in what is printed", f.Key, refs[0])
+	}
+	return nil
+}
+
+// warn tells what the plans' mesh has no equivalent for.
+func (a *app) warn(plans []plan.Plan) {
+	for _, p := range plans {
+		for _, l := range p.Losses {
+			fmt.Fprintf(a.Err, "Warning: %s: %s\n", problem.FieldLost.Summary, l)
+		}
+	}
+}
+
+// renderLocally prints what a mesh's cluster would hold.
+func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings) error {
+	plans, err := a.planLocally(ctx, m, docs, around)
+	if err != nil {
+		return err
+	}
+	a.warn(plans)
+	var all plan.Plan
+	for _, p := range plans {
+		all.Objects = append(all.Objects, p.Objects...)
 	}
 	if a.output == formJSON {
 		items := make([]any, len(all.Objects))

@@ -178,7 +178,7 @@ func TestWhatCannotBeRenderedForIstioIsSaid(t *testing.T) {
 		"a cluster that is none": {one, []string{"--cluster", "render.go"}, exitUsage, "kubectl get -o yaml"},
 		"objects without kinds":  {one, []string{"--cluster", "testdata/output/list.yaml"}, exitUsage, "no kind or no name"},
 		"a secret": {istioDocument("x", "mesh: istio\n"+toLabels+headers+"config: {key: {$secret: {name: a, key: b}}}"), nil,
-			exitFailed, "render resolves no secrets"},
+			exitFailed, "nobody resolves secrets"},
 		"a configuration that the filter refuses": {istioDocument("x", "mesh: istio\n"+toLabels+headers+"config: {nonsense: 1}"), nil,
 			exitUsage, "meshery-filters-1014"},
 		"no target":        {istioDocument("x", "mesh: istio\n"+headers), nil, exitUsage, "no default target"},

@@ -44,7 +44,7 @@ Exit codes:
 		group    string
 		commands []*cobra.Command
 	}{
-		{groupUse, []*cobra.Command{newApply(a), newRemove(a), newUndo(a), newHistory(a), newList(a), newStatus(a), newEvents(a), newOperations(a), newRun(a), newRender(a)}},
+		{groupUse, []*cobra.Command{newApply(a), newRemove(a), newUndo(a), newHistory(a), newList(a), newStatus(a), newEvents(a), newOperations(a), newRun(a), newRender(a), newDiff(a)}},
 		{groupBuild, []*cobra.Command{newExplain(a), newInspect(a), newTry(a)}},
 		{groupRun, []*cobra.Command{serve, newEnvoy(a), newImageHub(a), newDemo(a), newVersion(a)}},
 	} {

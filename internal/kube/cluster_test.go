@@ -518,8 +518,11 @@ func TestAMeshReadsWhatTheClusterServesAndHolds(t *testing.T) {
 	late := schema.GroupKind{Group: "extensions.istio.io", Kind: "LateComer"}
 	eventually(t, func() bool {
 		got, err := c.Read(t.Context(), plan.Reads{Kinds: []schema.GroupKind{late}})
-		_, ok := got.Kind(late)
-		return err == nil && ok
+		if err != nil { // its schema may be published later still, which is waited for
+			t.Fatal(err)
+		}
+		k, ok := got.Kind(late)
+		return ok && k.Has("spec.url")
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -23,6 +24,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -77,6 +79,29 @@ type Cluster struct {
 // problem.KubeconfigRefused, with every such field.
 func Open(kubeconfig []byte, o Options) (*Cluster, error) {
 	config, err := parse(kubeconfig, o.Context, o.Allow)
+	if err != nil {
+		return nil, err
+	}
+	o.Namespace = cmp.Or(o.Namespace, defaultNamespace)
+	return newCluster(config, o)
+}
+
+// OpenFile makes a Cluster of a kubeconfig file of whoever runs this program, which may have everything that is theirs:
+// Options.Allow does not matter, and paths in it are relative to it.
+func OpenFile(file string, o Options) (*Cluster, error) {
+	o.Allow = Allow{Exec: true, Files: true, Proxy: true, Insecure: true, LinkLocal: true}
+	loaded, err := clientcmd.LoadFromFile(file)
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return nil, problem.KubeconfigRefused.New("%w", path)
+	}
+	if err == nil {
+		err = clientcmd.ResolveLocalPaths(loaded)
+	}
+	if err != nil {
+		return nil, problem.KubeconfigRefused.New("%s is no kubeconfig in YAML or JSON", file)
+	}
+	config, err := configOf(loaded, o.Context, o.Allow)
 	if err != nil {
 		return nil, err
 	}

@@ -18,8 +18,7 @@ import (
 // maxKubeconfig bounds a kubeconfig, in bytes. One with a hundred contexts has a tenth of it.
 const maxKubeconfig = 1 << 20
 
-// parse makes the client's configuration of the context that is used; the others do not matter. It takes over what it
-// knows, and nothing else.
+// parse makes the client's configuration of what came from outside.
 func parse(data []byte, context string, allow Allow) (*rest.Config, error) {
 	if len(data) > maxKubeconfig {
 		return nil, problem.KubeconfigRefused.New("it has %d bytes, and %d is the most", len(data), maxKubeconfig)
@@ -29,6 +28,12 @@ func parse(data []byte, context string, allow Allow) (*rest.Config, error) {
 	if err != nil {
 		return nil, problem.KubeconfigRefused.New("it is no kubeconfig in YAML or JSON")
 	}
+	return configOf(config, context, allow)
+}
+
+// configOf makes the client's configuration of the context that is used; the others do not matter. It takes over what it
+// knows, and nothing else.
+func configOf(config *clientcmdapi.Config, context string, allow Allow) (*rest.Config, error) {
 	if context == "" {
 		context = config.CurrentContext
 	}

@@ -161,6 +161,12 @@ func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, err
 	return found, nil
 }
 
+// A kind that was just installed is served a moment before its schema is published.
+const (
+	schemaTries = 20
+	schemaPause = 250 * time.Millisecond
+)
+
 // fields reads the schema of a kind, once a minute.
 func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
 	c.mu.Lock()
@@ -169,8 +175,33 @@ func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map
 	if time.Since(k.since) < c.memory {
 		return k.what, nil
 	}
+	for n := 0; ; n++ {
+		fields, err := c.schema(ctx, kind)
+		if err != nil {
+			return nil, err
+		}
+		if fields != nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.schemas[kind] = known[map[string][]string]{fields, time.Now()}
+			return fields, nil
+		}
+		if n == schemaTries {
+			return nil, problem.ClusterAnswer.New("%s does not tell the schema of %s %s", c.Host, kind.GroupVersion(), kind.Kind)
+		}
+		if err := sleep(ctx, schemaPause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// schema asks for the fields of a kind; nil when they are not published.
+func (c *Cluster) schema(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
 	at := path.Join("/openapi/v3", root(kind.Group), kind.Group, kind.Version)
 	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: at})
+	if _, ok := refusedWith(err, http.StatusNotFound); ok {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, c.problemOf(err)
 	}
@@ -182,19 +213,15 @@ func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map
 	if err := json.Unmarshal(body, &api); err != nil {
 		return nil, problem.ClusterAnswer.New("%s: the schema of %s cannot be read", c.Host, kind.GroupVersion())
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, s := range api.Components.Schemas {
 		names, _ := s["x-kubernetes-group-version-kind"].([]any)
 		for _, n := range names {
 			if n, ok := n.(map[string]any); ok && n["group"] == kind.Group && n["version"] == kind.Version && n["kind"] == kind.Kind {
-				fields := plan.Fields(s)
-				c.schemas[kind] = known[map[string][]string]{fields, time.Now()}
-				return fields, nil
+				return plan.Fields(s), nil
 			}
 		}
 	}
-	return nil, problem.ClusterAnswer.New("%s does not tell the schema of %s %s", c.Host, kind.GroupVersion(), kind.Kind)
+	return nil, nil
 }
 
 // Serves says whether the cluster serves a kind in a version.

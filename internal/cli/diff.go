@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/plan"
+)
+
+// kubeconfigFlags say which cluster a command asks by itself.
+type kubeconfigFlags struct{ file, context string }
+
+func (k *kubeconfigFlags) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&k.file, "kubeconfig", "", "kubeconfig `file` of the cluster that is asked")
+	cmd.Flags().StringVar(&k.context, "context", "", "`name` of the kubeconfig's context (default: its current one)")
+	_ = cmd.MarkFlagFilename("kubeconfig")
+}
+
+func (k *kubeconfigFlags) given() bool { return k.file != "" || k.context != "" }
+
+// open is the cluster. Whoever opens it closes it.
+func (k *kubeconfigFlags) open() (*kube.Cluster, error) {
+	if k.file == "" {
+		return nil, usage("--context is one of a kubeconfig's; name the file with --kubeconfig")
+	}
+	return kube.OpenFile(k.file, kube.Options{Context: k.context, Log: slog.New(slog.DiscardHandler)})
+}
+
+// reading reads of a cluster what the mesh wants to know, and takes its targets for empty.
+func reading(c *kube.Cluster, m mesh.Mesh) surroundings {
+	return func(ctx context.Context, chain filter.Chain) (plan.Cluster, filter.Chain, error) {
+		cluster, err := c.Read(ctx, m.Reads(chain))
+		return cluster, chain, err
+	}
+}
+
+// newDiff makes `diff`.
+func newDiff(a *app) *cobra.Command {
+	var files []string
+	var meshName string
+	var k kubeconfigFlags
+	cmd := &cobra.Command{
+		Use:   "diff -f FILE --kubeconfig FILE",
+		Short: "Show what applying a document would change in a cluster",
+		Long: `Show what applying a document would change in a cluster, and change nothing.
+
+The documents are put next to what the adapter has applied to their targets, as the cluster's inventories tell. Each
+object goes to the cluster in a server-side dry run, so that what it would refuse is refused here too: a field that
+another manager owns, an invalid value, a right that is missing.`,
+		Example: `  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config
+  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config --context staging`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 {
+				return usage("say what to compare with -f FILE")
+			}
+			if !k.given() {
+				return usage("say which cluster to compare with: --kubeconfig FILE")
+			}
+			docs, err := a.readDocuments(files, false)
+			if err != nil {
+				return err
+			}
+			m, err := renderedMesh(docs, meshName)
+			if err != nil {
+				return err
+			}
+			if slices.Contains(driven, m.Name()) {
+				return usage("%s is no mesh of a cluster; `meshery-filters render` shows what its proxies would get", m.Name())
+			}
+			c, err := k.open()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return a.diff(cmd.Context(), c, m, docs)
+		},
+	}
+	filesFlag(cmd, &files)
+	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
+	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
+	k.flags(cmd)
+	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
+	a.outputFlag(cmd)
+	return cmd
+}
+
+func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []filter.Document) error {
+	targets := map[string]*kube.Target{}
+	plans, err := a.planLocally(ctx, m, docs, func(ctx context.Context, chain filter.Chain) (plan.Cluster, filter.Chain, error) {
+		t, err := c.Target(ctx, m.Name(), chain.Target)
+		if err != nil {
+			return plan.Cluster{}, chain, err
+		}
+		targets[chain.ID()] = t
+		cluster, err := c.Read(ctx, m.Reads(chain))
+		return cluster, t.Committed().Chain, err
+	})
+	if err != nil {
+		return err
+	}
+	a.warn(plans)
+	out := struct {
+		Changes []plan.Change `json:"changes"`
+	}{[]plan.Change{}}
+	for _, p := range plans {
+		changes, err := targets[p.Chain.ID()].Diff(ctx, p)
+		if err != nil {
+			return err
+		}
+		out.Changes = append(out.Changes, changes...)
+	}
+	return a.print(out, func(w io.Writer) error {
+		var b strings.Builder
+		for _, ch := range out.Changes {
+			action := string(ch.Action)
+			if ch.Action != plan.Unchanged {
+				action = "would be " + action
+			}
+			fmt.Fprintf(&b, "%s %s\n", ch.Subject, action)
+		}
+		_, err := io.WriteString(w, b.String())
+		return err
+	})
+}
