@@ -19,15 +19,15 @@ import (
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
-// burst is how many events an operation tells that does nothing else.
+// burst is how many events are told at a time, where it is not one by one.
 const burst = 5
 
 // teller is an adapter that can be asked for events.
 type teller interface {
 	pid() int
 	grpcConn() *grpc.ClientConn
-	// tell has an operation tell burst events, and returns when each of them was told, unless they say so themselves.
-	tell(context.Context) (map[key]time.Time, error)
+	// tell has an operation tell so many events, and returns when each of them was told, unless they say so themselves.
+	tell(ctx context.Context, events int) (map[key]time.Time, error)
 }
 
 // key is an event as StreamEvents and Watch both tell it.
@@ -43,14 +43,14 @@ func keyOf(e interface {
 	return key(maphash.Comparable(seed, [...]string{e.GetOperationId(), e.GetSummary(), e.GetDetails()}))
 }
 
-// tell asks for the status of as many filters as make a burst.
-func (a *adapter) tell(ctx context.Context) (map[key]time.Time, error) {
+// tell asks for the status, which tells one event for each target with filters; fill has made as many as it takes.
+func (a *adapter) tell(ctx context.Context, n int) (map[key]time.Time, error) {
 	events, err := a.story(ctx, "filters_status", "")
 	if err != nil {
 		return nil, err
 	}
-	if len(events) != burst {
-		return nil, fmt.Errorf("filters_status tells %d events and not %d", len(events), burst)
+	if len(events) != n {
+		return nil, fmt.Errorf("filters_status tells %d events and not %d", len(events), n)
 	}
 	told := map[key]time.Time{}
 	for _, e := range events {
@@ -59,9 +59,9 @@ func (a *adapter) tell(ctx context.Context) (map[key]time.Time, error) {
 	return told, nil
 }
 
-// fill gives the adapter as many filters as filters_status needs to tell a burst: one event each, and one of its end.
-func (a *adapter) fill(ctx context.Context) error {
-	for i := range burst - 1 {
+// fill gives the adapter as many filters as filters_status needs to tell so many events: one each, and one of its end.
+func (a *adapter) fill(ctx context.Context, events int) error {
+	for i := range events - 1 {
 		if err := a.operate(ctx, "apply_filter", header(fmt.Sprintf("status-%d", i), fmt.Sprintf("status-%d", i), "1")); err != nil {
 			return err
 		}
@@ -190,21 +190,21 @@ func (a *audience) leave() error {
 	return nil
 }
 
-// latency has an adapter tell bursts, and returns how long the median and the slowest hundredth of all events took to
-// each client, in milliseconds.
-func (b *bench) latency(ctx context.Context, t teller, clients int, watch bool, bursts int) (p50, p99 float64, err error) {
-	a, err := gather(ctx, t, clients, watch)
+// latency has an adapter tell events, and returns how long the median and the slowest hundredth of all took to each client,
+// in milliseconds.
+func (b *bench) latency(ctx context.Context, l listeners) (p50, p99 float64, err error) {
+	a, err := gather(ctx, l.of, l.clients, l.watch)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, a.leave()) }()
-	// Those that do not tell that they listen, the library's streams, are given a moment; the first burst does not count.
+	// Those that do not tell that they listen, the library's streams, are given a moment; the first operation does not count.
 	if err := pause(ctx, b.settle/4); err != nil {
 		return 0, 0, err
 	}
 	told := map[key]time.Time{}
-	for i := range bursts + 1 {
-		some, err := t.tell(ctx)
+	for i := range l.times + 1 {
+		some, err := l.of.tell(ctx, l.events)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -213,10 +213,10 @@ func (b *bench) latency(ctx context.Context, t teller, clients int, watch bool, 
 				told[k] = at
 			}
 		}
-		if err := a.hears(ctx, int64((i+1)*burst*clients)); err != nil {
+		if err := a.hears(ctx, int64((i+1)*l.events*l.clients)); err != nil {
 			return 0, 0, err
 		}
-		if err := pause(ctx, 10*time.Millisecond); err != nil {
+		if err := pause(ctx, l.pause); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -225,7 +225,7 @@ func (b *bench) latency(ctx context.Context, t teller, clients int, watch bool, 
 	}
 	var took []float64
 	for _, c := range a.clients {
-		for _, n := range c.noted[min(burst, len(c.noted)):] {
+		for _, n := range c.noted[min(l.events, len(c.noted)):] {
 			if n.told.IsZero() {
 				n.told = told[n.key]
 			}
@@ -238,11 +238,13 @@ func (b *bench) latency(ctx context.Context, t teller, clients int, watch bool, 
 
 // listeners is one line of the table of latencies.
 type listeners struct {
-	name   string
-	of     teller
-	watch  bool
-	n      int
-	bursts int
+	name    string
+	of      teller
+	watch   bool
+	clients int
+	events  int // at a time
+	times   int
+	pause   time.Duration // between
 }
 
 // latencyBar is what the slowest hundredth of events may take to 100 clients, in milliseconds.
@@ -256,55 +258,63 @@ func (b *bench) measureEvents(ctx context.Context) (err error) {
 			err = errors.Join(err, f())
 		}
 	}()
-	begin := func(args ...string) (*adapter, error) {
+	begin := func(events int, args ...string) (*adapter, error) {
 		a, _, err := startAdapter(ctx, b.program, b.state(), args...)
 		if err != nil {
 			return nil, err
 		}
 		stop = append(stop, a.stop)
-		return a, a.fill(ctx)
+		return a, a.fill(ctx, events)
 	}
-	always, err := begin()
+	one, err := begin(1)
 	if err != nil {
 		return err
 	}
-	interval, err := begin("--sync", "interval")
+	interval, err := begin(1, "--sync", "interval")
 	if err != nil {
 		return err
 	}
+	five, err := begin(burst)
+	if err != nil {
+		return err
+	}
+	const breath = 10 * time.Millisecond
 	var all []listeners
-	for _, n := range b.audiences {
-		all = append(all, listeners{fmt.Sprintf("StreamEvents, %d", n), always, false, n, b.bursts},
-			listeners{fmt.Sprintf("Watch, %d", n), always, true, n, b.bursts},
-			listeners{fmt.Sprintf("StreamEvents, %d, sync: interval", n), interval, false, n, b.bursts})
+	add := func(of teller, name string, watch bool, events, times int, pause time.Duration) {
+		for _, n := range b.audiences {
+			all = append(all, listeners{fmt.Sprintf("%s, %d", name, n), of, watch, n, events, times, pause})
+		}
 	}
-	var beside teller
+	add(one, "StreamEvents", false, 1, b.told, breath)
+	add(one, "Watch", true, 1, b.told, breath)
+	add(interval, "StreamEvents, sync: interval", false, 1, b.told, breath)
+	bars := len(all)
+	add(five, fmt.Sprintf("StreamEvents, %d events at a time", burst), false, burst, b.told/burst, breath)
 	if b.library != "" {
 		l, _, err := startLibrary(ctx, b.library, b.state()+".log")
 		if err != nil {
 			return err
 		}
-		stop, beside = append(stop, l.stop), l
-		for _, n := range b.audiences {
-			all = append(all, listeners{fmt.Sprintf("the library's StreamEvents, %d", n), l, false, n, 1})
-		}
+		stop = append(stop, l.stop)
+		// It waits for half a second after each event that it sends.
+		add(l, "the library's StreamEvents, every 0.6 s", false, 1, 5, 600*time.Millisecond)
+		add(l, fmt.Sprintf("the library's StreamEvents, %d events at a time", burst), false, burst, 1, 600*time.Millisecond)
 	}
 	p50, p99 := make([][]float64, len(all)), make([][]float64, len(all))
 	for round := range b.repeats {
 		for i, l := range all {
 			b.say("events to %s, round %d of %d", l.name, round+1, b.repeats)
-			x, y, err := b.latency(ctx, l.of, l.n, l.watch, l.bursts)
+			x, y, err := b.latency(ctx, l)
 			if err != nil {
 				return fmt.Errorf("%s: %w", l.name, err)
 			}
 			p50[i], p99[i] = append(p50[i], x), append(p99[i], y)
 		}
 	}
-	s := section{Title: fmt.Sprintf("Events: from being told until each of so many clients has it, on a connection of its own; %d at a time", burst),
-		Columns: []string{"clients", "p50", "p99"}}
+	s := section{Title: "Events: from being told until each of so many clients has it, on a connection of its own", Columns: []string{"clients", "p50", "p99"}}
 	for i, l := range all {
 		s.add(l.name, figureOf("ms", p50[i]), figureOf("ms", p99[i]))
-		if l.n == 100 && l.of != beside {
+		if l.clients == 100 && i < bars {
 			b.verdict("p99 to "+l.name, figureOf("ms", p99[i]), latencyBar)
 		}
 	}
@@ -349,7 +359,7 @@ func (b *bench) measureLeaving(ctx context.Context) error {
 		}
 		last, err := count(func(d dumper) error {
 			if a, ok := d.(*adapter); ok {
-				if err := a.fill(ctx); err != nil {
+				if err := a.fill(ctx, burst); err != nil {
 					return err
 				}
 			}
@@ -359,7 +369,7 @@ func (b *bench) measureLeaving(ctx context.Context) error {
 			}
 			for range b.comers * 4 / burst {
 				if err == nil {
-					_, err = d.tell(ctx)
+					_, err = d.tell(ctx, burst)
 				}
 			}
 			return err

@@ -87,8 +87,8 @@ func (l *library) stop() error {
 func (l *library) grpcConn() *grpc.ClientConn { return l.conn }
 
 // tell has events told; those who hear them read in them when that was.
-func (l *library) tell(ctx context.Context) (map[key]time.Time, error) {
+func (l *library) tell(ctx context.Context, n int) (map[key]time.Time, error) {
 	_, err := meshes.NewMeshServiceClient(l.conn).ApplyOperation(ctx, &meshes.ApplyRuleRequest{OpName: "tell",
-		OperationId: "bench-" + rand.Text(), CustomBody: strconv.Itoa(burst)})
+		OperationId: "bench-" + rand.Text(), CustomBody: strconv.Itoa(n)})
 	return nil, err
 }

@@ -51,7 +51,7 @@ type sizes struct {
 
 	oldEvents     int   // that are kept already at a start
 	audiences     []int // numbers of clients that events are told to
-	bursts        int   // of events in a round
+	told          int   // events in a round
 	repeats       int   // of rounds with events, or with operations
 	comers        int   // clients that leave again
 	changes       int   // of the same filters, in a round of operations and of a large group
@@ -62,9 +62,9 @@ type sizes struct {
 
 var (
 	full = sizes{starts: 7, settle: 2 * time.Second, pairs: 9, rounds: 9, requests: 20_000, tokens: 8192, oldEvents: 10_000,
-		audiences: []int{1, 100, 1000}, bursts: 20, repeats: 5, comers: 50, changes: 5, targets: 1000, targetProxies: 200, groupProxies: 10_000}
+		audiences: []int{1, 100, 1000}, told: 100, repeats: 5, comers: 50, changes: 5, targets: 1000, targetProxies: 200, groupProxies: 10_000}
 	quick = sizes{starts: 1, settle: 100 * time.Millisecond, pairs: 1, rounds: 1, requests: 2_000, tokens: 2_000, oldEvents: 100,
-		audiences: []int{1, 10}, bursts: 2, repeats: 1, comers: 5, changes: 1, targets: 20, targetProxies: 10, groupProxies: 100}
+		audiences: []int{1, 10}, told: 10, repeats: 1, comers: 5, changes: 1, targets: 20, targetProxies: 10, groupProxies: 100}
 )
 
 // bench is one run.

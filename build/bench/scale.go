@@ -30,7 +30,7 @@ func (b *bench) measureOperations(ctx context.Context) error {
 		}, nil
 	}
 	status := func(a *adapter) (func(sender, i int) error, error) {
-		return func(int, int) error { _, err := a.tell(ctx); return err }, a.fill(ctx)
+		return func(int, int) error { _, err := a.tell(ctx, burst); return err }, a.fill(ctx, burst)
 	}
 	for _, k := range []struct {
 		name, sync string
@@ -67,7 +67,7 @@ func (b *bench) measureOperations(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			n, err := rate(ctx, b.changes, func(int, int) error { _, err := l.tell(ctx); return err })
+			n, err := rate(ctx, b.changes, func(int, int) error { _, err := l.tell(ctx, burst); return err })
 			if err := errors.Join(err, l.stop()); err != nil {
 				return err
 			}
