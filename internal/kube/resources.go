@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"path"
 	"time"
@@ -222,13 +221,4 @@ func (c *Cluster) schema(ctx context.Context, kind schema.GroupVersionKind) (map
 		}
 	}
 	return nil, nil
-}
-
-// Serves says whether the cluster serves a kind in a version.
-func (c *Cluster) Serves(ctx context.Context, kind schema.GroupVersionKind) (bool, error) {
-	_, err := c.resource(ctx, kind)
-	if errors.Is(err, problem.KindNotServed) {
-		return false, nil
-	}
-	return err == nil, err
 }
