@@ -208,7 +208,7 @@ func (t *trial) serve(ctx context.Context, g *errgroup.Group, state *store.Store
 	if err != nil {
 		return "", "", errors.Join(fmt.Errorf("listen for xDS: %w", err), echoes.Close())
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(xds.ServerOptions()...)
 	backend.Register(server)
 	web := &http.Server{Handler: http.HandlerFunc(echo), ReadHeaderTimeout: tryRequest, ErrorLog: slog.NewLogLogger(quiet.Handler(), slog.LevelWarn)}
 	g.Go(func() error { return t.runner.Run(ctx) })

@@ -131,7 +131,7 @@ func startRigOn(t *testing.T, kept store.Options, change ...func(*operation.Opti
 		t.Fatal(err)
 	}
 	r.addr = l.Addr().String()
-	server := grpc.NewServer()
+	server := grpc.NewServer(xds.ServerOptions()...)
 	r.envoys.Register(server)
 	go server.Serve(l)
 	ctx, cancel := context.WithCancel(context.Background())
