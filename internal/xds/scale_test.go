@@ -291,11 +291,13 @@ func TestABigChainIsInMemoryOnce(t *testing.T) {
 		}
 		return true
 	})
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+	// What a stream needs to write a response comes and goes, and buffers that are pooled take a second collection to go.
+	var grown int64
+	eventually(t, "the heap has grown by a few copies at most", func() bool {
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		grown = int64(after.HeapAlloc) - int64(before.HeapAlloc)
+		return grown <= 6*size
+	})
 	t.Logf("%d responses of %d MiB: heap grew by %d MiB", n, size>>20, grown>>20)
-	if grown > 6*size {
-		t.Fatalf("the heap grew by %d MiB", grown>>20)
-	}
 }
