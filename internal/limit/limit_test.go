@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // take takes n and returns how many were given, and what gives them back.
-func take(c *Clients, key string, n int) (given int, last error, release func()) {
+func take(c *Clients, key string, n int) (given int, release func(), last error) {
 	var all []func()
 	for range n {
 		r, err := c.Take(key)
@@ -32,26 +32,26 @@ func take(c *Clients, key string, n int) (given int, last error, release func())
 		given++
 		all = append(all, r)
 	}
-	return given, last, func() {
+	return given, func() {
 		for _, r := range all {
 			r()
 			r() // which changes nothing
 		}
-	}
+	}, last
 }
 
 func TestAClientGetsWhatItMayHaveAndOthersTheRest(t *testing.T) {
 	c := New("calls", Bounds{PerClient: 3, Total: 5})
-	a, err, releaseA := take(c, "a", 10)
+	a, releaseA, err := take(c, "a", 10)
 	if a != 3 || !strings.Contains(err.Error(), "a has 3 calls") {
 		t.Errorf("a got %d: %v", a, err)
 	}
-	b, err, releaseB := take(c, "b", 10)
+	b, releaseB, err := take(c, "b", 10)
 	if b != 2 || !strings.Contains(err.Error(), "all clients together have 5 calls") {
 		t.Errorf("b got %d: %v", b, err)
 	}
 	releaseA()
-	if n, _, release := take(c, "b", 10); n != 1 {
+	if n, release, _ := take(c, "b", 10); n != 1 {
 		t.Errorf("b got %d more", n)
 	} else {
 		release()
@@ -68,7 +68,7 @@ func TestAClientGetsWhatItMayHaveAndOthersTheRest(t *testing.T) {
 func TestAClientThatIsTooFastIsRefusedAndAnotherIsNot(t *testing.T) {
 	c := New("calls", Bounds{Rate: 100})
 	begun := time.Now()
-	n, err, release := take(c, "a", 100_000)
+	n, release, err := take(c, "a", 100_000)
 	// Twice the rate at once, and what came with the time it took.
 	if most := 200 + int(time.Since(begun).Seconds()*100) + 1; n < 200 || n > most || !strings.Contains(err.Error(), "100 calls a second") {
 		t.Errorf("%d of 100000 were given, %d at most: %v", n, most, err)

@@ -136,9 +136,8 @@ func New(o Options) *Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(20 * time.Second),
-		// Most connections carry little, and thousands may be open: a buffer each for writing and a large one for reading
-		// would be most of what they cost.
-		grpc.SharedWriteBuffer(true),
+		// Most connections carry little, and thousands may be open: a large buffer for reading would be most of what each
+		// costs.
 		grpc.ReadBufferSize(4 << 10),
 		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
