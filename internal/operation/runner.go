@@ -430,7 +430,7 @@ func (r *Runner) execute(work context.Context, c store.Claim) {
 		err = r.Audit.Accepted(j.accepted()) // which the process that accepted it may not have come to
 	}
 	if err == nil && !over {
-		r.tell(ctx, s, e)
+		err = r.tell(ctx, s, e)
 	}
 	if err == nil && (over || s.over) {
 		err = r.Audit.Ended(j.ended(s.code))
@@ -458,8 +458,8 @@ func (r *Runner) execute(work context.Context, c store.Claim) {
 	}
 }
 
-// tell runs an operation and tells its story.
-func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
+// tell runs an operation and tells its story. store.ErrAway says that it came no further, and is to be begun again.
+func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) (away error) {
 	var j job
 	unread := json.Unmarshal(e.Data, &j)
 	begun := time.Now()
@@ -489,38 +489,41 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) {
 	}()
 	if attempt := s.claim.Attempt(); attempt > maxAttempts {
 		s.fail(problem.Poisoned.New("operation %s was begun %d times, and the adapter ended each time before it did", e.ID, attempt-1))
-		return
+		return nil
 	} else if attempt > 1 {
 		s.again = true
 		s.info("Begun again, since the adapter ended before it did", fmt.Sprintf("attempt %d of %d", attempt, maxAttempts))
 	}
 	if unread != nil {
 		s.fail(fmt.Errorf("read operation %s: %w", e.ID, unread))
-		return
+		return nil
 	}
 	u, ok := r.byKey[j.Operation]
 	if !ok {
 		s.fail(problem.UnknownOperation.New("%q", j.Operation))
-		return
+		return nil
 	}
 	if err := r.unseal(&j); err != nil {
 		s.fail(err)
-		return
+		return nil
 	}
-	if err := r.CatchUp(ctx); err != nil {
-		s.fail(err)
-		return
+	var summary, details string
+	err := r.CatchUp(ctx)
+	if err == nil {
+		summary, details, err = u.run(ctx, s, j)
 	}
-	summary, details, err := u.run(ctx, s, j)
 	switch {
 	case errors.Is(context.Cause(ctx), store.ErrLost) && err != nil: // whoever has it tells what becomes of it
 	case ctx.Err() != nil && err != nil:
 		s.info("The adapter stops, and goes on with this when it is back", problem.Of(err).Details)
+	case errors.Is(err, store.ErrAway):
+		return err
 	case err != nil:
 		s.fail(err)
 	default:
 		s.done(summary, details)
 	}
+	return nil
 }
 
 // CatchUp makes the backends hold what other adapters have committed.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
 )
 
@@ -285,6 +287,53 @@ func TestAnOperationWhoseClaimRanOutIsBegunAgainIfNobodyElseDoes(t *testing.T) {
 	}
 	story := r.story(id)
 	if last := story[len(story)-1]; last.Type == event.Error || r.order("default") != "default/x" {
+		t.Errorf("%v", texts(story))
+	}
+}
+
+// unkept is a queue whose claims cannot be made sure of for a few times, as when the store is away.
+type unkept struct {
+	store.Queue
+	times atomic.Int32
+}
+
+type unkeptClaim struct {
+	store.Claim
+	q *unkept
+}
+
+func (q *unkept) Next(ctx context.Context) (store.Claim, error) {
+	c, err := q.Queue.Next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return unkeptClaim{c, q}, nil
+}
+
+func (c unkeptClaim) Hold(ctx context.Context) error {
+	if c.q.times.Add(-1) >= 0 {
+		return problem.StoreAway.New("tested: %w", store.ErrAway)
+	}
+	return c.Claim.Hold(ctx)
+}
+
+// It may be away more often than an operation is begun whose adapter ends each time.
+func TestAnOperationWaitsForAStoreThatIsAway(t *testing.T) {
+	q := &unkept{}
+	r := newRig(t, func(o *operation.Options) { q.Queue, o.Queue = o.Queue, q })
+	r.proxy("a", "default", func(int) answer { return accept })
+	q.times.Store(4)
+	story := r.ok(apply(doc("x")))
+	if q.times.Load() >= 0 {
+		t.Error("the store was not away")
+	}
+	ends := 0
+	for _, e := range story {
+		if e.Last {
+			ends++
+		}
+	}
+	if ends != 1 || r.order("default") != "default/x" {
 		t.Errorf("%v", texts(story))
 	}
 }

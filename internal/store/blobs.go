@@ -22,7 +22,10 @@ import (
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
-const maxBlob = 64 << 20 // bytes
+const (
+	maxBlob    = 64 << 20 // bytes
+	longestPut = 3 * patience
+)
 
 // blobsInObjects shares the bytes of a blob among everybody who holds them, and holds none itself.
 type blobsInObjects struct {
@@ -31,6 +34,8 @@ type blobsInObjects struct {
 	stream  jetstream.Stream // of the objects
 	where   string
 	keep    time.Duration // how long what nothing refers to is kept
+	// longestPut bounds the time from a Put's first chunk to the description that makes it a blob.
+	longestPut time.Duration
 
 	mu      sync.Mutex
 	shared  map[string]sharedBytes // by digest
@@ -84,7 +89,7 @@ func (b *blobsInObjects) put(ctx context.Context, name string, sum, data []byte)
 	if err := b.store.ails(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*patience)
+	ctx, cancel := context.WithTimeout(ctx, longestPut)
 	defer cancel()
 	publish := func(m *nats.Msg) error {
 		_, err := try(ctx, b.store, func(ctx context.Context) (*jetstream.PubAck, error) { return b.store.js.PublishMsg(ctx, m) })
@@ -98,7 +103,7 @@ func (b *blobsInObjects) put(ctx context.Context, name string, sum, data []byte)
 	for part := range slices.Chunk(data, chunk) {
 		// A chunk that comes twice would make the object another one: this id makes it come once.
 		id := fmt.Sprintf("%s-%d", info.NUID, info.Chunks)
-		if err := publish(&nats.Msg{Subject: "$O." + blobsBucket + ".C." + info.NUID, Data: part, Header: nats.Header{nats.MsgIdHdr: {id}}}); err != nil {
+		if err := publish(&nats.Msg{Subject: chunkSubject + info.NUID, Data: part, Header: nats.Header{nats.MsgIdHdr: {id}}}); err != nil {
 			return err
 		}
 		info.Chunks++

@@ -56,12 +56,18 @@ func (c *cursor) load(ctx context.Context) (p place, err error) {
 }
 
 func (c *cursor) Take(ctx context.Context) (position uint64, found bool, err error) {
+	var seen uint64     // message
+	var since time.Time // on the monotonic clock
 	for {
 		p, err := c.load(ctx)
 		if err != nil {
 			return 0, false, err
 		}
-		if !c.store.shared || p.Owner == c.store.owner || time.Now().After(p.Until) {
+		if c.last != seen {
+			seen, since = c.last, time.Now()
+		}
+		// Clocks differ, and step back: who has not saved for that long does not hold it, whatever was written down.
+		if !c.store.shared || p.Owner == c.store.owner || time.Now().After(p.Until) || time.Since(since) > c.store.lease {
 			if !c.store.shared || c.last == 0 {
 				return p.Position, c.last > 0, nil
 			}

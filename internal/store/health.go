@@ -37,7 +37,7 @@ func (s *Store) Watch(ctx context.Context, changed func(error)) {
 		switch {
 		case err != nil && was == nil:
 			s.log.Error("nothing can be kept, so no operation is accepted", "error", err)
-			s.ailing.Store(&ailment{err, time.Now()})
+			s.ailing.Store(&ailment{passing{err}, time.Now()})
 			changed(err)
 		case err == nil && was != nil:
 			s.log.Info("operations are accepted again")
@@ -99,7 +99,7 @@ func (s *Store) ails() error {
 }
 
 func away(err error) error {
-	return problem.StoreAway.New("the JetStream of storeURL does not answer: %w", err)
+	return problem.StoreAway.New("the JetStream of storeURL does not answer: %w", passing{err})
 }
 
 // probe writes and removes a file, to find out whether that can be done.

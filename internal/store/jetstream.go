@@ -97,7 +97,15 @@ var (
 	ErrStale = errors.New("another has written since")
 	// ErrLost says that another adapter has what was claimed.
 	ErrLost = errors.New("another adapter has taken over")
+	// ErrAway says that the store does not answer, or cannot keep anything now: what failed may be tried again later.
+	ErrAway = errors.New("the store cannot keep anything now")
 )
+
+// passing is an error that is also ErrAway.
+type passing struct{ error }
+
+func (p passing) Unwrap() error        { return p.error }
+func (p passing) Is(target error) bool { return target == ErrAway }
 
 // Open takes the state directory, starts or connects to JetStream, and takes over what an earlier version kept in
 // the directory. problem.StoreFailed when a part is missing or damaged, or when the external server does not answer
@@ -169,7 +177,7 @@ func (s *Store) unanswered(err error) error {
 	if s.shared {
 		return away(err)
 	}
-	return problem.StoreFailed.New("the JetStream in %s does not answer: %w", s.where(), err)
+	return problem.StoreFailed.New("the JetStream in %s does not answer: %w", s.where(), passing{err})
 }
 
 // open finds the streams, or makes them where they may be made.
@@ -224,7 +232,7 @@ func (s *Store) open(ctx context.Context, length int) error {
 	if err != nil {
 		return s.missing(blobsBucket, err)
 	}
-	s.blobs = &blobsInObjects{store: s, objects: objects, stream: held, where: s.where(), keep: s.keepBlobs, touched: map[string]time.Time{}}
+	s.blobs = &blobsInObjects{store: s, objects: objects, stream: held, where: s.where(), keep: s.keepBlobs, longestPut: longestPut, touched: map[string]time.Time{}}
 	s.events = &eventLog{store: s, stream: events}
 	s.queue, err = openQueue(ctx, s, operations, length)
 	return err
@@ -315,11 +323,11 @@ func tryFor[T any](ctx context.Context, s *Store, limit func() time.Duration, do
 		once, cancel := context.WithTimeout(ctx, limit())
 		v, err := do(once)
 		cancel()
-		var api *jetstream.APIError
-		refused := errors.As(err, &api) && api.Code < 500 || errors.As(err, &final{})
-		if err == nil || refused || ctx.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
+		if err == nil || isFinal(err) || ctx.Err() != nil || errors.Is(err, nats.ErrConnectionClosed) {
 			return v, err
 		}
+		var api *jetstream.APIError
+		errors.As(err, &api)
 		if !s.shared && api == nil && !errors.Is(err, context.DeadlineExceeded) {
 			return v, err // nothing but this process is in between
 		}
@@ -333,6 +341,12 @@ func tryFor[T any](ctx context.Context, s *Store, limit func() time.Duration, do
 		}
 		wait.Stop()
 	}
+}
+
+// isFinal says whether trying again would not change an error.
+func isFinal(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.Code < 500 || errors.As(err, &final{}) || errors.Is(err, nats.ErrMaxPayload)
 }
 
 // final is an error that trying again does not change.
@@ -476,6 +490,9 @@ func storeFailed(doing string, err error) error {
 	}
 	if errors.Is(err, nats.ErrMaxPayload) {
 		return problem.StoreFailed.New("%s: it is larger than the NATS server's max_payload; raise that: %w", doing, err)
+	}
+	if !isFinal(err) {
+		err = passing{err}
 	}
 	return problem.StoreFailed.New("%s: %w", doing, err)
 }

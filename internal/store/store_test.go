@@ -390,3 +390,22 @@ func TestBlobsAreVerifiedAndShared(t *testing.T) {
 		t.Errorf("nothing: %v", err)
 	}
 }
+
+// The clock of the adapter that held the cursor was ahead, or has stepped back since.
+func TestACursorIsTakenOverWhateverClocksSay(t *testing.T) {
+	url := external(t)
+	ahead := openStore(t, t.TempDir(), func(o *Options) { o.URL, o.Lease = url, time.Hour })
+	held := ahead.Cursor("c")
+	if _, _, err := held.Take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.Save(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
+	b := openStore(t, t.TempDir(), func(o *Options) { o.URL, o.Lease = url, 200*time.Millisecond })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if position, _, err := b.Cursor("c").Take(ctx); position != 7 || err != nil {
+		t.Errorf("%d, %v", position, err)
+	}
+}

@@ -13,9 +13,9 @@ import (
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
-// unused is a blob that nothing referred to.
+// unused is a blob that nothing referred to, or bytes that belong to none.
 type unused struct {
-	sequence uint64 // of its description; each Touch makes it another
+	sequence uint64 // of its description, which each Touch makes another; of bytes, how many chunks they are
 	since    time.Time
 }
 
@@ -77,10 +77,20 @@ func (b *blobsInObjects) Touch(ctx context.Context, digest string) (there bool, 
 	}
 }
 
+const chunkSubject = "$O." + blobsBucket + ".C." // and the NUID of the object
+
 // Sweep deletes the blobs that referred did not name, now and at each Sweep since KeepBlobs ago, and that nobody has put
-// or touched since. referred is asked after the blobs were listed. Several adapters may sweep at once.
+// or touched since. referred is asked after the blobs were listed. Several adapters may sweep at once. It also deletes the
+// bytes that a Put left which ended too soon.
 func (s *Store) Sweep(ctx context.Context, referred func(context.Context) (map[string]bool, error)) (swept Swept, err error) {
 	b := s.blobs.(*blobsInObjects)
+	// Bytes come before what describes them, so these are listed first.
+	bytes, err := try(ctx, s, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+		return b.stream.Info(ctx, jetstream.WithSubjectFilter(chunkSubject+">"))
+	})
+	if err != nil {
+		return swept, storeFailed("listing the bytes of modules", err)
+	}
 	list, err := try(ctx, s, func(ctx context.Context) ([]*jetstream.ObjectInfo, error) {
 		list, err := b.objects.List(ctx)
 		if errors.Is(err, jetstream.ErrNoObjectsFound) {
@@ -97,8 +107,10 @@ func (s *Store) Sweep(ctx context.Context, referred func(context.Context) (map[s
 	}
 	before := s.unused
 	s.unused = map[string]unused{}
+	loose := bytes.State.Subjects // chunks by subject
 	for _, o := range list {
 		digest := o.Name
+		delete(loose, chunkSubject+o.NUID)
 		if needed[digest] {
 			continue
 		}
@@ -125,12 +137,28 @@ func (s *Store) Sweep(ctx context.Context, referred func(context.Context) (map[s
 			swept.Deleted, swept.Freed = append(swept.Deleted, digest), swept.Freed+info.Size
 		}
 	}
+	for subject, chunks := range loose {
+		was := before[subject]
+		if was.sequence != chunks {
+			was = unused{chunks, time.Now()}
+		}
+		if time.Since(was.since) < max(b.keep, b.longestPut) {
+			s.unused[subject] = was
+			continue
+		}
+		if _, err := try(ctx, s, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, b.stream.Purge(ctx, jetstream.WithPurgeSubject(subject))
+		}); err != nil {
+			return swept, storeFailed("deleting bytes that no module has", err)
+		}
+		s.log.Info("bytes that no module has are deleted", "chunks", chunks)
+	}
 	return swept, nil
 }
 
 // delete marks a blob as deleted, unless it was put or touched meanwhile, and then lets go of its bytes.
 func (b *blobsInObjects) delete(ctx context.Context, digest string, info *jetstream.ObjectInfo, sequence uint64) (bool, error) {
-	chunks := "$O." + blobsBucket + ".C." + info.NUID
+	chunks := chunkSubject + info.NUID
 	marked := *info
 	marked.Deleted, marked.Size, marked.Chunks, marked.Digest = true, 0, 0, ""
 	mark, err := b.describe(ctx, digest, &marked, sequence)

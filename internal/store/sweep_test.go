@@ -80,6 +80,37 @@ func TestBlobsThatNothingRefersToAreDeletedAndCanBePutAgain(t *testing.T) {
 	}
 }
 
+func TestBytesThatNoBlobHasAreDeleted(t *testing.T) {
+	s, err := Open(t.Context(), Options{StateDir: t.TempDir(), SyncInterval: time.Hour, KeepBlobs: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	kept, err := s.Blobs().Put(t.Context(), bytes.Repeat([]byte("kept"), 100_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := s.Sizes(t.Context())["modules"]
+	for range 3 { // as a Put leaves them whose process ends
+		if _, err := s.js.Publish(t.Context(), chunkSubject+"cut-off", make([]byte, 128<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if with := s.Sizes(t.Context())["modules"]; with < whole+3*128<<10 {
+		t.Fatalf("the bytes are not there: %d of %d", with, whole)
+	}
+	since := time.Now()
+	less := func() bool { return s.Sizes(t.Context())["modules"] <= whole }
+	s.blobs.(*blobsInObjects).longestPut = 500 * time.Millisecond
+	sweepUntil(t, s, less, kept)
+	if took := time.Since(since); took < 500*time.Millisecond {
+		t.Errorf("they are gone after %s, when a Put may still have been at work", took)
+	}
+	if gone(t, s, kept) {
+		t.Error("a blob's bytes are gone")
+	}
+}
+
 // One adapter has found a blob unused for long enough, and another touches it before it is deleted.
 func TestABlobThatIsTouchedBetweenLookingAndDeletingStays(t *testing.T) {
 	s, err := Open(t.Context(), Options{StateDir: t.TempDir(), SyncInterval: time.Hour})
