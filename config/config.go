@@ -43,6 +43,15 @@ type Config struct {
 	HTTPAddr string `yaml:"httpAddr"`
 	// TLS of the HTTP listener.
 	HTTPTLS TLS `yaml:"httpTLS"`
+	// Where the proxies of a cluster fetch modules over HTTP that are too large to travel with the configuration. Empty:
+	// nowhere.
+	ModulesAddr string `yaml:"modulesAddr"`
+	// TLS of the listener for modules. Proxies bring no client certificate, so a certificate is enough on other interfaces
+	// than loopback.
+	ModulesTLS TLS `yaml:"modulesTLS"`
+	// Address of the listener for modules as proxies reach it, http://HOST:PORT or https://HOST:PORT. Empty: modules are not
+	// delivered from there.
+	ModulesURL string `yaml:"modulesURL"`
 	// Folder that keeps operations, events, chains and modules over restarts. Each adapter needs its own.
 	StateDir string `yaml:"stateDir"`
 	// When what is kept in stateDir is on disk. always: before anything is acknowledged, so that a power cut loses nothing.
@@ -151,9 +160,9 @@ type Limits struct {
 	StreamsPerClient int `yaml:"streamsPerClient"`
 	// Streams that all clients may have open over gRPC.
 	Streams int `yaml:"streams"`
-	// Connections that one address may have to grpcAddr, and to httpAddr.
+	// Connections that one address may have to each of grpcAddr, httpAddr and modulesAddr.
 	ConnectionsPerAddress int `yaml:"connectionsPerAddress"`
-	// Connections that all may have to grpcAddr, and to httpAddr.
+	// Connections that all may have to each of grpcAddr, httpAddr and modulesAddr.
 	Connections int `yaml:"connections"`
 	// Envoys that one client, told by its certificate or else by its address, may connect.
 	ProxiesPerClient int `yaml:"proxiesPerClient"`
@@ -165,7 +174,7 @@ type Limits struct {
 	RequestRate int `yaml:"requestRate"`
 	// Size of a module in bytes, at most 20971520.
 	ModuleBytes int `yaml:"moduleBytes"`
-	// Time to fetch a module.
+	// Time to fetch a module, for the adapter and for those who fetch from modulesAddr.
 	ModuleTimeout time.Duration `yaml:"moduleTimeout"`
 	// How long a module is kept that no operation, no chain and none of its last 10 revisions refers to any more.
 	ModuleKeep time.Duration `yaml:"moduleKeep"`
@@ -211,7 +220,7 @@ func List(s string) []string {
 
 // String is the configuration as YAML. It shows no secret, not even one that stands where Validate refuses it.
 func (c Config) String() string {
-	c.StoreURL, c.NATSURL, c.MesheryServer = redact(c.StoreURL), redact(c.NATSURL), redact(c.MesheryServer)
+	c.StoreURL, c.NATSURL, c.MesheryServer, c.ModulesURL = redact(c.StoreURL), redact(c.NATSURL), redact(c.MesheryServer), redact(c.ModulesURL)
 	secrets := map[string]map[string]Source{}
 	for name, keys := range c.Secrets {
 		secrets[name] = map[string]Source{}

@@ -244,6 +244,8 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"natsListen":           {"4222", "127.0.0.1:10014"},
 		"natsURL":              {"host:4222", "http://host", "nats://", "nats://a:1,ftp://b:2"},
 		"mesheryServer":        {"meshery:9081", "ftp://meshery"},
+		"modulesAddr":          {"10018", "127.0.0.1:10014"},
+		"modulesURL":           {"filters:10018", "oci://filters", "http://a@filters", "http://filters:10018"}, // the last without modulesAddr
 		"stateDir":             {""},
 		"limits.queue":         {"0", "-1", "1000001"},
 		"limits.workers":       {"0", "1001"},
@@ -266,6 +268,11 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 			t.Errorf("%s %q: %v", path, v, err)
 		}
 	}
+	for v, ok := range map[string]bool{"http://filters:10018": true, "https://filters/below": true, "http://filters/?a=b": false, "http://filters/#a": false} {
+		if _, err := Load("", home, map[string]string{"modulesAddr": "127.0.0.1:0", "modulesURL": v}); (err == nil) != ok {
+			t.Errorf("modulesURL %q: %v", v, err)
+		}
+	}
 	if _, err := Load("", home, map[string]string{"grpcAddr": "127.0.0.1:0", "xdsAddr": "127.0.0.1:0", "httpAddr": "127.0.0.1:0"}); err != nil {
 		t.Errorf("free ports: %v", err)
 	}
@@ -275,7 +282,7 @@ func TestAListenerForOtherMachinesNeedsClientCertificatesOrAnExplicitYes(t *test
 	mutual := func(p string) map[string]string {
 		return map[string]string{p + ".certFile": "c", p + ".keyFile": "k", p + ".clientCAFile": "a"}
 	}
-	for _, l := range []struct{ addr, tls string }{{"grpcAddr", "grpcTLS"}, {"xdsAddr", "xdsTLS"}, {"httpAddr", "httpTLS"}, {"natsListen", "natsTLS"}, {"imagehub.addr", "imagehub"}} {
+	for _, l := range []struct{ addr, tls string }{{"grpcAddr", "grpcTLS"}, {"xdsAddr", "xdsTLS"}, {"httpAddr", "httpTLS"}, {"modulesAddr", "modulesTLS"}, {"natsListen", "natsTLS"}, {"imagehub.addr", "imagehub"}} {
 		for _, open := range []string{":4000", "0.0.0.0:4000", "[::]:4000", "10.1.2.3:4000", "some-host:4000"} {
 			load := func(flags map[string]string) (Config, error) {
 				all := map[string]string{l.addr: open}
@@ -292,8 +299,9 @@ func TestAListenerForOtherMachinesNeedsClientCertificatesOrAnExplicitYes(t *test
 			if l.tls == "imagehub" {
 				continue
 			}
-			if _, err := load(map[string]string{l.tls + ".certFile": "c", l.tls + ".keyFile": "k"}); err == nil {
-				t.Errorf("%s %s with TLS and without client certificates is allowed", l.addr, open)
+			c, err = load(map[string]string{l.tls + ".certFile": "c", l.tls + ".keyFile": "k"})
+			if alone := l.addr == "modulesAddr"; (err == nil) != alone || alone && len(c.Warnings()) > 0 { // those who fetch have no certificate
+				t.Errorf("%s %s with TLS and without client certificates: %v, %v", l.addr, open, err, c.Warnings())
 			}
 			if c, err := load(mutual(l.tls)); err != nil || len(c.Warnings()) > 0 {
 				t.Errorf("%s %s with client certificates: %v, %v", l.addr, open, err, c.Warnings())

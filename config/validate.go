@@ -27,23 +27,41 @@ type listener struct {
 	key, addr  string
 	tls        TLS
 	insecureAt string // the key that allows it to be insecure
-	hasTLS     bool
+	secured    secured
 }
+
+// secured is what a listener needs to be open to other machines.
+type secured int
+
+const (
+	byClients     secured = iota // TLS, and clients that prove who they are
+	byCertificate                // TLS: what it gives harms nobody, and clients have nothing to prove themselves with
+	byNothing                    // it has no TLS
+)
 
 func (c Config) listeners() []listener {
 	return []listener{
-		{"grpcAddr", c.GRPCAddr, c.GRPCTLS, "grpcTLS", true},
-		{"xdsAddr", c.XDSAddr, c.XDSTLS, "xdsTLS", true},
-		{"httpAddr", c.HTTPAddr, c.HTTPTLS, "httpTLS", true},
-		{"natsListen", c.NATSListen, c.NATSTLS, "natsTLS", true},
-		{"imagehub.addr", c.ImageHub.Addr, TLS{Insecure: c.ImageHub.Insecure}, "imagehub", false},
+		{"grpcAddr", c.GRPCAddr, c.GRPCTLS, "grpcTLS", byClients},
+		{"xdsAddr", c.XDSAddr, c.XDSTLS, "xdsTLS", byClients},
+		{"httpAddr", c.HTTPAddr, c.HTTPTLS, "httpTLS", byClients},
+		{"modulesAddr", c.ModulesAddr, c.ModulesTLS, "modulesTLS", byCertificate},
+		{"natsListen", c.NATSListen, c.NATSTLS, "natsTLS", byClients},
+		{"imagehub.addr", c.ImageHub.Addr, TLS{Insecure: c.ImageHub.Insecure}, "imagehub", byNothing},
 	}
 }
 
-// open says whether others than this machine can connect without a client certificate.
+// open says whether others than this machine can connect without what the listener needs then.
 func (l listener) open() bool {
-	secured := l.tls.CertFile != "" && l.tls.KeyFile != "" && l.tls.ClientCAFile != ""
-	return l.addr != "" && !loopback(l.addr) && !secured
+	safe := l.tls.CertFile != "" && l.tls.KeyFile != "" && (l.tls.ClientCAFile != "" || l.secured == byCertificate)
+	return l.addr != "" && !loopback(l.addr) && !safe
+}
+
+// lacks says what an open listener does without.
+func (l listener) lacks() string {
+	if l.secured == byCertificate {
+		return "TLS"
+	}
+	return "TLS and client certificates"
 }
 
 // Warnings are sentences about settings that are allowed and dangerous.
@@ -51,8 +69,8 @@ func (c Config) Warnings() []string {
 	var w []string
 	for _, l := range c.listeners() {
 		if l.open() && l.tls.Insecure {
-			w = append(w, fmt.Sprintf("%s %s takes connections from everybody who can reach it, without client certificates, because %s.insecure is true",
-				l.key, l.addr, l.insecureAt))
+			w = append(w, fmt.Sprintf("%s %s takes connections from everybody who can reach it, without %s, because %s.insecure is true",
+				l.key, l.addr, strings.TrimPrefix(l.lacks(), "TLS and "), l.insecureAt))
 		}
 	}
 	if c.AllowUnauthenticated {
@@ -78,7 +96,7 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	}
 	taken := map[string]string{}
 	for _, l := range c.listeners() {
-		if l.addr == "" && l.key == "natsListen" {
+		if l.addr == "" && (l.key == "natsListen" || l.key == "modulesAddr") {
 			continue
 		}
 		host, port, err := net.SplitHostPort(l.addr)
@@ -92,11 +110,10 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 		}
 		taken[net.JoinHostPort(host, port)] = l.key
 		if l.open() && !l.tls.Insecure {
-			remedy := fmt.Sprintf("listen on 127.0.0.1, set certFile, keyFile and clientCAFile under %s, or set %[1]s.insecure to true", l.insecureAt)
-			if !l.hasTLS {
-				remedy = fmt.Sprintf("listen on 127.0.0.1, or set %s.insecure to true", l.insecureAt)
-			}
-			fail(l.key, remedy, "%s is open to other machines, without TLS and client certificates", l.addr)
+			set := map[secured]string{byClients: "set certFile, keyFile and clientCAFile under " + l.insecureAt + ", ",
+				byCertificate: "set certFile and keyFile under " + l.insecureAt + ", "}[l.secured]
+			fail(l.key, fmt.Sprintf("listen on 127.0.0.1, %sor set %s.insecure to true", set, l.insecureAt),
+				"%s is open to other machines, without %s", l.addr, l.lacks())
 		}
 		if (l.tls.CertFile == "") != (l.tls.KeyFile == "") {
 			fail(l.insecureAt, "set both, or neither", "certFile and keyFile go together")
@@ -116,6 +133,15 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	}
 	if !slices.Contains([]string{"always", "interval"}, c.Sync) {
 		fail("sync", "write always or interval", "%q is not a way to keep things", c.Sync)
+	}
+	if c.ModulesURL != "" {
+		checkURL("modulesURL", c.ModulesURL, []string{"http", "https"}, "take them out", fail)
+		if strings.ContainsAny(c.ModulesURL, "?#") {
+			fail("modulesURL", "take it out", "modules are below a path, and it has a query or a fragment")
+		}
+		if c.ModulesAddr == "" {
+			fail("modulesURL", "set modulesAddr, too", "nothing listens for those who come to that address")
+		}
 	}
 	if c.MesheryServer != "" {
 		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "take them out", fail)

@@ -52,7 +52,9 @@ type addresses struct {
 	GRPC string `json:"grpc"`
 	XDS  string `json:"xds"`
 	HTTP string `json:"http"`
-	NATS string `json:"nats,omitempty"`
+	// Modules and NATS are empty where nothing listens.
+	Modules string `json:"modules,omitempty"`
+	NATS    string `json:"nats,omitempty"`
 }
 
 func newServe(a *app) *cobra.Command {
@@ -233,39 +235,45 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	api := server.New(calls)
 
 	// Listeners, all of them before anything answers, so that a taken port changes nothing.
-	var listeners [3]net.Listener
+	listeners := map[string]net.Listener{} // by the configuration's key
 	callers := limit.Bounds{PerClient: c.Limits.ConnectionsPerAddress, Total: c.Limits.Connections}
 	// An Envoy that comes back may have a connection that nobody has noticed yet is dead.
 	proxies := limit.Bounds{PerClient: 2 * c.Limits.ProxiesPerClient, Total: 2 * c.Limits.Proxies}
-	for i, l := range []struct {
+	for _, l := range []struct {
 		key, addr string
 		bounds    limit.Bounds
-	}{{"grpcAddr", c.GRPCAddr, callers}, {"xdsAddr", c.XDSAddr, proxies}, {"httpAddr", c.HTTPAddr, callers}} {
-		if listeners[i], err = net.Listen("tcp", l.addr); err != nil {
-			closeAll(listeners[:i])
+		tls       config.TLS // where HTTP is spoken
+	}{{"grpcAddr", c.GRPCAddr, callers, config.TLS{}}, {"xdsAddr", c.XDSAddr, proxies, config.TLS{}}, {"httpAddr", c.HTTPAddr, callers, c.HTTPTLS},
+		{"modulesAddr", c.ModulesAddr, callers, c.ModulesTLS}} {
+		if l.addr == "" {
+			continue
+		}
+		conf, err := l.tls.Server(log)
+		if err != nil {
+			closeAll(listeners)
+			return err
+		}
+		inner, err := net.Listen("tcp", l.addr)
+		if err != nil {
+			closeAll(listeners)
 			return problem.InvalidConfiguration.New("%s: %w; another adapter may run there: stop it, or name another address", l.key, err)
 		}
 		refusals := rate.Sometimes{First: 1, Interval: 10 * time.Second}
-		listeners[i] = limit.Listen(listeners[i], l.bounds, func(why error) {
+		listeners[l.key] = limit.Listen(inner, l.bounds, func(why error) {
 			metrics.Turned(l.key)
 			refusals.Do(func() { log.Warn("connections are refused", "listener", l.key, "reason", why) })
 		})
+		if conf != nil {
+			listeners[l.key] = tls.NewListener(listeners[l.key], conf)
+		}
 	}
-	httpTLS, err := c.HTTPTLS.Server(log)
-	if err != nil {
-		closeAll(listeners[:])
-		return err
-	}
-	if httpTLS != nil {
-		listeners[2] = tls.NewListener(listeners[2], httpTLS)
-	}
-	grpcListener, xdsListener, httpListener := listeners[0], listeners[1], listeners[2]
+	grpcListener, xdsListener, httpListener := listeners["grpcAddr"], listeners["xdsAddr"], listeners["httpAddr"]
 
 	// The page: what the runner and the backend say, and the hub's events.
 	view, err := page.New(page.Options{Groups: func() []page.Group { return pageGroups(envoys.Groups()) }, Chains: runner.List, Events: hub,
 		Version: build.Version, Component: component, Loopback: isLoopback(httpListener.Addr()), Log: log})
 	if err != nil {
-		closeAll(listeners[:])
+		closeAll(listeners)
 		return err
 	}
 
@@ -281,7 +289,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 
 	// What proxies had before, they get again, before the first of them is answered, and what they are in front of runs.
 	if err := errors.Join(runner.Restore(ctx), hubApp.Resume(ctx)); err != nil {
-		closeAll(listeners[:])
+		closeAll(listeners)
 		return err
 	}
 	var ready atomic.Bool
@@ -311,7 +319,13 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 	g.Go(func() error { return api.Serve(outlive, grpcListener) })
 	g.Go(func() error { return serveXDS(outlive, xdsListener, xdsTLS, envoys, metrics.Calls()) })
-	g.Go(func() error { return serveHTTP(outlive, httpListener, &ready, view, log) })
+	g.Go(func() error { return serveHTTP(outlive, httpListener, front(&ready, view), 10*time.Second, log) })
+	where := addresses{GRPC: grpcListener.Addr().String(), XDS: xdsListener.Addr().String(), HTTP: httpListener.Addr().String(), NATS: embedded.ClientURL()}
+	if l, ok := listeners["modulesAddr"]; ok {
+		where.Modules = l.Addr().String()
+		given := module.NewServer(module.ServerOptions{Blobs: kept.Blobs(), Live: runner.LiveModules, Log: log, OnServed: metrics.Served})
+		g.Go(func() error { return serveHTTP(outlive, l, given, c.Limits.ModuleTimeout, log) })
+	}
 	g.Go(func() error {
 		// Clients are told when nothing could be kept, and so nothing is accepted.
 		tell := func(err error) {
@@ -322,14 +336,13 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		tell(context.Canceled)
 		return nil
 	})
-	where := addresses{GRPC: grpcListener.Addr().String(), XDS: xdsListener.Addr().String(), HTTP: httpListener.Addr().String(), NATS: embedded.ClientURL()}
 	if err := writeAddresses(c.StateDir, where); err != nil {
 		log.Warn("the addresses are not written down", "err", err)
 	}
 	defer os.Remove(filepath.Join(c.StateDir, addressesFile))
 	ready.Store(true)
 	api.SetReady(true)
-	log.Info("the adapter is ready", "version", build.Version, "grpc", where.GRPC, "xds", where.XDS, "http", where.HTTP, "nats", where.NATS, "state", c.StateDir)
+	log.Info("the adapter is ready", "version", build.Version, "grpc", where.GRPC, "xds", where.XDS, "http", where.HTTP, "modules", where.Modules, "nats", where.NATS, "state", c.StateDir)
 	err = g.Wait()
 	log.Info("the adapter has stopped")
 	return err
@@ -381,7 +394,7 @@ func follow(ctx context.Context, records store.Records, runner *operation.Runner
 // syncInterval is how much a power cut can take with `sync: interval`.
 const syncInterval = time.Second
 
-func closeAll(listeners []net.Listener) {
+func closeAll(listeners map[string]net.Listener) {
 	for _, l := range listeners {
 		l.Close()
 	}
@@ -433,8 +446,8 @@ func isLoopback(a net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-// serveHTTP answers /healthz (the process lives) and /readyz (operations are taken), and shows the page.
-func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, view http.Handler, log *slog.Logger) error {
+// front answers /healthz (the process lives) and /readyz (operations are taken), and shows the page.
+func front(ready *atomic.Bool, view http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", view)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -445,7 +458,12 @@ func serveHTTP(ctx context.Context, l net.Listener, ready *atomic.Bool, view htt
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+	return mux
+}
+
+// serveHTTP answers requests, each within the time that is given.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, within time.Duration, log *slog.Logger) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: within,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()

@@ -81,8 +81,8 @@ func TestARunningAdapterShowsRenewedCertificatesOnEveryListenerAndKeepsItsConnec
 	_, _, ca := issue(t, dir, "ca", nil)
 	clientCert, clientKey, _ := issue(t, dir, "client", ca)
 	cert, key, before := issue(t, dir, "adapter", ca)
-	flags := []string{"--nats-listen", "127.0.0.1:0", "--grpc-roles-operate", "client"}
-	for _, l := range []string{"grpc", "xds", "http", "nats"} {
+	flags := []string{"--nats-listen", "127.0.0.1:0", "--modules-addr", "127.0.0.1:0", "--grpc-roles-operate", "client"}
+	for _, l := range []string{"grpc", "xds", "http", "modules", "nats"} {
 		flags = append(flags, "--"+l+"-tls-cert-file", cert, "--"+l+"-tls-key-file", key, "--"+l+"-tls-client-ca-file", ca.file)
 	}
 	a := newAdapter(t, flags...)
@@ -104,7 +104,7 @@ func TestARunningAdapterShowsRenewedCertificatesOnEveryListenerAndKeepsItsConnec
 			return c.ConnectionState().PeerCertificates[0].SerialNumber, nil
 		}
 	}
-	shown := map[string]func() (*big.Int, error){"gRPC": raw(a.at.GRPC), "xDS": raw(a.at.XDS), "HTTP": raw(a.at.HTTP),
+	shown := map[string]func() (*big.Int, error){"gRPC": raw(a.at.GRPC), "xDS": raw(a.at.XDS), "HTTP": raw(a.at.HTTP), "modules": raw(a.at.Modules),
 		"NATS": func() (*big.Int, error) {
 			c, err := nats.Connect(a.at.NATS, nats.Secure(client), nats.Timeout(patience))
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -64,7 +65,8 @@ const (
 // Resolver finds modules. It is safe for concurrent use.
 type Resolver struct {
 	Options
-	client *http.Client
+	client  *http.Client
+	shipped func() map[string]string
 }
 
 // New makes a Resolver and fills the defaults of its options in.
@@ -81,7 +83,7 @@ func New(o Options) *Resolver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Resolver{Options: o, client: newClient(o)}
+	return &Resolver{Options: o, client: newClient(o), shipped: sync.OnceValue(func() map[string]string { return shipped(o) })}
 }
 
 // Resolve finds the module's bytes, checks them against its sha256 and stores them. The module it returns refers to
@@ -135,13 +137,15 @@ func (r *Resolver) Hold(ctx context.Context, m filter.Module) error {
 	return err
 }
 
-// Shipped returns the digests of the modules that ship with the program.
-func (r *Resolver) Shipped() []string {
-	var digests []string
-	for _, name := range r.BuiltinNames {
-		if data, ok := r.Builtin(name); ok {
+// Shipped returns the digests of the modules that ship with the program, by their names.
+func (r *Resolver) Shipped() map[string]string { return r.shipped() }
+
+func shipped(o Options) map[string]string {
+	digests := map[string]string{}
+	for _, name := range o.BuiltinNames {
+		if data, ok := o.Builtin(name); ok {
 			sum := sha256.Sum256(data)
-			digests = append(digests, hex.EncodeToString(sum[:]))
+			digests[name] = hex.EncodeToString(sum[:])
 		}
 	}
 	return digests

@@ -32,8 +32,8 @@ type Modules interface {
 	Resolve(context.Context, filter.Module) (filter.Module, []byte, error)
 	// Hold has a module that is stored stay so for a while, before something refers to it.
 	Hold(context.Context, filter.Module) error
-	// Shipped returns the digests of the modules that ship with the program.
-	Shipped() []string
+	// Shipped returns the digests of the modules that ship with the program, by their names.
+	Shipped() map[string]string
 }
 
 // Application is Image Hub as the imagehub operation needs it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -34,15 +35,10 @@ func (r *Runner) SweepModules(ctx context.Context, every time.Duration, sweep Sw
 	}
 }
 
-// referred collects the digests of the modules that are needed. Operations come first: one that ends meanwhile has then
-// left its modules to a chain.
-func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
-	digests := map[string]bool{}
-	add := func(filters []filter.Filter) {
-		for _, f := range filters {
-			digests[f.Spec.Module.SHA256] = true
-		}
-	}
+// LiveModules collects the digests of the modules that chains use, or accepted operations are about to. Operations come
+// first: one that ends meanwhile has then left its modules to a chain.
+func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
+	digests, shipped := map[string]bool{}, r.Modules.Shipped()
 	entries, err := r.Queue.Held(ctx)
 	if err != nil {
 		return nil, err
@@ -52,10 +48,13 @@ func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
 		if err := json.Unmarshal(e.Data, &j); err != nil {
 			return nil, fmt.Errorf("read operation %s: %w", e.ID, err)
 		}
-		add(j.Filters)
-	}
-	for _, digest := range r.Modules.Shipped() {
-		digests[digest] = true
+		for _, f := range j.Filters {
+			if m := f.Spec.Module; m.Builtin != "" {
+				digests[shipped[m.Builtin]] = true
+			} else {
+				digests[strings.ToLower(m.SHA256)] = true
+			}
+		}
 	}
 	for _, b := range r.Backends {
 		chains, err := b.List(ctx)
@@ -63,15 +62,36 @@ func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
 			return nil, fmt.Errorf("list chains: %w", err)
 		}
 		for _, c := range chains {
-			add(c.Filters)
+			use(digests, c.Filters)
 		}
+	}
+	return digests, nil
+}
+
+// referred collects the digests of the modules that are needed: those that are live, that revisions of chains had, and
+// that the program ships.
+func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
+	digests, err := r.LiveModules(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, digest := range r.Modules.Shipped() {
+		digests[digest] = true
+	}
+	for _, b := range r.Backends {
 		revisions, err := b.History(ctx)
 		if err != nil {
 			return nil, err
 		}
 		for _, rev := range revisions {
-			add(rev.Chain.Filters)
+			use(digests, rev.Chain.Filters)
 		}
 	}
 	return digests, nil
+}
+
+func use(digests map[string]bool, filters []filter.Filter) {
+	for _, f := range filters {
+		digests[f.Spec.Module.SHA256] = true
+	}
 }

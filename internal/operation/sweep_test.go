@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/store"
 )
 
@@ -77,4 +78,47 @@ func TestModulesOfRevisionsAreKeptAndThoseBeforeThemAreNot(t *testing.T) {
 		break
 	}
 	r.ok(apply(doc("x", "module: {inline: "+variant(t, 1)+"}"))) // it comes again
+}
+
+func TestModulesAreLiveWhileAChainOrAnOperationUsesThem(t *testing.T) {
+	r := newRig(t)
+	live := func() map[string]bool {
+		t.Helper()
+		digests, err := r.runner.LiveModules(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digests
+	}
+	builtin := module.New(module.Options{Builtin: filters.Builtin, BuiltinNames: filters.Names()}).Shipped()["headers"]
+	if len(live()) != 0 {
+		t.Fatalf("%v is live on a new adapter", live())
+	}
+	own := variant(t, 1)
+	r.ok(apply(doc("x", "module: {inline: "+own+"}")))
+	list, err := r.runner.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := list[0].Chain.Filters[0].Spec.Module.SHA256
+	if l := live(); !l[digest] || l[builtin] {
+		t.Errorf("with a chain of %s: %v", digest, l)
+	}
+	// An operation that waits for its proxy.
+	r.proxy("silent", "default", always(ignore))
+	if _, err := r.runner.Submit(t.Context(), apply(doc("x", "wait: {timeout: 30s}"))); err != nil {
+		t.Fatal(err)
+	}
+	if l := live(); !l[digest] || !l[builtin] {
+		t.Errorf("while another module is on its way: %v", l)
+	}
+}
+
+func TestModulesOfARemovedFilterAreKeptAndNotLive(t *testing.T) {
+	r := newRig(t)
+	r.ok(apply(doc("x")))
+	r.ok(remove(doc("x")))
+	if l, err := r.runner.LiveModules(t.Context()); err != nil || len(l) != 0 {
+		t.Errorf("%v, %v", l, err)
+	}
 }

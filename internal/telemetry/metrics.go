@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -54,6 +55,8 @@ type Metrics struct {
 	calls                     *prometheus.CounterVec
 	callTook                  *prometheus.HistogramVec
 	turned                    *prometheus.CounterVec
+	served                    *prometheus.CounterVec
+	servedBytes               prometheus.Counter
 	running                   running
 	spans, exported           prometheus.Counter
 }
@@ -89,9 +92,12 @@ func New(b Build) *Metrics {
 	m.callTook = m.histogram("grpc_call_duration_seconds", "How long calls took that are no streams.", callBuckets, "method")
 
 	m.turned = m.counter("connections_refused_total", "Connections that were closed at once, since there were too many (limits), by the configuration's key of the listener.", "listener")
-	for _, listener := range []string{"grpcAddr", "xdsAddr", "httpAddr"} {
+	for _, listener := range []string{"grpcAddr", "xdsAddr", "httpAddr", "modulesAddr"} {
 		m.turned.WithLabelValues(listener)
 	}
+
+	m.served = m.counter("module_requests_total", "Requests for modules to modulesAddr, by HTTP status code.", "code")
+	m.servedBytes = m.counter("module_served_bytes_total", "Bytes of modules that proxies were sent from modulesAddr.").WithLabelValues()
 
 	m.spans = m.counter("spans_total", "Spans of traces that have ended and are to be exported.").WithLabelValues()
 	m.exported = m.counter("spans_exported_total", "Spans that the receiver has taken. What is missing is on its way or lost.").WithLabelValues()
@@ -195,6 +201,14 @@ func (m *Metrics) Fetched(f module.Fetch) {
 	m.fetches.WithLabelValues(f.Source, resultOf(f.Err)).Inc()
 	m.fetched.WithLabelValues(f.Source).Add(float64(f.Bytes))
 	m.fetchTook.WithLabelValues(f.Source).Observe(f.Took.Seconds())
+}
+
+// Served hears of an answer of the module server.
+func (m *Metrics) Served(status int, bytes int64) {
+	m.served.WithLabelValues(strconv.Itoa(status)).Inc()
+	if status < http.StatusBadRequest {
+		m.servedBytes.Add(float64(bytes))
+	}
 }
 
 func resultOf(err error) string {
