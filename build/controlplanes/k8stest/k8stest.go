@@ -16,24 +16,23 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/stack"
 )
 
 const (
 	startTimeout = 3 * time.Minute // of all parts together, on a machine that is busy with other things
-	pollInterval = 50 * time.Millisecond
-	attempts     = 4 // a port that was free may be taken before it is used
+	attempts     = 4               // a port that was free may be taken before it is used
 	// Issuer of the tokens that the server takes from service accounts.
 	Issuer = "https://kubernetes.default.svc"
 	// Admin is a user who may do everything.
@@ -63,16 +62,17 @@ type Server struct {
 	dir    string
 	tokens map[string]string
 	client *http.Client
-	parts  []*process
+	parts  []*stack.Process
 }
 
 // Start runs the parts until the server says that it is ready. Everything is kept in dir, which is made and not removed.
 // The error of a part that ends carries the end of its log.
 func Start(ctx context.Context, dir string, o Options) (*Server, error) {
-	program, err := Program(ctx)
+	folder, err := stack.Folder(ctx, "kubernetes")
 	if err != nil {
 		return nil, err
 	}
+	program := filepath.Join(folder, "kubernetes")
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for n := 1; ; n++ {
@@ -83,45 +83,11 @@ func Start(ctx context.Context, dir string, o Options) (*Server, error) {
 	}
 }
 
-// Program is where the built program is: etcd, API server and controller manager, by the name it is called with.
-func Program(ctx context.Context) (string, error) {
-	script, err := script()
-	if err != nil {
-		return "", err
-	}
-	out, err := exec.CommandContext(ctx, script, "path").Output()
-	if err != nil {
-		return "", fmt.Errorf("ask %s where the control planes are: %w", script, err)
-	}
-	path := strings.TrimSpace(string(out))
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("no Kubernetes to test with; build it with `make controlplanes`: %w", err)
-	}
-	return path, nil
-}
-
-// script finds build/controlplanes/build.sh from the folder of the package under test.
-func script() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for ; ; dir = filepath.Dir(dir) {
-		path := filepath.Join(dir, "build", "controlplanes", "build.sh")
-		if _, err := os.Stat(path); err == nil {
-			return path, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", errors.New("build/controlplanes/build.sh is in no folder above this one")
-		}
-	}
-}
-
 func start(ctx context.Context, program, dir string, o Options) (_ *Server, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(4)
+	ports, err := stack.FreePorts(4)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +168,7 @@ current-context: test
 // Stop ends every part, the last started first, and waits until they are gone.
 func (s *Server) Stop() {
 	for i := len(s.parts) - 1; i >= 0; i-- {
-		s.parts[i].stop()
+		s.parts[i].Stop()
 	}
 	if s.client != nil {
 		s.client.CloseIdleConnections()
@@ -210,30 +176,16 @@ func (s *Server) Stop() {
 }
 
 func (s *Server) run(program, part string, args ...string) error {
-	p, err := run(program, part, args)
-	if err != nil {
-		return fmt.Errorf("start %s: %w", part, err)
+	p, err := stack.Run(program, part, nil, args...)
+	if err == nil {
+		s.parts = append(s.parts, p)
 	}
-	s.parts = append(s.parts, p)
-	return nil
+	return err
 }
 
 // await polls an address until it answers 200, or the part that was started last ends.
 func (s *Server) await(ctx context.Context, url string) error {
-	p := s.parts[len(s.parts)-1]
-	var last error
-	for {
-		if last = s.ask(ctx, url); last == nil {
-			return nil
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("%s ended: %w; its log ends:\n%s", p.part, p.err, p.log)
-		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w: %w; its log ends:\n%s", p.part, ctx.Err(), last, p.log)
-		case <-time.After(pollInterval):
-		}
-	}
+	return s.parts[len(s.parts)-1].Await(ctx, func(ctx context.Context) error { return s.ask(ctx, url) })
 }
 
 func (s *Server) ask(ctx context.Context, url string) error {
@@ -333,22 +285,4 @@ func certificate(name string, authority *x509.Certificate, signer *ecdsa.Private
 	}
 	c, err := x509.ParseCertificate(der)
 	return c, key, err
-}
-
-// freePorts finds ports that nobody listens on at the moment, all different.
-func freePorts(n int) ([]string, error) {
-	var ports []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // not before all are found
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			return nil, err
-		}
-		ports = append(ports, port)
-	}
-	return ports, nil
 }

@@ -43,13 +43,13 @@ func (s *Server) StartKubelet(ctx context.Context, node string, forward Forward)
 	k.server.StartTLS()
 	port := k.server.Listener.Addr().(*net.TCPAddr).Port
 	object := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": node}}
-	err := s.send(ctx, http.MethodPost, "/api/v1/nodes", object)
+	err := s.Send(ctx, http.MethodPost, "/api/v1/nodes", object)
 	if err == nil {
 		object["status"] = map[string]any{
 			"addresses":       []any{map[string]any{"type": "InternalIP", "address": "127.0.0.1"}},
 			"daemonEndpoints": map[string]any{"kubeletEndpoint": map[string]any{"Port": port}},
 		}
-		err = s.send(ctx, http.MethodPatch, "/api/v1/nodes/"+node+"/status", object)
+		err = s.Send(ctx, http.MethodPatch, "/api/v1/nodes/"+node+"/status", object)
 	}
 	if err != nil {
 		k.Stop()
@@ -64,8 +64,8 @@ func (k *Kubelet) Stop() {
 	k.server.Close()
 }
 
-// send makes a request as Admin.
-func (s *Server) send(ctx context.Context, method, path string, object any) error {
+// Send makes a request as Admin. A PATCH is a merge patch, or with fieldManager in its path a server-side apply.
+func (s *Server) Send(ctx context.Context, method, path string, object any) error {
 	data, err := json.Marshal(object)
 	if err != nil {
 		return err
@@ -76,7 +76,10 @@ func (s *Server) send(ctx context.Context, method, path string, object any) erro
 	}
 	req.Header.Set("Authorization", "Bearer "+s.Token(Admin))
 	req.Header.Set("Content-Type", "application/json")
-	if method == http.MethodPatch {
+	switch {
+	case method == http.MethodPatch && strings.Contains(path, "fieldManager="):
+		req.Header.Set("Content-Type", "application/apply-patch+yaml")
+	case method == http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
 	}
 	resp, err := s.client.Do(req)

@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package k8stest
+package stack
 
 import "syscall"
 

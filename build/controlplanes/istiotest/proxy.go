@@ -1,0 +1,172 @@
+package istiotest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/stack"
+	"github.com/meshery/meshery-filters/internal/envoy"
+)
+
+// ProxyOptions say what a proxy is like.
+type ProxyOptions struct {
+	// Namespace and Pod name it. Both must be set.
+	Namespace, Pod string
+	// Labels of the Pod, by which filters choose it.
+	Labels map[string]string
+	// Gateway is a proxy at the edge, and not a sidecar.
+	Gateway bool
+	// Replica of istiod that it connects to, from 0. Default: the first.
+	Replica int
+	// LogLevel of the Envoy. Default: warning.
+	LogLevel string
+}
+
+// Proxy is an Envoy that istiod configures, before an upstream that answers every request.
+type Proxy struct {
+	*envoy.Process
+	Namespace, Pod string
+	// URL is where its listener takes requests: http://127.0.0.1:PORT.
+	URL string
+}
+
+// Proxy runs one until requests through it are answered, and makes the Pod, and what istiod needs to know of it.
+func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	ports, err := stack.FreePorts(1)
+	if err != nil {
+		return nil, err
+	}
+	// The label chooses this Pod alone, whatever labels others share.
+	labels := map[string]string{"istiotest/pod": o.Pod}
+	for k, v := range o.Labels {
+		labels[k] = v
+	}
+	ip, err := m.pod(ctx, o.Namespace, o.Pod, labels, nil)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := m.route(o, ports[0])
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Apply(ctx, objects...); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	xds := m.istiods[o.Replica].xds
+	m.mu.Unlock()
+	bootstrap, err := bootstrap(o, labels, ip, xds)
+	if err != nil {
+		return nil, err
+	}
+	process, err := envoy.Start(ctx, m.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, LogLevel: o.LogLevel,
+		Dir: filepath.Join(m.dir, o.Namespace, o.Pod)})
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{Process: process, Namespace: o.Namespace, Pod: o.Pod, URL: "http://127.0.0.1:" + ports[0]}
+	m.mu.Lock()
+	m.proxies = append(m.proxies, p)
+	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = process.AdminAddr()
+	m.mu.Unlock()
+	for {
+		r, err := p.Get(ctx, "/ready")
+		if err == nil && r.Status == 200 {
+			return p, nil
+		}
+		select {
+		case <-p.Done():
+			return nil, p.Err()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s/%s does not answer requests: %w: %w; istiod's log ends:\n%s", o.Namespace, o.Pod, ctx.Err(), err, m.Log())
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// Get makes a request through the proxy by a connection of its own: an older one stays on the chain that it began with.
+func (p *Proxy) Get(ctx context.Context, path string) (Response, error) {
+	return fetch(ctx, p.URL+path)
+}
+
+// Stop ends the Envoy and waits until it is gone. Its Pod stays.
+func (p *Proxy) Stop() error { return p.Process.Stop(context.Background()) }
+
+// route is what has istiod give the proxy a listener on a port, with the upstream behind it.
+func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {
+	upstream := strings.TrimPrefix(m.upstream.URL, "http://")
+	var texts []string
+	if !o.Gateway {
+		texts = append(texts, fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"namespace": %q, "name": %q},
+			"spec": {"workloadSelector": {"labels": {"istiotest/pod": %q}},
+				"ingress": [{"port": {"number": %s, "protocol": "HTTP", "name": "http"}, "bind": "127.0.0.1", "captureMode": "NONE", "defaultEndpoint": %q}],
+				"egress": [{"hosts": ["./none.invalid"]}]}}`, o.Namespace, o.Pod, o.Pod, port, upstream))
+	} else {
+		address, upstreamPort, _ := strings.Cut(upstream, ":")
+		host := o.Pod + "." + o.Namespace + ".upstream.invalid"
+		texts = append(texts,
+			fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"namespace": %q, "name": %q},
+				"spec": {"hosts": [%q], "location": "MESH_EXTERNAL", "resolution": "STATIC", "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+					"endpoints": [{"address": %q, "ports": {"http": %s}}]}}`, o.Namespace, o.Pod, host, address, upstreamPort),
+			fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"namespace": %q, "name": %q},
+				"spec": {"selector": {"istiotest/pod": %q}, "servers": [{"port": {"number": %s, "protocol": "HTTP", "name": "http"}, "bind": "127.0.0.1", "hosts": ["*"]}]}}`,
+				o.Namespace, o.Pod, o.Pod, port),
+			fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"namespace": %q, "name": %q},
+				"spec": {"hosts": ["*"], "gateways": [%q], "http": [{"route": [{"destination": {"host": %q, "port": {"number": 80}}}]}]}}`,
+				o.Namespace, o.Pod, o.Pod, host))
+	}
+	var objects []map[string]any
+	for _, text := range texts {
+		var o map[string]any
+		if err := json.Unmarshal([]byte(text), &o); err != nil {
+			return nil, fmt.Errorf("decode an object: %w", err)
+		}
+		objects = append(objects, o)
+	}
+	return objects, nil
+}
+
+// bootstrap has an Envoy ask istiod for everything, in clear, as the Pod's proxy.
+func bootstrap(o ProxyOptions, labels map[string]string, ip, xds string) ([]byte, error) {
+	host, port, _ := strings.Cut(xds, ":")
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, fmt.Errorf("read istiod's address %s: %w", xds, err)
+	}
+	kind := "sidecar"
+	if o.Gateway {
+		kind = "router"
+	}
+	ads := map[string]any{"ads": map[string]any{}, "resource_api_version": "V3"}
+	return json.Marshal(map[string]any{
+		"node": map[string]any{
+			"id":      strings.Join([]string{kind, ip, o.Pod + "." + o.Namespace, o.Namespace + ".svc.cluster.local"}, "~"),
+			"cluster": o.Pod + "." + o.Namespace,
+			"metadata": map[string]any{"NAMESPACE": o.Namespace, "NAME": o.Pod, "LABELS": labels, "INTERCEPTION_MODE": "NONE",
+				"CLUSTER_ID": "Kubernetes", "MESH_ID": "cluster.local", "ISTIO_VERSION": Version, "INSTANCE_IPS": ip},
+		},
+		"admin": map[string]any{"address": socket("127.0.0.1", 0)},
+		"dynamic_resources": map[string]any{"cds_config": ads, "lds_config": ads, "ads_config": map[string]any{
+			"api_type": "DELTA_GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+			"grpc_services": []any{map[string]any{"envoy_grpc": map[string]any{"cluster_name": "xds-grpc"}}}}},
+		"static_resources": map[string]any{"clusters": []any{map[string]any{
+			"name": "xds-grpc", "type": "STATIC", "connect_timeout": "5s",
+			"typed_extension_protocol_options": map[string]any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": map[string]any{
+				"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+				"explicit_http_config": map[string]any{"http2_protocol_options": map[string]any{}}}},
+			"load_assignment": map[string]any{"cluster_name": "xds-grpc", "endpoints": []any{map[string]any{
+				"lb_endpoints": []any{map[string]any{"endpoint": map[string]any{"address": socket(host, number)}}}}}},
+		}}},
+	})
+}
+
+func socket(host string, port int) map[string]any {
+	return map[string]any{"socket_address": map[string]any{"address": host, "port_value": port}}
+}
