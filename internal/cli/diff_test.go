@@ -176,6 +176,9 @@ func (c cluster) apply(t *testing.T, object map[string]any) {
 	if err != nil || len(changes) != 1 || changes[0].Action != plan.Created {
 		t.Fatal(fmt.Sprint(changes), err)
 	}
+	if err := target.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestWhatCannotBeAskedOfAClusterIsSaid(t *testing.T) {

@@ -317,7 +317,7 @@ func TestOfTwoAdaptersAtOneTargetTheOneThatReadBeforeTheOthersChangeWritesNothin
 	ns := namespace(t)
 	apply(t, base(t), planOf(ns, "a"))
 	one, two := open(t, base(t), target(ns)), open(t, base(t), target(ns))
-	if _, err := one.Apply(t.Context(), planOf(ns, "a", "b")); err != nil {
+	if _, err := one.applies(t.Context(), planOf(ns, "a", "b")); err != nil {
 		t.Fatal(err)
 	}
 	before := there(t, pluginPath(ns, "a"))
@@ -326,7 +326,7 @@ func TestOfTwoAdaptersAtOneTargetTheOneThatReadBeforeTheOthersChangeWritesNothin
 	if _, err := two.Diff(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	_, err := two.Apply(t.Context(), p)
+	_, err := two.applies(t.Context(), p)
 	fails(t, err, problem.ChainChanged, "Workload "+ns)
 	same(t, "the object", there(t, pluginPath(ns, "a")), before)
 
@@ -336,16 +336,16 @@ func TestOfTwoAdaptersAtOneTargetTheOneThatReadBeforeTheOthersChangeWritesNothin
 		t.Errorf("it reads %q", names)
 	}
 	for _, names := range [][]string{{"a", "b", "d"}, {"d"}, {"a", "d"}} {
-		if _, err := two.Apply(t.Context(), planOf(ns, names...)); err != nil {
+		if _, err := two.applies(t.Context(), planOf(ns, names...)); err != nil {
 			t.Fatal(err)
 		}
 		same(t, "what it knows", two.Committed().Chain, chainOf(ns, names...))
 	}
 	holds(t, ns, "a", "d")
-	_, err = one.Apply(t.Context(), planOf(ns))
+	_, err = one.applies(t.Context(), planOf(ns))
 	fails(t, err, problem.ChainChanged)
 	holds(t, ns, "a", "d")
-	if _, err := two.Apply(t.Context(), planOf(namespace(t), "a")); !errors.Is(err, problem.Internal) {
+	if _, err := two.applies(t.Context(), planOf(namespace(t), "a")); !errors.Is(err, problem.Internal) {
 		t.Errorf("the plan of another target: %v", err)
 	}
 }

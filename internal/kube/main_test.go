@@ -420,13 +420,22 @@ func open(t *testing.T, c *Cluster, at filter.Target) *Target {
 	return tg
 }
 
-// applies reads the plan's target and applies the plan.
+// applies reads the plan's target, applies the plan and commits it.
 func applies(ctx context.Context, c *Cluster, p plan.Plan) ([]plan.Change, error) {
 	t, err := c.Target(ctx, p.Chain.Mesh, p.Chain.Target)
 	if err != nil {
 		return nil, err
 	}
-	return t.Apply(ctx, p)
+	return t.applies(ctx, p)
+}
+
+// applies applies the plan and commits it.
+func (t *Target) applies(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	changes, err := t.Apply(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return changes, t.Commit(ctx)
 }
 
 func apply(t *testing.T, c *Cluster, p plan.Plan) []plan.Change {

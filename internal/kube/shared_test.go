@@ -61,7 +61,7 @@ func sharedPlan(t *testing.T, tg *Target, ns string, names ...string) plan.Plan 
 func share(t *testing.T, c *Cluster, ns string, names ...string) []plan.Change {
 	t.Helper()
 	tg := open(t, c, target(ns))
-	changes, err := tg.Apply(t.Context(), sharedPlan(t, tg, ns, names...))
+	changes, err := tg.applies(t.Context(), sharedPlan(t, tg, ns, names...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestAUserWhoWritesASharedObjectAtTheSameMomentIsNotOverwritten(t *testing.T
 		}
 		return nil
 	}
-	if _, err := tg.Apply(t.Context(), p); err != nil {
+	if _, err := tg.applies(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
 	if got := extensions(t, ns); puts != 3 || got != "theirs a late1 late2 late3" {
@@ -194,7 +194,7 @@ func TestAUserWhoWritesASharedObjectAtTheSameMomentIsNotOverwritten(t *testing.T
 		return nil
 	}
 	tg = open(t, c, target(ns))
-	_, err := tg.Apply(t.Context(), sharedPlan(t, tg, ns, "a"))
+	_, err := tg.applies(t.Context(), sharedPlan(t, tg, ns, "a"))
 	fails(t, err, problem.ChainChanged, "ServiceDefaults/"+ns+"/api")
 }
 
@@ -208,7 +208,7 @@ func TestASharedObjectThatIsGoneIsNeitherMadeNorMissed(t *testing.T) {
 	userDefaults(t, ns, map[string]any{})
 	p := sharedPlan(t, tg, ns, "a")
 	must(t, "DELETE", defaultsPath(ns, "api"), nil)
-	_, err := tg.Apply(t.Context(), p)
+	_, err := tg.applies(t.Context(), p)
 	fails(t, err, problem.ChainChanged, "not there any more")
 
 	userDefaults(t, ns, map[string]any{})
@@ -235,7 +235,7 @@ func TestAPlanMayNotTakeAwayOrChangeWhatIsTheUsers(t *testing.T) {
 		spec := descend(p.Objects[0].Content, []string{"spec"})
 		spec["protocol"] = "tcp"
 		change(spec)
-		_, err := tg.Apply(t.Context(), p)
+		_, err := tg.applies(t.Context(), p)
 		if err == nil {
 			t.Errorf("%s: it was applied", name)
 		}
@@ -254,7 +254,7 @@ func TestARunOverASharedObjectThatIsCutOffIsTakenUpOrTakenBack(t *testing.T) {
 			p := sharedPlan(t, tg, ns, "b", "c")
 			r := record(c)
 			ctx, cut := cutOff(t, r, when, reached)
-			if _, err := tg.Apply(ctx, p); err == nil {
+			if _, err := tg.applies(ctx, p); err == nil {
 				if when != 4 { // the inventory, the object, the inventory
 					t.Fatalf("there were only %d writes", when-1)
 				}

@@ -17,6 +17,7 @@ type Target struct {
 	cluster *Cluster
 	had     *Inventory
 	shared  map[string]map[string]any // the user's objects as Shared read them, by Item.key
+	applied *change                   // by Apply, and not committed yet
 }
 
 // Target reads what holds on a target.
@@ -57,10 +58,12 @@ func (t *Target) Shared(ctx context.Context, kind schema.GroupVersionKind, names
 // Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in
 // the order of kinds, what the plan has no more goes, and what takes time to get ready is waited for until ctx ends. The
 // changes come in that order; on an error nothing is returned, and what was done is in the inventory, so that applying
-// this plan or the one before it brings the target there.
+// this plan or the one before it brings the target there. Until Commit the inventory says that the chain before holds, and
+// that it is being changed.
 //
 // A cluster that refuses an object may quote it in its text, resolved secrets included.
 func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	t.applied = nil
 	ch, err := t.prepare(ctx, p)
 	clear(t.shared) // what was read is used up
 	if err != nil {
@@ -72,7 +75,16 @@ func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) 
 	if err := t.cluster.await(ctx, ch.steps); err != nil {
 		return nil, err
 	}
+	t.applied = ch
 	return ch.changes(), nil
+}
+
+// Commit has the inventory say that what was applied last holds.
+func (t *Target) Commit(ctx context.Context) error {
+	if t.applied == nil {
+		return problem.Internal.New("nothing is applied to %s that could be kept", t.had.Chain.Target)
+	}
+	return t.conclude(ctx, t.applied)
 }
 
 // Diff tells what Apply would change, and writes nothing.
