@@ -31,6 +31,9 @@ type Config struct {
 	AllowUnauthenticated bool `yaml:"allowUnauthenticated"`
 	// Take documents whose target is a whole mesh, or in another namespace than the request's.
 	AllowWideTargets bool `yaml:"allowWideTargets"`
+	// Which clusters filters of a mesh in Kubernetes are applied to. kubeconfigs: those that a request brings kubeconfigs of.
+	// own: the one that the adapter runs in, with its Pod's ServiceAccount, whatever a request brings.
+	Clusters string `yaml:"clusters"`
 	// File that says who asked for which operation and what came of it, one JSON object a line: audit.jsonl in stateDir when
 	// empty, - for standard output, off for none. It is replaced at 16 MiB, and 4 older ones are kept. Each adapter needs its
 	// own.
@@ -193,6 +196,7 @@ func Defaults() Config {
 	return Config{
 		GRPCAddr:  "127.0.0.1:10014",
 		GRPCRoles: Roles{Operate: "meshery-filters://role/operate", Read: "meshery-filters://role/read"},
+		Clusters:  "kubeconfigs",
 		XDSAddr:   "127.0.0.1:10015",
 		HTTPAddr:  "127.0.0.1:10016",
 		StateDir:  "~/.meshery/filters",

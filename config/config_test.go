@@ -254,6 +254,7 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"limits.moduleKeep":    {"0s", "721h"},
 		"shutdownTimeout":      {"0s", "61m"},
 		"logFormat":            {"", "JSON"},
+		"clusters":             {"", "Own"},
 		"imagehub.key.name":    {"one"},
 		"imagehub.key.key":     {"one"},
 	} {

@@ -177,6 +177,9 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	if d := c.Limits.ModuleKeep; d < time.Second || d > 30*24*time.Hour {
 		fail("limits.moduleKeep", "use 1s to 720h", "%s is out of range", d)
 	}
+	if !slices.Contains([]string{"kubeconfigs", "own"}, c.Clusters) {
+		fail("clusters", "write kubeconfigs or own", "%q names no clusters", c.Clusters)
+	}
 	if !slices.Contains([]string{"text", "json"}, c.LogFormat) {
 		fail("logFormat", "write text or json", "%q is not a form of the log", c.LogFormat)
 	}

@@ -231,7 +231,7 @@ func TestWhatTheAdapterRefusesIsToldWithEveryMistake(t *testing.T) {
 	a.cli("run", "filters_status", "--delete").want(t, exitUsage, "meshery-filters-1004")
 	a.cli("apply", "-f", doc, "-n", "Not_A_Name").want(t, exitUsage, "Not_A_Name")
 	istio := put(t, t.TempDir(), "i.yaml", header("a")+"spec: {mesh: istio, target: {kind: Namespace}, module: {builtin: headers}}\n")
-	a.cli("apply", "-f", istio).want(t, exitFailed, `spec.mesh is "istio"`, "Code:   meshery-filters-1070", "render -f FILE --mesh istio")
+	a.cli("apply", "-f", istio).want(t, exitFailed, "spec.mesh is istio", "Code:   meshery-filters-1080", "kubeconfig")
 }
 
 func TestOperationsOfTheCatalogueRunFromTheCommandLine(t *testing.T) {

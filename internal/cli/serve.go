@@ -180,7 +180,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		return c.Secret(name, key)
 	}
 
-	// Operations: over modules by digest and the backend of plain Envoy.
+	// Operations: over modules by digest, the backend of plain Envoy, and clusters.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
 		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, Log: log, OnFetch: metrics.Fetched})
 	var runner *operation.Runner
@@ -217,6 +217,11 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	if audited != nil {
 		operations.Audit = audited
 	}
+	leave, err := operateOn(&operations, c.Clusters == "own")
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if runner, err = operation.NewRunner(operations); err != nil {
 		return err
 	}

@@ -458,6 +458,7 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 		if err := t.write(ctx, next); err != nil {
 			return err
 		}
+		t.written = true
 	}
 	for i := range order {
 		if err := c.applyRank(ctx, ch, i); err != nil {

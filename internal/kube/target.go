@@ -18,6 +18,7 @@ type Target struct {
 	had     *Inventory
 	shared  map[string]map[string]any // the user's objects as Shared read them, by Item.key
 	applied *change                   // by Apply, and not committed yet
+	written bool                      // by the last Apply
 }
 
 // Target reads what holds on a target.
@@ -63,7 +64,7 @@ func (t *Target) Shared(ctx context.Context, kind schema.GroupVersionKind, names
 //
 // A cluster that refuses an object may quote it in its text, resolved secrets included.
 func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
-	t.applied = nil
+	t.applied, t.written = nil, false
 	ch, err := t.prepare(ctx, p)
 	clear(t.shared) // what was read is used up
 	if err != nil {
@@ -78,6 +79,10 @@ func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) 
 	t.applied = ch
 	return ch.changes(), nil
 }
+
+// Written says whether the last Apply came to write something. Then the target holds neither what it held before nor what
+// was to be, if that Apply failed.
+func (t *Target) Written() bool { return t.written }
 
 // Commit has the inventory say that what was applied last holds.
 func (t *Target) Commit(ctx context.Context) error {

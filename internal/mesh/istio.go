@@ -18,8 +18,8 @@ import (
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
-// istioRoot is the namespace whose objects hold for a whole mesh, unless the mesh's configuration names another.
-const istioRoot = "istio-system"
+// IstioRoot is the namespace whose objects hold for a whole mesh, unless the mesh's configuration names another.
+const IstioRoot = "istio-system"
 
 // What objects of ours carry, besides the label that Kubernetes recommends for it.
 const (
@@ -78,7 +78,7 @@ func (Istio) Complete(f filter.Filter) (filter.Filter, error) {
 		}
 	case filter.Mesh:
 		if s.Target.Namespace == "" {
-			s.Target.Namespace = istioRoot
+			s.Target.Namespace = IstioRoot
 		}
 	case "":
 		refuse("spec.target", "there is no default target on Istio", kinds)

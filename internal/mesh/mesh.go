@@ -3,7 +3,10 @@
 package mesh
 
 import (
+	"slices"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -43,4 +46,33 @@ func Find(name string) (Mesh, error) {
 		}
 	}
 	return nil, problem.MeshNotSupported.New("spec.mesh is %q, and this version knows %s", name, strings.Join(Names(), ", "))
+}
+
+// signs are the kinds by which a cluster shows which meshes it has, those included that nothing here translates for.
+var signs = []struct {
+	mesh  string
+	kinds []schema.GroupKind
+}{
+	{"istio", []schema.GroupKind{trafficExtension, wasmPlugin, envoyPatch}},
+	{"consul", []schema.GroupKind{{Group: "consul.hashicorp.com", Kind: "ServiceDefaults"}}},
+	{"envoy-gateway", []schema.GroupKind{{Group: "gateway.envoyproxy.io", Kind: "EnvoyExtensionPolicy"}}},
+	{"kuma", []schema.GroupKind{{Group: "kuma.io", Kind: "Mesh"}}},
+}
+
+// Signs are what of a cluster tells its meshes.
+func Signs() (r plan.Reads) {
+	for _, s := range signs {
+		r.Kinds = append(r.Kinds, s.kinds...)
+	}
+	return r
+}
+
+// Seen names the meshes that a cluster shows, of which its Signs were read.
+func Seen(c plan.Cluster) (names []string) {
+	for _, s := range signs {
+		if slices.ContainsFunc(s.kinds, func(k schema.GroupKind) bool { _, ok := c.Kind(k); return ok }) {
+			names = append(names, s.mesh)
+		}
+	}
+	return names
 }

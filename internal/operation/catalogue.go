@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
@@ -17,9 +18,11 @@ import (
 // nil remove refuses deletion. run makes the job true and returns the last event.
 type useCase struct {
 	Row
-	apply  func(*job, Request) error
-	remove func(*job, Request) error
+	apply  func(context.Context, *job, Request) error
+	remove func(context.Context, *job, Request) error
 	run    func(context.Context, *story, job) (summary, details string, err error)
+	// clusters says that it works on the clusters that a request brings.
+	clusters bool
 }
 
 const (
@@ -39,10 +42,10 @@ var keyForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$`)
 // useCases is the catalogue, in the order of the README's table.
 func (r *Runner) useCases() ([]useCase, error) {
 	all := []useCase{
-		{Row{opCustom, "Apply Filter documents", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters},
-		{Row{opApply, "Apply filter", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters},
-		{Row{opRemove, "Remove filter", Custom, bodyDocuments, "refused"}, r.readRemove, nil, r.runFilters},
-		{Row{opImageHub, "Image Hub", SampleApplication, bodyNone, "removes the application"}, nothing, nothing, r.runImageHub},
+		{Row{opCustom, "Apply Filter documents", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters, true},
+		{Row{opApply, "Apply filter", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters, true},
+		{Row{opRemove, "Remove filter", Custom, bodyDocuments, "refused"}, r.readRemove, nil, r.runFilters, true},
+		{Row{opImageHub, "Image Hub", SampleApplication, bodyNone, "removes the application"}, nothing, nothing, r.runImageHub, false},
 		r.prepared(opLimiter, "Image Hub rate limit filter", "removes the limiter", r.Limiter),
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.Prepared)) {
@@ -50,8 +53,8 @@ func (r *Runner) useCases() ([]useCase, error) {
 	}
 	limiter := all[4]
 	all = append(all,
-		useCase{Row{ComponentName, "Image Hub with its rate limit filter", Install, bodyNone, "removes both"}, limiter.apply, limiter.remove, r.runInstall},
-		useCase{Row{opStatus, "Status of filters", Validate, bodyNone, "refused"}, nothing, nil, r.runStatus},
+		useCase{Row{ComponentName, "Image Hub with its rate limit filter", Install, bodyNone, "removes both"}, limiter.apply, limiter.remove, r.runInstall, false},
+		useCase{Row{opStatus, "Status of filters", Validate, bodyNone, "refused"}, nothing, nil, r.runStatus, true},
 	)
 	seen := map[string]bool{}
 	for _, u := range all {
@@ -61,7 +64,7 @@ func (r *Runner) useCases() ([]useCase, error) {
 		seen[u.Key] = true
 	}
 	for key, doc := range r.Prepared {
-		if _, err := r.read(doc, "", nil); err != nil {
+		if _, err := r.read(doc, "", r.Own != nil, func() (string, error) { return mesh.Envoy{}.Name(), nil }); err != nil {
 			return nil, fmt.Errorf("operations folder: %s: %w", key, err)
 		}
 	}
@@ -70,19 +73,19 @@ func (r *Runner) useCases() ([]useCase, error) {
 
 // prepared is an operation whose documents are known beforehand, so that a body, which a menu may send stale, is ignored.
 func (r *Runner) prepared(key, description, deletion, doc string) useCase {
-	fixed := func(read func(*job, Request) error) func(*job, Request) error {
-		return func(j *job, q Request) error {
+	fixed := func(read func(context.Context, *job, Request) error) func(context.Context, *job, Request) error {
+		return func(ctx context.Context, j *job, q Request) error {
 			q.Body, q.Kubeconfigs = doc, nil
-			return read(j, q)
+			return read(ctx, j, q)
 		}
 	}
-	return useCase{Row{key, description, Configure, bodyNone, deletion}, fixed(r.readApply), fixed(r.readRemove), r.runFilters}
+	return useCase{Row{key, description, Configure, bodyNone, deletion}, fixed(r.readApply), fixed(r.readRemove), r.runFilters, false}
 }
 
-func nothing(*job, Request) error { return nil }
+func nothing(context.Context, *job, Request) error { return nil }
 
 // readApply takes Filter documents to apply.
-func (r *Runner) readApply(j *job, q Request) (err error) {
+func (r *Runner) readApply(ctx context.Context, j *job, q Request) (err error) {
 	if strings.TrimSpace(q.Body) == "" {
 		return problem.BodyMissing.New("%s", q.Operation)
 	}
@@ -96,12 +99,13 @@ func (r *Runner) readApply(j *job, q Request) (err error) {
 			return nil
 		}
 	}
-	j.Filters, err = r.read(q.Body, q.Namespace, q.Kubeconfigs)
+	j.Filters, err = r.read(q.Body, q.Namespace, r.Own != nil || len(q.Kubeconfigs) > 0,
+		sync.OnceValues(func() (string, error) { return r.shown(ctx, q.Kubeconfigs) }))
 	return err
 }
 
 // readRemove takes Filter documents whose names are to be removed.
-func (r *Runner) readRemove(j *job, q Request) error {
+func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 	if strings.TrimSpace(q.Body) == "" {
 		return problem.BodyMissing.New("%s", q.Operation)
 	}
@@ -110,15 +114,22 @@ func (r *Runner) readRemove(j *job, q Request) error {
 		return err
 	}
 	for _, f := range filters {
-		j.Remove = append(j.Remove, f.Key)
+		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)
+	}
+	if slices.Contains(j.Meshes, meshAuto) {
+		j.Meshes = nil
 	}
 	pt := of(filters)
 	j.Wait, j.Rollout = pt.wait, pt.rollout
 	return nil
 }
 
-// read decodes, validates and completes documents for the meshes they are for.
-func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Filter, error) {
+// meshAuto is what spec.mesh says where it is left to the adapter.
+const meshAuto = "auto"
+
+// read decodes, validates and completes documents for the meshes they are for. clusters says whether there are any, and
+// auto which mesh is meant where none is named.
+func (r *Runner) read(body, namespace string, clusters bool, auto func() (string, error)) ([]filter.Filter, error) {
 	filters, err := filter.Read([]byte(body), namespace)
 	if err != nil {
 		return nil, err
@@ -130,6 +141,13 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 			return fmt.Sprintf("documents[%d].%s", i, field)
 		}
 		return field
+	}
+	for i, f := range filters {
+		if f.Spec.Mesh == meshAuto {
+			if filters[i].Spec.Mesh, err = auto(); err != nil {
+				return nil, named(f, err)
+			}
+		}
 	}
 	if !r.AllowWideTargets {
 		for i, f := range filters {
@@ -143,21 +161,19 @@ func (r *Runner) read(body, namespace string, kubeconfigs []string) ([]filter.Fi
 		}
 	}
 	for i, f := range filters {
-		if f.Spec.Mesh == "auto" {
-			if len(kubeconfigs) > 0 {
-				return nil, problem.MeshNotSupported.New("%s: spec.mesh is auto and the request carries a kubeconfig, and this version drives no mesh of a cluster; set spec.mesh to %s", f.Key, strings.Join(slices.Sorted(maps.Keys(r.Backends)), " or "))
-			}
-			f.Spec.Mesh = "envoy"
-		}
 		m, err := mesh.Find(f.Spec.Mesh)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := r.backend(f.Spec.Mesh); err != nil {
-			return nil, named(f, err)
+		if !m.OwnRights() && !clusters {
+			return nil, problem.ClusterMissing.New("%s: spec.mesh is %s", f.Key, f.Spec.Mesh)
 		}
 		if f, err = m.Complete(f); err != nil {
 			return nil, err
+		}
+		if refs := f.Secrets(); len(refs) > 0 && !m.OwnRights() {
+			// Whoever brings a cluster could have the adapter's own secrets written into it.
+			return nil, problem.NotSupported.New("%s refers to %s, and secrets of the adapter are not given to clusters", f.Key, refs[0])
 		}
 		switch mod := f.Spec.Module; {
 		case mod.File != "":

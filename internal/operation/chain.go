@@ -141,17 +141,21 @@ func tooMany(target string, n int) error {
 // revise changes the chain of a target to what change makes of it, one operation of this process at a time. An operation of
 // another adapter may change it meanwhile: each has claimed only the targets that its filters stood on when it was
 // accepted, and an operation before it may have moved them. Whoever comes later then starts again from the other's chain.
-func (r *Runner) revise(ctx context.Context, s *story, b Backend, mesh string, t filter.Target, pt patience,
+func (r *Runner) revise(ctx context.Context, s *story, pl place, mesh string, t filter.Target, pt patience,
 	change func(filter.Chain) (filter.Chain, edit)) (next filter.Chain, l plan.Loaded, unchanged bool, err error) {
+	b, err := pl.backend(mesh)
+	if err != nil {
+		return next, l, false, err
+	}
 	id := filter.Chain{Mesh: mesh, Target: t}.ID()
-	defer r.lock(id)()
+	defer r.lock(pl.key(id))()
 	for tries := 0; ; tries++ {
 		prev, err := b.Committed(ctx, t)
 		if err != nil {
 			return next, l, false, fmt.Errorf("read the chain of %s: %w", t, err)
 		}
 		next, e := change(prev.Chain)
-		l, unchanged, err = r.change(ctx, s, b, prev, next, e, pt)
+		l, unchanged, err = r.change(ctx, s, pl, b, prev, next, e, pt)
 		if !errors.Is(err, store.ErrStale) || tries == maxRevisions {
 			return next, l, unchanged, err
 		}
@@ -171,7 +175,7 @@ func (r *Runner) revise(ctx context.Context, s *story, b Backend, mesh string, t
 const maxRevisions = 10
 
 // change makes next hold where prev does, and proves it. When a proxy rejects it, or nothing is proved, prev holds again.
-func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan, next filter.Chain, e edit, pt patience) (l plan.Loaded, unchanged bool, err error) {
+func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev plan.Plan, next filter.Chain, e edit, pt patience) (l plan.Loaded, unchanged bool, err error) {
 	target := next.Target
 	if n := len(next.Filters); n > maxChain && n > len(prev.Chain.Filters) {
 		return l, false, tooMany(target.String(), n)
@@ -191,9 +195,14 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan
 		return l, false, err
 	}
 	applying, end := r.step(ctx, "apply", about(p)...)
-	_, err = b.Apply(applying, p)
+	changes, err := b.Apply(applying, p)
 	if end(err); err != nil {
 		return l, false, fmt.Errorf("offer the chain to %s: %w", target, err)
+	}
+	for _, c := range changes {
+		if pl.cluster != nil && c.Action != plan.Unchanged {
+			s.info(c.String(), fmt.Sprintf("for %s, chain version %s", target, p.Version))
+		}
 	}
 	l, err = r.await(ctx, s, b, p, e, pt)
 	switch {
@@ -213,6 +222,8 @@ func (r *Runner) change(ctx context.Context, s *story, b Backend, prev plan.Plan
 		s.warn(problem.ProxyLeft.New("%s left meanwhile and did not confirm %s", plan.Names(gone), e.on(target)))
 	}
 	switch {
+	case l.Unverified != "":
+		s.warn(problem.NotVerified.New("%s: %s", e.on(target), l.Unverified))
 	case l.Expected() == 0 && !e.removal:
 		s.warn(problem.NoProxy.New("%s waits for the first proxy of %s", e.subject, target))
 	case l.Count(plan.Running) < l.Expected():
@@ -332,33 +343,4 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, e 
 			e.on(target), plan.Names(waiting), pt.wait.Timeout, len(held))
 	}
 	return last, problem.ProxyTimeout.New("%s: %s after %s; no answer from %s", e.on(target), last, pt.wait.Timeout, plan.Names(waiting))
-}
-
-// backend finds the backend of a mesh.
-func (r *Runner) backend(meshName string) (Backend, error) {
-	if b, ok := r.Backends[meshName]; ok {
-		return b, nil
-	}
-	if _, err := mesh.Find(meshName); err != nil {
-		return nil, err
-	}
-	return nil, problem.RenderOnly.New("spec.mesh is %q", meshName)
-}
-
-// holding lists the chains that hold any of the filters.
-func (r *Runner) holding(ctx context.Context, keys ...filter.Key) ([]filter.Chain, error) {
-	var out []filter.Chain
-	for _, b := range r.Backends {
-		chains, err := b.List(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("list chains: %w", err)
-		}
-		for _, c := range chains {
-			if slices.ContainsFunc(keys, func(k filter.Key) bool { _, ok := c.Find(k); return ok }) {
-				out = append(out, c)
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b filter.Chain) int { return strings.Compare(a.ID(), b.ID()) })
-	return out, nil
 }

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -29,6 +31,22 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 			return "", "", err
 		}
 	}
+	places, err := r.places(j)
+	if err != nil {
+		return "", "", err
+	}
+	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
+		return r.applyIn(ctx, s, pl, pl.of(filters))
+	})
+	if err != nil {
+		return "", "", err
+	}
+	summary, details = out.tell(fmt.Sprintf("%d filters run on %d targets", len(filters), len(out)))
+	return summary, strings.Join(append([]string{details}, notes(filters)...), "\n"), nil
+}
+
+// applyIn applies filters to their targets in one place, target by target.
+func (r *Runner) applyIn(ctx context.Context, s *story, pl place, filters []filter.Filter) (out outcomes, err error) {
 	byChain := map[string][]filter.Filter{}
 	var order []string
 	for _, f := range filters {
@@ -38,16 +56,14 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 		}
 		byChain[id] = append(byChain[id], f)
 	}
-	var out outcomes
 	for i, id := range order {
-		o, err := r.applyTo(ctx, s, id, byChain[id])
+		o, err := r.applyTo(ctx, s, pl, id, byChain[id])
 		if err != nil {
-			return "", "", out.partly(err, len(order)-i-1)
+			return nil, out.partly(err, len(order)-i-1)
 		}
 		out = append(out, o)
 	}
-	summary, details = out.tell(fmt.Sprintf("%d filters run on %d targets", len(filters), len(out)))
-	return summary, strings.Join(append([]string{details}, notes(filters)...), "\n"), nil
+	return out, nil
 }
 
 // outcome is what an operation did on one target, in a line and in what is left to say.
@@ -158,18 +174,14 @@ func listed(names []string) string {
 }
 
 // applyTo brings filters to their one target in one change, then takes them from targets they stood on before.
-func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters []filter.Filter) (outcome, error) {
+func (r *Runner) applyTo(ctx context.Context, s *story, pl place, chainID string, filters []filter.Filter) (outcome, error) {
 	target := filters[0].Spec.Target
-	b, err := r.backend(filters[0].Spec.Mesh)
-	if err != nil {
-		return outcome{}, err
-	}
 	e := edit{subject: describe(filters)}
 	for _, f := range filters {
 		e.touched = append(e.touched, f.Key)
 	}
 	pt := of(filters)
-	next, l, unchanged, err := r.revise(ctx, s, b, filters[0].Spec.Mesh, target, pt, func(c filter.Chain) (filter.Chain, edit) {
+	next, l, unchanged, err := r.revise(ctx, s, pl, filters[0].Spec.Mesh, target, pt, func(c filter.Chain) (filter.Chain, edit) {
 		for _, f := range filters {
 			c = c.With(f)
 		}
@@ -178,7 +190,7 @@ func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters 
 	if err != nil && !errors.Is(err, problem.ProxyTimeout) {
 		return outcome{}, err
 	}
-	moved, herr := r.holding(ctx, e.touched...)
+	moved, herr := pl.holding(ctx, e.touched...)
 	if herr != nil {
 		return outcome{}, errors.Join(err, herr)
 	}
@@ -194,7 +206,7 @@ func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters 
 		if err != nil { // the new target is not proved to have it
 			return unmoved(err)
 		}
-		o, err := r.takeFrom(ctx, s, c, e.touched, pt)
+		o, err := r.takeFrom(ctx, s, pl, c, e.touched, pt)
 		if err != nil {
 			return unmoved(err)
 		}
@@ -205,6 +217,10 @@ func (r *Runner) applyTo(ctx context.Context, s *story, chainID string, filters 
 	}
 	verb := "runs on"
 	switch {
+	case l.Unverified != "" && unchanged:
+		verb = "is unchanged on"
+	case l.Unverified != "":
+		verb = "is applied to"
 	case l.Expected() == 0:
 		verb = "is kept for"
 	case l.Count(plan.Running) == 0:
@@ -224,13 +240,9 @@ func meets(c filter.Chain) string {
 }
 
 // takeFrom removes filters from one chain.
-func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys []filter.Key, pt patience) (outcome, error) {
-	b, err := r.backend(held.Mesh)
-	if err != nil {
-		return outcome{}, err
-	}
+func (r *Runner) takeFrom(ctx context.Context, s *story, pl place, held filter.Chain, keys []filter.Key, pt patience) (outcome, error) {
 	e := edit{removal: true}
-	next, l, _, err := r.revise(ctx, s, b, held.Mesh, held.Target, pt, func(c filter.Chain) (filter.Chain, edit) {
+	next, l, _, err := r.revise(ctx, s, pl, held.Mesh, held.Target, pt, func(c filter.Chain) (filter.Chain, edit) {
 		var names []string
 		for _, k := range keys {
 			if _, ok := c.Find(k); ok {
@@ -248,36 +260,50 @@ func (r *Runner) takeFrom(ctx context.Context, s *story, held filter.Chain, keys
 
 // remove takes filters away wherever they stand.
 func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details string, err error) {
-	chains, err := r.holding(ctx, j.Remove...)
+	places, err := r.places(j)
 	if err != nil {
 		return "", "", err
 	}
-	var missing []string
+	var mu sync.Mutex
+	missing := map[filter.Key]bool{}
 	for _, k := range j.Remove {
-		if !slices.ContainsFunc(chains, func(c filter.Chain) bool { _, ok := c.Find(k); return ok }) {
-			missing = append(missing, k.String())
-		}
+		missing[k] = true
 	}
-	if s.again && len(missing) > 0 {
-		// An attempt before this one has removed them.
-		if len(chains) == 0 {
-			return strings.Join(missing, ", ") + " removed", "no target has it any more", nil
-		}
-		missing = nil
-	}
-	if len(chains) == 0 {
-		return "", "", problem.FilterNotFound.New("%s", strings.Join(missing, ", "))
-	}
-	var out outcomes
-	for i, c := range chains {
-		o, err := r.takeFrom(ctx, s, c, j.Remove, patience{j.Wait, j.Rollout})
+	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
+		chains, err := pl.holding(ctx, j.Remove...)
 		if err != nil {
-			return "", "", out.partly(err, len(chains)-i-1)
+			return nil, err
 		}
-		out = append(out, o)
+		mu.Lock()
+		for _, c := range chains {
+			for _, f := range c.Filters {
+				delete(missing, f.Key)
+			}
+		}
+		mu.Unlock()
+		for i, c := range chains {
+			o, err := r.takeFrom(ctx, s, pl, c, j.Remove, patience{j.Wait, j.Rollout})
+			if err != nil {
+				return nil, out.partly(err, len(chains)-i-1)
+			}
+			out = append(out, o)
+		}
+		return out, nil
+	})
+	if err != nil {
+		return "", "", err
 	}
-	if len(missing) > 0 {
-		return "", "", out.partly(problem.FilterNotFound.New("%s", strings.Join(missing, ", ")), 0)
+	var names []string
+	for _, k := range j.Remove {
+		if missing[k] {
+			names = append(names, k.String())
+		}
+	}
+	switch {
+	case len(names) > 0 && s.again && len(out) == 0: // an attempt before this one has removed them
+		return strings.Join(names, ", ") + " removed", "no target has it any more", nil
+	case len(names) > 0 && !s.again:
+		return "", "", out.partly(problem.FilterNotFound.New("%s", strings.Join(names, ", ")), 0)
 	}
 	summary, details = out.tell(fmt.Sprintf("%d filters removed from %d targets", len(j.Remove), len(out)))
 	return summary, details, nil
@@ -307,47 +333,69 @@ func notes(filters []filter.Filter) []string {
 
 // runStatus tells one event per chain.
 func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, details string, err error) {
-	var lines []string
-	statuses, err := r.List(ctx)
+	places, err := r.places(j)
 	if err != nil {
 		return "", "", err
 	}
-	drifted := 0
-	for _, st := range statuses {
-		var names []string
-		for _, f := range st.Chain.Filters {
-			names = append(names, fmt.Sprintf("%s (%s, sha256 %s…)", f.Key, f.Spec.Module.Source(), filter.ShortDigest(f.Spec.Module.SHA256)))
-		}
-		line := fmt.Sprintf("%s: %s run version %s", st.Chain.Target, st.Loaded, st.Version)
-		detail := "requests meet " + listed(names)
-		drift := map[string][]string{}
-		for _, p := range st.Loaded.Proxies {
-			if p.State != "running" {
-				drift[string(p.State)] = append(drift[string(p.State)], strings.TrimSpace(p.ID+" "+p.Detail))
+	var drifted atomic.Int32
+	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
+		statuses, err := r.list(ctx, pl)
+		for _, st := range statuses {
+			line, drift := st.tell(s)
+			if drift {
+				drifted.Add(1)
 			}
+			out = append(out, outcome{line: line})
 		}
-		lines = append(lines, line)
-		if st.Problem != "" {
-			drift["not served"] = []string{st.Problem}
-		}
-		if len(drift) == 0 {
-			s.info(line, detail)
-			continue
-		}
-		drifted++
-		for _, state := range slices.Sorted(maps.Keys(drift)) {
-			detail += fmt.Sprintf("\n%s: %s", state, listed(drift[state]))
-		}
-		s.warn(problem.Drift.New("%s\n%s", line, detail))
+		return out, err
+	})
+	if err != nil {
+		return "", "", err
 	}
-	if len(lines) == 0 {
+	if len(out) == 0 {
 		return "No filter is applied", "", nil
 	}
 	noun := "targets have"
-	if len(lines) == 1 {
+	if len(out) == 1 {
 		noun = "target has"
 	}
-	return fmt.Sprintf("%d %s filters, %d drifted", len(lines), noun, drifted), strings.Join(lines, "\n"), nil
+	var lines []string
+	for _, o := range out {
+		lines = append(lines, o.line)
+	}
+	return fmt.Sprintf("%d %s filters, %d drifted", len(out), noun, drifted.Load()), strings.Join(lines, "\n"), nil
+}
+
+// tell tells how one chain is, and whether proxies differ from it.
+func (st Status) tell(s *story) (line string, drifted bool) {
+	var names []string
+	for _, f := range st.Chain.Filters {
+		names = append(names, fmt.Sprintf("%s (%s, sha256 %s…)", f.Key, f.Spec.Module.Source(), filter.ShortDigest(f.Spec.Module.SHA256)))
+	}
+	line = fmt.Sprintf("%s: %s run version %s", st.Chain.Target, st.Loaded, st.Version)
+	detail := "requests meet " + listed(names)
+	if st.Loaded.Unverified != "" {
+		line = fmt.Sprintf("%s: version %s is applied (%s)", st.Chain.Target, st.Version, st.Loaded)
+		detail += "\nnot verified: " + st.Loaded.Unverified
+	}
+	drift := map[string][]string{}
+	for _, p := range st.Loaded.Proxies {
+		if p.State != "running" {
+			drift[string(p.State)] = append(drift[string(p.State)], strings.TrimSpace(p.ID+" "+p.Detail))
+		}
+	}
+	if st.Problem != "" {
+		drift["not served"] = []string{st.Problem}
+	}
+	if len(drift) == 0 {
+		s.info(line, detail)
+		return line, false
+	}
+	for _, state := range slices.Sorted(maps.Keys(drift)) {
+		detail += fmt.Sprintf("\n%s: %s", state, listed(drift[state]))
+	}
+	s.warn(problem.Drift.New("%s\n%s", line, detail))
+	return line, true
 }
 
 // bound of starting and stopping Image Hub.

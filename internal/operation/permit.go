@@ -27,11 +27,11 @@ func ownRights(j job, q Request) bool {
 			return true
 		}
 	}
-	return len(j.Filters) == 0 || len(q.Kubeconfigs) == 0
+	return len(j.Filters) == 0 || len(q.Kubeconfigs) == 0 // which are none where the adapter's own cluster is meant
 }
 
 // wide says what makes a filter's target too wide for a request in that namespace; an empty cause, that nothing does.
-// Groups of proxies stand outside of namespaces.
+// Groups of proxies stand outside of namespaces. What is in Istio's root namespace is for proxies of all namespaces.
 func wide(f filter.Filter, namespace string) (field, cause string) {
 	t := f.Spec.Target
 	switch t.Kind {
@@ -46,6 +46,9 @@ func wide(f filter.Filter, namespace string) (field, cause string) {
 	}
 	if namespace == "" {
 		namespace = f.Key.Namespace
+	}
+	if is == mesh.IstioRoot && f.Spec.Mesh != (mesh.Envoy{}).Name() {
+		return field, "what is in the namespace " + is + " is for the whole mesh"
 	}
 	if is == namespace {
 		return "", ""

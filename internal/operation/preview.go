@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -24,7 +25,9 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		q.ID = "preview"
 	}
 	var j job
-	if _, err := r.decode(ctx, &j, q); err != nil {
+	if _, err := r.decode(ctx, &j, q); errors.Is(err, problem.ClusterMissing) {
+		return nil, problem.RenderOnly.New("%s", problem.Of(err).Details)
+	} else if err != nil {
 		return nil, err
 	}
 	if err := r.permit(j, q); err != nil {
@@ -44,7 +47,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		j.Filters[i].Spec.Module = module
 		keys = append(keys, f.Key)
 	}
-	held, err := r.holding(ctx, keys...)
+	held, err := r.here().holding(ctx, keys...)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +72,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		id := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}.ID()
 		c, ok := next[id]
 		if !ok {
-			b, err := r.backend(f.Spec.Mesh)
+			b, err := r.here().backend(f.Spec.Mesh)
 			if err != nil {
 				return nil, err
 			}
@@ -93,7 +96,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 }
 
 func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {
-	b, err := r.backend(c.Mesh)
+	b, err := r.here().backend(c.Mesh)
 	if err != nil {
 		return Preview{}, err
 	}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -45,9 +44,13 @@ type Application interface {
 	Stop(ctx context.Context) (stopped bool, err error)
 }
 
-// Options are a Runner's parts. All are needed, but Prepared.
+// Options are a Runner's parts. All are needed, but those that say otherwise.
 type Options struct {
-	Backends    map[string]Backend // by mesh
+	Backends map[string]Backend // by mesh, of those that the adapter drives by itself
+	// Clusters opens the clusters that requests bring a kubeconfig of. Default: they are not taken.
+	Clusters func(kubeconfig []byte) (Cluster, error)
+	// Own, when set, is the cluster of all operations on meshes of clusters; the kubeconfigs of requests are ignored.
+	Own         Cluster
 	Modules     Modules
 	ModuleNames []string // those that builtin can name
 	ImageHub    Application
@@ -168,6 +171,7 @@ type job struct {
 	Delete    bool              `json:"delete"`
 	Filters   []filter.Filter   `json:"filters,omitempty"` // to apply
 	Remove    []filter.Key      `json:"remove,omitempty"`
+	Meshes    []string          `json:"meshes,omitempty"`  // that a removal is for; all when empty
 	Rollout   filter.Rollout    `json:"rollout,omitempty"` // of a removal
 	Wait      filter.Wait       `json:"wait"`              // of a removal
 	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
@@ -218,6 +222,9 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 	ctx, end := r.step(ctx, "submit")
 	defer func() { end(err) }()
 	j = job{Operation: q.Operation, ID: q.ID, Namespace: q.Namespace, Username: q.Username, Delete: q.Delete}
+	if r.Own != nil {
+		q.Kubeconfigs = nil
+	}
 	u, err := r.decode(ctx, &j, q)
 	if err != nil {
 		return j, false, err
@@ -241,7 +248,8 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 	// The digest is of what was asked for: what an Undo comes to changes, and a seal is another each time.
 	hash := sha256.New()
 	hash.Write(data)
-	if u.Body == bodyDocuments && len(q.Kubeconfigs) > 0 {
+	if u.clusters && len(q.Kubeconfigs) > 0 {
+		j.kubeconfigs = q.Kubeconfigs
 		secret, err := json.Marshal(q.Kubeconfigs)
 		if err != nil {
 			return j, false, fmt.Errorf("marshal operation %s: %w", q.ID, err)
@@ -313,7 +321,7 @@ func (r *Runner) decode(ctx context.Context, j *job, q Request) (u useCase, err 
 	if q.Delete {
 		prepare = u.remove
 	}
-	return u, prepare(j, q)
+	return u, prepare(ctx, j, q)
 }
 
 func validateRequest(q Request) error {
@@ -333,24 +341,36 @@ func validateRequest(q Request) error {
 }
 
 // touches lists what an operation must not share with one that runs at the same time: its filters, where they go, and
-// where they are now. It also names these targets for people.
+// where they are now. It also names these targets for people. Where filters are in a cluster now is not asked here: the
+// cluster may be slow, and its inventories tell who was first.
 func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, err error) {
-	filters := slices.Clone(j.Remove)
-	for _, f := range j.Filters {
-		filters = append(filters, f.Key)
-		keys = append(keys, "target|"+f.Spec.Mesh+"|"+f.Spec.Target.ID())
-		targets = append(targets, f.Spec.Target.String())
-	}
-	for _, k := range filters {
-		keys = append(keys, "filter|"+k.String())
-	}
-	held, err := r.holding(ctx, filters...)
+	places, err := r.places(j)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, c := range held {
-		keys = append(keys, "target|"+c.Mesh+"|"+c.Target.ID())
-		targets = append(targets, c.Target.String())
+	for _, pl := range places {
+		touch := func(mesh string, t filter.Target) {
+			keys = append(keys, pl.key("target|"+mesh+"|"+t.ID()))
+			targets = append(targets, pl.on(t))
+		}
+		filters := slices.Clone(j.Remove)
+		for _, f := range pl.of(j.Filters) {
+			filters = append(filters, f.Key)
+			touch(f.Spec.Mesh, f.Spec.Target)
+		}
+		for _, k := range filters {
+			keys = append(keys, pl.key("filter|"+k.String()))
+		}
+		if pl.cluster != nil {
+			continue
+		}
+		held, err := pl.holding(ctx, filters...)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, c := range held {
+			touch(c.Mesh, c.Target)
+		}
 	}
 	if j.Operation == opImageHub || j.Operation == ComponentName {
 		keys = append(keys, "imagehub")
@@ -482,9 +502,7 @@ func (r *Runner) tell(ctx context.Context, s *story, e store.Entry) (away error)
 	}()
 	defer func() {
 		if p := recover(); p != nil {
-			id := rand.Text()
-			r.Log.Error("operation panicked", "operation", e.ID, "id", id, "panic", p, "stack", string(debug.Stack()))
-			s.fail(problem.Internal.New("operation %s stopped where it was; look for id %s in the adapter's log", e.ID, id))
+			s.fail(r.panicked(e.ID, p))
 		}
 	}()
 	if attempt := s.claim.Attempt(); attempt > maxAttempts {
@@ -610,10 +628,13 @@ func (r *Runner) lock(chain string) (unlock func()) {
 	}
 }
 
-// List tells every chain and how far its proxies are. What proxies say may quote secrets, which are hidden.
-func (r *Runner) List(ctx context.Context) ([]Status, error) {
+// List tells every chain of the adapter's own proxies, and how far they are. What proxies say may quote secrets, which are
+// hidden.
+func (r *Runner) List(ctx context.Context) ([]Status, error) { return r.list(ctx, r.here()) }
+
+func (r *Runner) list(ctx context.Context, pl place) ([]Status, error) {
 	var out []Status
-	for _, b := range r.Backends {
+	for _, b := range pl.backends {
 		chains, err := b.List(ctx)
 		if err != nil {
 			return nil, err
@@ -626,6 +647,9 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 			st := Status{Chain: c, Version: p.Version}
 			if p.Version == "" {
 				st.Problem = "it was not brought back since the adapter started; an event says why, and applying its filters again mends it"
+				if pl.cluster != nil {
+					st.Problem = "it is being changed, or a change of it was cut off, which applying its filters again mends"
+				}
 				out = append(out, st)
 				continue
 			}

@@ -625,8 +625,7 @@ func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
 		"a builtin that is none":          {problem.InvalidDocument, "headers, ratelimit", apply(doc("x", "module: {builtin: nope}"))},
 		"oci":                             {problem.InvalidDocument, "oci:// is not supported", apply(doc("x", "module: {url: 'oci://example.com/x:1'}"))},
 		"a mesh that is not built":        {problem.MeshNotSupported, "consul", apply(doc("x", "mesh: consul"))},
-		"a mesh that is rendered only":    {problem.RenderOnly, `default/x: spec.mesh is "istio"`, apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
-		"a cluster with mesh auto":        {problem.MeshNotSupported, "kubeconfig", operation.Request{Operation: "custom", Body: doc("x"), Kubeconfigs: []string{"secret"}}},
+		"Istio without a cluster":         {problem.ClusterMissing, "default/x: spec.mesh is istio", apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
 		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},
 	} {
 		_, err := r.runner.Submit(t.Context(), c.q)

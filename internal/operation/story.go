@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -22,8 +23,13 @@ const ComponentName = "meshery-filters"
 // waits begins the one event that is told before an operation is begun.
 const waits = "Waits for operation "
 
-// story numbers and tells one operation's events. It belongs to the one worker that runs the operation.
+// story numbers and tells one operation's events. It belongs to the one worker that runs the operation; what goes on in
+// several places at once is told by a story for each, which in makes.
 type story struct {
+	whole *story // that this one is a part of; nil when it is none
+	place string // what the part's events name
+	mu    sync.Mutex
+
 	ctx       context.Context // ends when nothing more can be waited for
 	operation string
 	component string
@@ -67,8 +73,22 @@ func likeness(e event.Event) string {
 	return fmt.Sprintf("%d %s\n%s", e.Type, e.Summary, e.Details)
 }
 
+// in is the part of a story that goes on in one place, which its events then name; an empty one is the whole story. It may
+// not tell the last event.
+func (s *story) in(place string) *story {
+	if place == "" {
+		return s
+	}
+	return &story{whole: s, place: place, operation: s.operation, again: s.again, redact: s.redact, step: s.step}
+}
+
 // holds makes sure that no other adapter has the operation; it comes before whatever has an effect.
 func (s *story) holds(ctx context.Context) error {
+	if s.whole != nil {
+		return s.whole.holds(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.lost != nil {
 		return s.lost
 	}
@@ -79,6 +99,13 @@ func (s *story) holds(ctx context.Context) error {
 }
 
 func (s *story) tell(e event.Event) {
+	if s.whole != nil {
+		e.Summary = s.place + ": " + e.Summary
+		s.whole.tell(e)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.lost != nil || s.over {
 		return
 	}

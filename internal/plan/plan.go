@@ -115,6 +115,8 @@ type ProxyStatus struct {
 // Loaded is what is known of a plan's proxies at one moment.
 type Loaded struct {
 	Proxies []ProxyStatus `json:"proxies"` // sorted by id
+	// Unverified says what nobody looked at, and why: that is then neither running nor rejected. Empty: nothing.
+	Unverified string `json:"unverified,omitempty"`
 }
 
 // Count says how many expected proxies are in a state.
@@ -149,6 +151,9 @@ func (l Loaded) In(s ProxyState) (in []ProxyStatus) {
 
 // String is "1 of 2 proxies".
 func (l Loaded) String() string {
+	if l.Unverified != "" && l.Expected() == 0 {
+		return "not verified"
+	}
 	noun := "proxies"
 	if l.Expected() == 1 {
 		noun = "proxy"

@@ -172,9 +172,9 @@ var (
 	ClusterBusy = &Kind{"meshery-filters-1069", codes.Unavailable, "the cluster asks for patience",
 		"Its API server put a request off until the adapter gave up: it is overloaded, or limits this user.",
 		"Wait and send the operation again."}
-	RenderOnly = &Kind{"meshery-filters-1070", codes.FailedPrecondition, "filters of this mesh can be rendered, and not applied yet",
-		"This version translates for the mesh, and cannot change or watch what runs in a cluster.",
-		"`meshery-filters render -f FILE --mesh istio` prints the objects for kubectl or a Git repository; docs/istio.md says what they can do."}
+	RenderOnly = &Kind{"meshery-filters-1070", codes.FailedPrecondition, "the adapter shows no plan for this mesh",
+		"What would hold depends on the cluster, which a request for a plan does not bring.",
+		"`meshery-filters render -f FILE --kubeconfig FILE` prints the objects, and `meshery-filters diff` what they would change; both ask the cluster by themselves."}
 	TargetNotFound = &Kind{"meshery-filters-1071", codes.FailedPrecondition, "the target's proxies cannot be told",
 		"The cluster has nothing of the target's kind and name, or what it has does not say which pods it means.",
 		"Correct spec.target, or choose the pods by target.labels. `meshery-filters render` knows of a cluster what --cluster gives it."}
@@ -193,6 +193,15 @@ var (
 	NotReady = &Kind{"meshery-filters-1076", codes.DeadlineExceeded, "an object did not get ready in time",
 		"It was applied, and its controller has not brought it up.",
 		"The details say what it waits for; it stays applied."}
+	ClusterMissing = &Kind{"meshery-filters-1080", codes.FailedPrecondition, "the request names no cluster",
+		"The filter is for a mesh of a Kubernetes cluster, and neither the request nor the adapter's configuration says which cluster.",
+		"Send the cluster's kubeconfig with the request, as Meshery does for the contexts that are chosen; or set clusters: own, where the adapter runs in the cluster."}
+	ClustersFailed = &Kind{"meshery-filters-1081", codes.FailedPrecondition, "the operation is not done everywhere",
+		"The operation went on in each cluster by itself. It failed in those that are named, and is done in the others.",
+		"Mend what the details say of each, then send the operation again; where it is done already nothing is changed."}
+	NotVerified = &Kind{"meshery-filters-1082", codes.OK, "nothing proves that proxies run it",
+		"The cluster has taken the objects, and what its proxies made of them was not seen.",
+		"Look at live responses, or at the proxies' own configuration: `istioctl proxy-status` and `istioctl proxy-config` show both. docs/istio.md says what can go wrong."}
 )
 
 // All lists the table in the order of its codes.
@@ -205,5 +214,6 @@ func All() []*Kind {
 		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide, TooMuch,
 		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
-		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady}
+		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
+		ClusterMissing, ClustersFailed, NotVerified}
 }

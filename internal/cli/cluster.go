@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/operation"
+)
+
+// operated is a cluster as operations want it.
+type operated struct{ *kube.Cluster }
+
+var _ operation.Cluster = operated{}
+
+// Target reads what holds on a target.
+func (c operated) Target(ctx context.Context, mesh string, t filter.Target) (operation.ClusterTarget, error) {
+	read, err := c.Cluster.Target(ctx, mesh, t)
+	if err != nil {
+		return nil, err // and no target that is not nil
+	}
+	return read, nil
+}
+
+// operateOn gives operations the clusters that requests bring, or the one that the adapter runs in. close ends the
+// connections to them.
+func operateOn(o *operation.Options, own bool) (close func(), err error) {
+	options := kube.Options{Log: o.Log}
+	if own {
+		c, err := kube.Own(options)
+		if err != nil {
+			return nil, err
+		}
+		o.Own = operated{c}
+		return c.Close, nil
+	}
+	pool := kube.NewPool(options)
+	o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
+		c, err := pool.Open(kubeconfig)
+		if err != nil {
+			return nil, err
+		}
+		return operated{c}, nil
+	}
+	return pool.Close, nil
+}

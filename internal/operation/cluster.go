@@ -1,0 +1,182 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// Cluster is a Kubernetes cluster as one user of it; kube.Cluster is one. Its String is what events call it.
+type Cluster interface {
+	fmt.Stringer
+	// Read gives what the cluster serves and holds of what is asked.
+	Read(context.Context, plan.Reads) (plan.Cluster, error)
+	// List returns every chain that we put there.
+	List(context.Context) ([]filter.Chain, error)
+	// Target reads what holds on a target.
+	Target(ctx context.Context, mesh string, t filter.Target) (ClusterTarget, error)
+}
+
+// ClusterTarget is one target of a cluster as it was read; kube.Target is one. What is applied builds on what was read,
+// and is problem.ChainChanged when somebody else has changed it meanwhile.
+type ClusterTarget interface {
+	// Committed returns what holds; its Version is empty while an Apply was begun and neither it nor another committed.
+	Committed() plan.Plan
+	// Apply makes the target hold the plan, and Commit has the cluster's inventory say so.
+	Apply(context.Context, plan.Plan) ([]plan.Change, error)
+	Commit(context.Context) error
+	// Written says whether Apply came to write something.
+	Written() bool
+}
+
+// clusterBackend makes the plans of one mesh true in one cluster, for one operation.
+type clusterBackend struct {
+	r       *Runner
+	cluster Cluster
+	mesh    mesh.Mesh
+	targets map[string]*clusterTarget // by filter.Target.ID, as Committed read them
+}
+
+type clusterTarget struct {
+	ClusterTarget
+	before plan.Plan // what held when it was read
+}
+
+var _ Backend = (*clusterBackend)(nil)
+
+// World reads what the mesh wants to know of the cluster, and has the modules' bytes where they can be had.
+func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.World, err error) {
+	w.Modules = map[string]plan.Code{}
+	for _, f := range c.Filters {
+		digest := f.Spec.Module.SHA256
+		if _, ok := w.Modules[digest]; ok {
+			continue
+		}
+		_, data, err := b.r.Modules.Resolve(ctx, filter.Module{SHA256: digest})
+		if err != nil && !errors.Is(err, problem.ModuleUnavailable) {
+			return w, named(f, err)
+		}
+		w.Modules[digest] = plan.Code{Inline: data}
+	}
+	w.Cluster, err = b.cluster.Read(ctx, b.mesh.Reads(c))
+	return w, err
+}
+
+// Committed reads the target.
+func (b *clusterBackend) Committed(ctx context.Context, t filter.Target) (plan.Plan, error) {
+	read, err := b.cluster.Target(ctx, b.mesh.Name(), t)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	b.targets[t.ID()] = &clusterTarget{read, read.Committed()}
+	return read.Committed(), nil
+}
+
+// List lists the chains of the mesh.
+func (b *clusterBackend) List(ctx context.Context) (of []filter.Chain, err error) {
+	chains, err := b.cluster.List(ctx)
+	for _, c := range chains {
+		if c.Mesh == b.mesh.Name() {
+			of = append(of, c)
+		}
+	}
+	return of, err
+}
+
+// History is kept nowhere.
+func (b *clusterBackend) History(context.Context) ([]plan.Revision, error) { return nil, nil }
+
+// Behind is nothing: what holds is read from the cluster each time.
+func (b *clusterBackend) Behind(context.Context) ([]filter.Chain, error) { return nil, nil }
+
+// Adopt has nothing to do.
+func (b *clusterBackend) Adopt(context.Context, plan.Plan) error { return nil }
+
+// target is one that Committed has read.
+func (b *clusterBackend) target(ctx context.Context, t filter.Target) (*clusterTarget, error) {
+	if b.targets[t.ID()] == nil {
+		if _, err := b.Committed(ctx, t); err != nil {
+			return nil, err
+		}
+	}
+	return b.targets[t.ID()], nil
+}
+
+// Apply makes the cluster hold the plan. When that fails halfway, it holds what it held before, unless ctx has ended: then
+// the operation is begun again, and goes on from what the inventory says.
+func (b *clusterBackend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	t, err := b.target(ctx, p.Chain.Target)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := t.Apply(ctx, p)
+	if err == nil || !t.Written() || ctx.Err() != nil || errors.Is(err, problem.ChainChanged) {
+		return changes, stale(err)
+	}
+	half := *problem.Of(err)
+	half.Err = err
+	half.Details += "\nWhat was written before that is taken back."
+	if _, err := b.Revert(context.WithoutCancel(ctx), p.Chain.Target); err != nil {
+		half.Details = fmt.Sprintf("%s\nWhat was written before that could not be taken back: %v", problem.Of(half.Err).Details, err)
+	}
+	return nil, &half
+}
+
+// revertTimeout bounds putting back what held before.
+const revertTimeout = time.Minute
+
+// Revert makes the target hold again what it held when it was read.
+func (b *clusterBackend) Revert(ctx context.Context, t filter.Target) (plan.Plan, error) {
+	ctx, cancel := context.WithTimeout(ctx, revertTimeout)
+	defer cancel()
+	read, err := b.target(ctx, t)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	p, err := b.r.plan(ctx, b, read.before.Chain)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	if _, err := read.Apply(ctx, p); err != nil {
+		return plan.Plan{}, err
+	}
+	return p, read.Commit(ctx)
+}
+
+// Commit has the inventory say that the plan holds.
+func (b *clusterBackend) Commit(ctx context.Context, p plan.Plan) error {
+	t, err := b.target(ctx, p.Chain.Target)
+	if err != nil {
+		return err
+	}
+	return stale(t.Commit(ctx))
+}
+
+// Loaded says that nobody has looked.
+func (b *clusterBackend) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return func(yield func(plan.Loaded, error) bool) {
+		yield(plan.Loaded{Unverified: "this version does not ask the mesh what its proxies have"}, nil)
+	}
+}
+
+// stale makes an error of a target that somebody else has changed one that has the operation start again from what is
+// there now.
+func stale(err error) error {
+	if errors.Is(err, problem.ChainChanged) {
+		return staleError{err}
+	}
+	return err
+}
+
+type staleError struct{ error }
+
+func (e staleError) Unwrap() error      { return e.error }
+func (staleError) Is(target error) bool { return target == store.ErrStale }

@@ -1,0 +1,279 @@
+package operation
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// place is where chains are: on the proxies that the adapter drives by itself, or in a cluster.
+type place struct {
+	cluster  Cluster // nil: the adapter's own proxies
+	backends map[string]Backend
+}
+
+// name is what events call the place; empty where there is but one of its kind.
+func (pl place) name() string {
+	if pl.cluster == nil {
+		return ""
+	}
+	return pl.cluster.String()
+}
+
+// key tells apart what is called the same in several places.
+func (pl place) key(s string) string {
+	if pl.cluster == nil {
+		return s
+	}
+	return pl.name() + "|" + s
+}
+
+// on names a target for people.
+func (pl place) on(t filter.Target) string { return t.String() + pl.suffix() }
+
+// suffix says where something is.
+func (pl place) suffix() string {
+	if pl.cluster == nil {
+		return ""
+	}
+	return " in " + pl.name()
+}
+
+// of picks the filters whose mesh is in the place.
+func (pl place) of(filters []filter.Filter) (in []filter.Filter) {
+	for _, f := range filters {
+		if pl.backends[f.Spec.Mesh] != nil {
+			in = append(in, f)
+		}
+	}
+	return in
+}
+
+// backend finds the backend of a mesh.
+func (pl place) backend(meshName string) (Backend, error) {
+	if b, ok := pl.backends[meshName]; ok {
+		return b, nil
+	}
+	if _, err := mesh.Find(meshName); err != nil {
+		return nil, err
+	}
+	return nil, problem.RenderOnly.New("spec.mesh is %q", meshName)
+}
+
+// holding lists the place's chains that hold any of the filters.
+func (pl place) holding(ctx context.Context, keys ...filter.Key) ([]filter.Chain, error) {
+	var out []filter.Chain
+	for _, b := range pl.backends {
+		chains, err := b.List(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list chains: %w", err)
+		}
+		for _, c := range chains {
+			if slices.ContainsFunc(keys, func(k filter.Key) bool { _, ok := c.Find(k); return ok }) {
+				out = append(out, c)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b filter.Chain) int { return strings.Compare(a.ID(), b.ID()) })
+	return out, nil
+}
+
+// here is the place of the proxies that the adapter drives by itself.
+func (r *Runner) here() place { return place{backends: r.Backends} }
+
+// in is the place of a cluster, for one operation.
+func (r *Runner) in(c Cluster) place {
+	pl := place{c, map[string]Backend{}}
+	for _, name := range mesh.Names() {
+		if m, _ := mesh.Find(name); !m.OwnRights() {
+			pl.backends[name] = &clusterBackend{r, c, m, map[string]*clusterTarget{}}
+		}
+	}
+	return pl
+}
+
+// clusters are the places of an operation with these kubeconfigs. Every one of them that is refused is named.
+func (r *Runner) clusters(kubeconfigs []string) (places []place, err error) {
+	if r.Own != nil {
+		return []place{r.in(r.Own)}, nil
+	}
+	if r.Clusters == nil {
+		return nil, nil
+	}
+	var refused []string
+	for i, k := range kubeconfigs {
+		if slices.Contains(kubeconfigs[:i], k) {
+			continue
+		}
+		c, err := r.Clusters([]byte(k))
+		switch {
+		case errors.Is(err, problem.KubeconfigRefused):
+			refused = append(refused, fmt.Sprintf("kube_configs[%d]: %s", i, problem.Of(err).Details))
+		case err != nil:
+			return nil, fmt.Errorf("kube_configs[%d]: %w", i, err)
+		default:
+			places = append(places, r.in(c))
+		}
+	}
+	if len(refused) > 0 {
+		return nil, problem.KubeconfigRefused.New("%s", strings.Join(refused, "\n"))
+	}
+	return places, nil
+}
+
+// places are those of a job.
+func (r *Runner) places(j job) ([]place, error) {
+	meshes := slices.Clone(j.Meshes)
+	for _, f := range j.Filters {
+		meshes = append(meshes, f.Spec.Mesh)
+	}
+	everywhere := len(meshes) == 0 && (len(j.Remove) > 0 || j.Operation == opStatus)
+	driven := func(m string) bool { return r.Backends[m] != nil }
+	var places []place
+	if len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
+		places = append(places, r.here())
+	}
+	if !everywhere && !slices.ContainsFunc(meshes, func(m string) bool { return !driven(m) }) {
+		return places, nil
+	}
+	clusters, err := r.clusters(j.kubeconfigs)
+	if err != nil {
+		return nil, err
+	}
+	if len(clusters) == 0 && !everywhere {
+		return nil, problem.ClusterMissing.New("spec.mesh is %s", strings.Join(slices.DeleteFunc(meshes, driven), ", "))
+	}
+	return append(places, clusters...), nil
+}
+
+// lookTimeout bounds finding out which meshes an operation's clusters have.
+const lookTimeout = 10 * time.Second
+
+// shown is the one mesh that clusters show, or plain Envoy without a cluster. Of several clusters those count that answer.
+func (r *Runner) shown(ctx context.Context, kubeconfigs []string) (string, error) {
+	places, err := r.clusters(kubeconfigs)
+	if err != nil {
+		return "", err
+	}
+	if len(places) == 0 {
+		return mesh.Envoy{}.Name(), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	seen, errs := make([][]string, len(places)), make([]error, len(places))
+	var g errgroup.Group
+	g.SetLimit(sideBySide)
+	for i, pl := range places {
+		g.Go(func() error {
+			c, err := pl.cluster.Read(ctx, mesh.Signs())
+			if ctx.Err() != nil {
+				err = problem.ClusterUnreachable.New("%s did not say within %s which meshes it has", pl.name(), lookTimeout)
+			}
+			seen[i], errs[i] = mesh.Seen(c), err
+			return nil
+		})
+	}
+	_ = g.Wait()
+	if !slices.Contains(errs, nil) {
+		return "", errors.Join(errs...)
+	}
+	var all, where []string
+	for i, names := range seen {
+		all = append(all, names...)
+		for _, n := range names {
+			where = append(where, n+places[i].suffix())
+		}
+	}
+	slices.Sort(all)
+	switch all = slices.Compact(all); len(all) {
+	case 0:
+		return "", problem.MeshNotSupported.New("spec.mesh is auto, and the request's clusters show no mesh; set spec.mesh to envoy for Envoys that the adapter configures itself")
+	case 1:
+		return all[0], nil
+	}
+	return "", problem.MeshAmbiguous.New("there are %s", strings.Join(where, ", "))
+}
+
+// sideBySide bounds how many clusters one operation works on at once.
+const sideBySide = 8
+
+// each does f in every place, side by side, and gives what came of it. A failure in one stops none of the others; of
+// several places it is problem.ClustersFailed, with what became of each.
+func (r *Runner) each(ctx context.Context, s *story, places []place, f func(context.Context, *story, place) (outcomes, error)) (outcomes, error) {
+	done, errs := make([]outcomes, len(places)), make([]error, len(places))
+	var g errgroup.Group
+	g.SetLimit(sideBySide)
+	for i, pl := range places {
+		g.Go(func() error {
+			defer func() {
+				if p := recover(); p != nil {
+					errs[i] = r.panicked(s.operation, p)
+				}
+			}()
+			done[i], errs[i] = f(ctx, s.in(pl.name()), pl)
+			for n := range done[i] {
+				done[i][n].line += pl.suffix()
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	for _, err := range errs {
+		if errors.Is(err, store.ErrAway) || errors.Is(err, store.ErrLost) {
+			return nil, err
+		}
+	}
+	failed := len(errs) - len(slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err != nil }))
+	switch {
+	case failed == 0:
+		return slices.Concat(done...), nil
+	case len(places) == 1:
+		p := *problem.Of(errs[0])
+		p.Err = errs[0]
+		if places[0].cluster != nil && !strings.Contains(p.Details, places[0].name()) {
+			p.Details = places[0].name() + ": " + p.Details
+		}
+		return nil, &p
+	}
+	lines := []string{fmt.Sprintf("%d of %d failed", failed, len(places))}
+	for i, err := range errs {
+		if p := problem.Of(err); p != nil {
+			lines = append(lines, fmt.Sprintf("%s failed: %s: %s [%s]", places[i].title(), p.Kind.Summary, p.Details, p.Kind.Code))
+		}
+	}
+	for i, err := range errs {
+		for _, o := range done[i] {
+			if err == nil {
+				lines = append(lines, fmt.Sprintf("Done: %s; %s", o.line, o.detail))
+			}
+		}
+	}
+	return nil, problem.ClustersFailed.New("%s", strings.Join(lines, "\n"))
+}
+
+// title names the place where a sentence begins.
+func (pl place) title() string {
+	if pl.cluster == nil {
+		return "plain Envoy"
+	}
+	return pl.name()
+}
+
+// panicked tells the log what went wrong, and the operation's story where to find it.
+func (r *Runner) panicked(operation string, p any) error {
+	id := rand.Text()
+	r.Log.Error("operation panicked", "operation", operation, "id", id, "panic", p, "stack", string(debug.Stack()))
+	return problem.Internal.New("operation %s stopped where it was; look for id %s in the adapter's log", operation, id)
+}
