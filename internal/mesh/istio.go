@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -44,9 +45,10 @@ var (
 
 // Labels that Istio gives a meaning to.
 const (
-	gatewayLabel  = "gateway.networking.k8s.io/gateway-name" // of the pods of a Gateway API gateway
-	waypointLabel = "istio.io/use-waypoint"                  // of a Service or Namespace
-	waypointClass = "istio-waypoint"                         // of a Gateway
+	gatewayLabel      = "gateway.networking.k8s.io/gateway-name" // of the pods of a Gateway API gateway
+	waypointLabel     = "istio.io/use-waypoint"                  // of a Service or Namespace
+	waypointNamespace = "istio.io/use-waypoint-namespace"        // beside it
+	waypointClass     = "istio-waypoint"                         // of a Gateway
 )
 
 // Istio translates for proxies that istiod configures. Each filter is one object: a TrafficExtension where the cluster
@@ -121,8 +123,12 @@ func (Istio) Reads(c filter.Chain) plan.Reads {
 // Plan makes an object for each filter of the chain.
 func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	p := plan.Plan{Chain: c, Rollout: filter.RolloutAll}
+	at, err := locate(c.Target, w.Cluster)
+	if err == nil {
+		p.Proxies = at.proxies(c.Target)
+	}
+	// Where the target is gone, what was there can be taken away all the same.
 	if len(c.Filters) > 0 {
-		at, err := locate(c.Target, w.Cluster)
 		if err != nil {
 			return plan.Plan{}, err
 		}
@@ -198,6 +204,28 @@ type site struct {
 	ref       *plan.Ref         // what a policy refers to, where it does not choose by labels
 	gateway   bool              // the proxies stand at the edge: one direction, and another listener than sidecars have
 	waypoint  bool              // the proxies stand before workloads that have none of their own
+	through   *plan.Ref         // the waypoint that a Service is behind
+}
+
+// proxies chooses the site's proxies by their Pods. Objects in the root namespace hold for all namespaces, but for those
+// that name a gateway.
+func (at site) proxies(t filter.Target) *plan.Selection {
+	s := &plan.Selection{Namespace: at.namespace, Labels: at.labels, Role: "sidecar"}
+	switch {
+	case at.waypoint:
+		s.Role = "waypoint"
+	case at.gateway:
+		s.Role = "router"
+	}
+	switch {
+	case at.waypoint && at.through != nil:
+		s.Namespace, s.Labels = at.through.Namespace, map[string]string{gatewayLabel: at.through.Name}
+	case at.ref != nil:
+		s.Labels = map[string]string{gatewayLabel: at.ref.Name}
+	case t.Kind == filter.Mesh || at.namespace == IstioRoot:
+		s.Namespace = ""
+	}
+	return s
 }
 
 // locate finds the target's proxies.
@@ -226,13 +254,14 @@ func locate(t filter.Target, c plan.Cluster) (site, error) {
 		if !ok {
 			break
 		}
-		use := labelsOf(o)[waypointLabel]
-		if use == "" {
+		by := labelsOf(o)
+		if by[waypointLabel] == "" {
 			ns, _ := c.Object(plan.Ref{GroupKind: namespace, Name: t.Namespace})
-			use = labelsOf(ns)[waypointLabel]
+			by = labelsOf(ns)
 		}
-		if use != "" && use != "none" {
+		if use := by[waypointLabel]; use != "" && use != "none" {
 			at.waypoint, at.ref = true, &plan.Ref{GroupKind: service, Name: t.Name}
+			at.through = &plan.Ref{GroupKind: gateway, Namespace: cmp.Or(by[waypointNamespace], t.Namespace), Name: use}
 			return at, nil
 		}
 		if at.labels, _, _ = unstructured.NestedStringMap(o.Content, "spec", "selector"); len(at.labels) == 0 {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -544,5 +545,36 @@ func TestObjectNamesAreLabelsThatNoOtherFilterOrTargetHas(t *testing.T) {
 	}
 	if n := objectName(filter.Key{Namespace: "shop", Name: "rate-limit"}, filter.Target{Kind: filter.Service, Namespace: "shop", Name: "api"}); !strings.HasPrefix(n, "rate-limit-api-") {
 		t.Error(n)
+	}
+}
+
+func TestAPlanSaysInWhichPodsItsProxiesAre(t *testing.T) {
+	const edge = "gateway.networking.k8s.io/gateway-name"
+	for _, one := range []struct {
+		target filter.Target
+		want   *plan.Selection
+		why    string
+	}{
+		{filter.Target{Kind: filter.Workload, Namespace: "shop", Labels: map[string]string{"app": "api"}},
+			&plan.Selection{Namespace: "shop", Labels: map[string]string{"app": "api"}, Role: "sidecar"}, "by labels"},
+		{filter.Target{Kind: filter.Workload, Namespace: "shop", Name: "api"},
+			&plan.Selection{Namespace: "shop", Labels: map[string]string{"app": "api"}, Role: "sidecar"}, "by the Deployment's selector"},
+		{filter.Target{Kind: filter.Workload, Namespace: IstioRoot, Labels: map[string]string{"app": "api"}},
+			&plan.Selection{Labels: map[string]string{"app": "api"}, Role: "sidecar"}, "the root namespace holds for all"},
+		{filter.Target{Kind: filter.Namespace, Namespace: "shop"}, &plan.Selection{Namespace: "shop", Role: "sidecar"}, "all of a namespace"},
+		{filter.Target{Kind: filter.Mesh, Namespace: "mesh-root"}, &plan.Selection{Role: "sidecar"}, "all"},
+		{filter.Target{Kind: filter.Gateway, Namespace: "edge", Labels: map[string]string{"istio": "web"}},
+			&plan.Selection{Namespace: "edge", Labels: map[string]string{"istio": "web"}, Role: "router"}, "a gateway by labels"},
+		{filter.Target{Kind: filter.Gateway, Namespace: "shop", Name: "web"},
+			&plan.Selection{Namespace: "shop", Labels: map[string]string{edge: "web"}, Role: "router"}, "a Gateway of the Gateway API"},
+		{filter.Target{Kind: filter.Service, Namespace: "shop", Name: "catalogue"},
+			&plan.Selection{Namespace: "shop", Labels: map[string]string{edge: "waypoint"}, Role: "waypoint"}, "the waypoint before a Service"},
+		{filter.Target{Kind: filter.Workload, Namespace: "shop", Name: "gone"}, nil, "a target that is gone"},
+	} {
+		w := plan.World{Cluster: plan.Cluster{Kinds: Istio131(), Objects: readObjects(t, "testdata/istio/cluster.yaml")}}
+		p, err := Istio{}.Plan(filter.Chain{Mesh: "istio", Target: one.target}, w)
+		if err != nil || !reflect.DeepEqual(p.Proxies, one.want) {
+			t.Errorf("%s: %+v %v", one.why, p.Proxies, err)
+		}
 	}
 }

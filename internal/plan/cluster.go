@@ -77,6 +77,19 @@ func (k Kind) Has(path string) bool {
 // Takes says whether a field that is an enumeration has a value.
 func (k Kind) Takes(path, value string) bool { return slices.Contains(k.Fields[path], value) }
 
+// Pod names a Pod.
+type Pod struct{ Namespace, Name string }
+
+func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// Selection says in which Pods the proxies of a target are.
+type Selection struct {
+	Namespace string            // empty: all of them
+	Labels    map[string]string // that a Pod has; none: every Pod
+	// Role is what the mesh takes such a proxy for: sidecar, router or waypoint.
+	Role string
+}
+
 // maxSchemaDepth bounds how deep a schema, which came from a cluster, is followed.
 const maxSchemaDepth = 32
 

@@ -48,6 +48,11 @@ type Plan struct {
 	Resources []*anypb.Any
 	// Objects are what an API has to keep: Kubernetes' resources. They hold resolved secrets and must not be logged.
 	Objects []Object
+	// Proxies are those that the objects are for. Nil: the mesh cannot tell, or it is no matter of Pods.
+	Proxies *Selection
+	// Dropped are the objects that the target had and that the plan has no more, as Change.Subject names them. Whoever
+	// applied the plan sets it, for the proof that proxies have let go of them.
+	Dropped []string
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
@@ -110,7 +115,17 @@ type ProxyStatus struct {
 	State    ProxyState `json:"state"`
 	Expected bool       `json:"expected"` // it was connected when the plan was applied, so an operation waits for it
 	Detail   string     `json:"detail,omitempty"`
+	// Proof says what Running rests on, where that is not the proxy's own acknowledgement to us.
+	Proof Proof `json:"proof,omitempty"`
 }
+
+// Proof is how sure it is that a proxy runs a plan.
+type Proof string
+
+const (
+	Acknowledged Proof = "acknowledged" // the mesh's control plane says that the proxy took it
+	Seen         Proof = "seen"         // the proxy itself shows it
+)
 
 // Loaded is what is known of a plan's proxies at one moment.
 type Loaded struct {
