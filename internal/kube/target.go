@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -54,6 +55,28 @@ func (t *Target) Shared(ctx context.Context, kind schema.GroupVersionKind, names
 	t.shared[s.item.key()] = s.live
 	had, _ := t.had.find(s.item.key())
 	return without(s.live, had.Edits), nil
+}
+
+// Objects reads what the inventory lists, as far as it is there.
+func (t *Target) Objects(ctx context.Context) ([]plan.Object, error) {
+	var found []plan.Object
+	for _, item := range t.had.Objects {
+		kind, err := t.cluster.resource(ctx, item.gvk())
+		if errors.Is(err, problem.KindNotServed) || !item.fit() {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		s := &step{kind: kind, item: item}
+		if err := t.cluster.get(ctx, s); err != nil {
+			return nil, err
+		}
+		if s.live != nil {
+			found = append(found, plan.Object{Content: s.live, Shared: item.Shared})
+		}
+	}
+	return found, nil
 }
 
 // Apply makes the target hold exactly what the plan says: everything is tried first, then what differs is written in

@@ -2,6 +2,9 @@ package operation
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -35,6 +38,8 @@ type ClusterTarget interface {
 	Commit(context.Context) error
 	// Written says whether Apply came to write something.
 	Written() bool
+	// Objects are those of ours that are there.
+	Objects(context.Context) ([]plan.Object, error)
 }
 
 // clusterBackend makes the plans of one mesh true in one cluster, for one operation.
@@ -55,6 +60,7 @@ var _ Backend = (*clusterBackend)(nil)
 // World reads what the mesh wants to know of the cluster, and has the modules' bytes where they can be had.
 func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.World, err error) {
 	w.Modules = map[string]plan.Code{}
+	missing := false
 	for _, f := range c.Filters {
 		digest := f.Spec.Module.SHA256
 		if _, ok := w.Modules[digest]; ok {
@@ -65,9 +71,49 @@ func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.Worl
 			return w, named(f, err)
 		}
 		w.Modules[digest] = plan.Code{Inline: data}
+		missing = missing || data == nil
+	}
+	if missing {
+		// Another adapter may have put it there, or this one long ago: the chain itself may have it.
+		t, err := b.target(ctx, c.Target)
+		if err != nil {
+			return w, err
+		}
+		objects, err := t.Objects(ctx)
+		if err != nil {
+			return w, err
+		}
+		for _, o := range objects {
+			carried(o.Content, w.Modules)
+		}
 	}
 	w.Cluster, err = b.cluster.Read(ctx, b.mesh.Reads(c))
 	return w, err
+}
+
+// carried gives the modules their bytes, where an object has them.
+func carried(v any, modules map[string]plan.Code) {
+	switch t := v.(type) {
+	case map[string]any:
+		for _, e := range t {
+			carried(e, modules)
+		}
+	case []any:
+		for _, e := range t {
+			carried(e, modules)
+		}
+	case string:
+		data, err := base64.StdEncoding.DecodeString(t)
+		if err != nil {
+			return
+		}
+		sum := sha256.Sum256(data)
+		if digest := hex.EncodeToString(sum[:]); modules[digest].Inline == nil {
+			if _, ok := modules[digest]; ok {
+				modules[digest] = plan.Code{Inline: data}
+			}
+		}
+	}
 }
 
 // Committed reads the target.

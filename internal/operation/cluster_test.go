@@ -5,15 +5,19 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,59 +50,102 @@ var startServer = sync.OnceValues(func() (*servers, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &servers{dir: dir, client: &http.Client{}}
-	shared = s
-	if s.Server, err = k8stest.Start(context.Background(), dir, k8stest.Options{Users: []string{adapterUser, nobody}}); err != nil {
-		return nil, err
+	shared = &servers{dir: dir, client: &http.Client{}}
+	return shared, shared.start(context.Background())
+})
+
+// newAPIServer is another one, for one test.
+func newAPIServer(t *testing.T) *servers {
+	t.Helper()
+	s := &servers{dir: t.TempDir(), client: &http.Client{}}
+	t.Cleanup(s.stop)
+	if err := s.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// start gives the server Istio's kinds, and the adapter's user its rights.
+func (s *servers) start(ctx context.Context) (err error) {
+	if s.Server, err = k8stest.Start(ctx, s.dir, k8stest.Options{Users: []string{adapterUser, nobody}}); err != nil {
+		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA)
 	s.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
-	crds, err := os.ReadFile("../mesh/testdata/istio/crds.yaml")
-	if err != nil {
-		return nil, err
-	}
 	base, _ := templates.RBAC("base")
-	for _, text := range []string{string(crds), strings.ReplaceAll(base, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
-		"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+adapterUser+"}")} {
-		for d := yaml.NewDecoder(strings.NewReader(text)); ; {
-			var o map[string]any
-			if err := d.Decode(&o); errors.Is(err, io.EOF) {
-				break
-			} else if err != nil {
-				return nil, err
-			}
-			if code, answer, err := s.ask("POST", collection(o), o); err != nil || code != http.StatusCreated {
-				return nil, fmt.Errorf("make %v: %d %v %w", o["kind"], code, answer["message"], err)
-			}
-		}
+	base = strings.ReplaceAll(base, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
+		"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+adapterUser+"}")
+	if err := s.post(base, ""); err != nil {
+		return err
+	}
+	if err := s.make("../mesh/testdata/istio/crds.yaml", ""); err != nil {
+		return err
 	}
 	for _, path := range []string{"/apis/extensions.istio.io/v1alpha1/trafficextensions", "/apis/networking.istio.io/v1alpha3/envoyfilters"} {
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-			code, _, err := s.ask("GET", path, nil)
-			if code == http.StatusOK {
-				break
-			}
-			if time.Now().After(deadline) {
-				return nil, fmt.Errorf("%s is not served: %d %w", path, code, err)
-			}
+		if err := s.serves(path); err != nil {
+			return err
 		}
 	}
-	return s, nil
-})
+	return nil
+}
+
+// serves waits until a path is served.
+func (s *servers) serves(path string) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		code, _, err := s.ask("GET", path, nil)
+		if code == http.StatusOK {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is not served: %d %w", path, code, err)
+		}
+	}
+}
+
+// make makes what is in a file, of kinds that define this one if one is given.
+func (s *servers) make(file, kind string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	return s.post(string(text), kind)
+}
+
+func (s *servers) post(text, kind string) error {
+	for d := yaml.NewDecoder(strings.NewReader(text)); ; {
+		var all map[string]any
+		if err := d.Decode(&all); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if spec, _ := all["spec"].(map[string]any); kind != "" {
+			if names, _ := spec["names"].(map[string]any); names["kind"] != kind {
+				continue
+			}
+		}
+		if code, answer, err := s.ask("POST", collection(all), all); err != nil || code != http.StatusCreated {
+			return fmt.Errorf("make %v: %d %v %w", all["kind"], code, answer["message"], err)
+		}
+	}
+}
+
+func (s *servers) stop() {
+	if s.Server != nil {
+		s.Stop()
+	}
+	s.client.CloseIdleConnections()
+}
 
 // shared is the server, if it was started.
 var shared *servers
 
 func stopServer() {
-	if shared == nil {
-		return
+	if shared != nil {
+		shared.stop()
+		os.RemoveAll(shared.dir)
 	}
-	if shared.Server != nil {
-		shared.Stop()
-	}
-	shared.client.CloseIdleConnections()
-	os.RemoveAll(shared.dir)
 }
 
 var plurals = map[string]string{"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
@@ -335,4 +382,246 @@ func TestFiltersAreAppliedToAClusterAndTakenAway(t *testing.T) {
 	if e := c.fails(problem.FilterNotFound, q); !strings.Contains(e.Details, c.ns+"/second") {
 		t.Errorf("%s", e.Details)
 	}
+}
+
+// as is a kubeconfig of a user, by another name of the server's machine where one is given, which makes it another cluster.
+func (c *clusterRig) as(user, machine string) string {
+	text := string(c.Kubeconfig(c.Token(user)))
+	if machine != "" {
+		text = strings.Replace(text, "https://127.0.0.1:", "https://"+machine+":", 1)
+	}
+	return text
+}
+
+func TestAClusterThatFailsNeitherStopsNorHidesTheOthers(t *testing.T) {
+	c := newClusterRig(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := l.Addr().String()
+	l.Close()
+	q := c.apply(on("web", "hello"))
+	q.Kubeconfigs = []string{
+		c.as(nobody, "localhost"),
+		c.kubeconfig,
+		strings.ReplaceAll(c.kubeconfig, strings.TrimPrefix(c.URL, "https://"), dead),
+		strings.ReplaceAll(c.kubeconfig, "user: {", "user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: id, interactiveMode: Never}, "),
+	}
+	here := strings.TrimPrefix(c.URL, "https://")
+	events := c.run(q)
+	last := events[len(events)-1]
+	if last.Code != problem.ClustersFailed.Code {
+		t.Fatalf("%v", texts(events))
+	}
+	for _, want := range []string{
+		"3 of 4 failed",
+		"cluster " + strings.Replace(here, "127.0.0.1", "localhost", 1) + " failed: " + problem.RightMissing.Summary,
+		"cluster " + dead + " failed: " + problem.ClusterUnreachable.Summary,
+		"kube_configs[3] failed: " + problem.KubeconfigRefused.Summary, "user.exec",
+		"Done: " + c.ns + "/hello (sha256 ", "in cluster " + here + "; requests meet " + c.ns + "/hello",
+	} {
+		if !strings.Contains(last.Details, want) {
+			t.Errorf("the end does not say %q:\n%s", want, last.Details)
+		}
+	}
+	if strings.Contains(strings.Join(texts(events), ""), c.Token(adapterUser)) {
+		t.Error("an event has a token")
+	}
+	c.holds("EnvoyFilter", "hello")
+
+	// Where it was found it is taken away, and where that cannot be asked is told.
+	q.Operation = "remove_filter"
+	if last := c.fails(problem.ClustersFailed, q); !strings.Contains(last.Details, c.ns+"/hello removed from") {
+		t.Errorf("%s", last.Details)
+	}
+	c.holds("EnvoyFilter")
+	status := operation.Request{Operation: "filters_status", Kubeconfigs: []string{c.kubeconfig, c.as(nobody, "localhost")}}
+	if last := c.fails(problem.ClustersFailed, status); !strings.Contains(last.Details, "resource configmaps") {
+		t.Errorf("%s", last.Details)
+	}
+}
+
+func TestTwoClustersAreChangedSideBySide(t *testing.T) {
+	c := newClusterRig(t)
+	other := newAPIServer(t)
+	if code, answer, err := other.ask("POST", "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": c.ns}}); code != http.StatusCreated {
+		t.Fatal(code, answer["message"], err)
+	}
+	q := c.apply(on("web", "hello"))
+	q.Kubeconfigs = append(q.Kubeconfigs, string(other.Kubeconfig(other.Token(adapterUser))))
+	events := c.ok(q)
+	for _, s := range []*servers{c.servers, other} {
+		name := "cluster " + strings.TrimPrefix(s.URL, "https://")
+		says(t, events, name+": EnvoyFilter/"+c.ns+"/hello-web-")
+		says(t, events[len(events)-1:], "in "+name)
+		if code, _, err := s.ask("GET", c.pathOf(events), nil); code != http.StatusOK {
+			t.Errorf("%s: %d %v", name, code, err)
+		}
+	}
+	q.Body = doc("hello")
+	q.Operation = "filters_status"
+	says(t, c.ok(q), "2 targets have filters")
+	q.Operation = "remove_filter"
+	says(t, c.ok(q), "1 filters removed from 2 targets")
+
+	// The mesh is the one that all of them show.
+	automatic := strings.Replace(on("web", "hello"), "mesh: istio", "mesh: auto", 1)
+	q = c.apply(automatic)
+	q.Kubeconfigs = append(q.Kubeconfigs, string(other.Kubeconfig(other.Token(adapterUser))))
+	c.ok(q)
+	if err := other.make("../kube/testdata/crds.yaml", "ServiceDefaults"); err != nil {
+		t.Fatal(err)
+	}
+	fresh := newClusterRig(t) // that does not remember what the clusters served
+	q.ID = ""
+	if _, err := fresh.runner.Submit(t.Context(), q); !errors.Is(err, problem.MeshAmbiguous) ||
+		!strings.Contains(err.Error(), "consul in cluster "+strings.TrimPrefix(other.URL, "https://")) || !strings.Contains(err.Error(), "istio in cluster") {
+		t.Errorf("%v", err)
+	}
+}
+
+// pathOf is that of the one EnvoyFilter that a story tells of.
+func (c *clusterRig) pathOf(events []event.Event) string {
+	c.t.Helper()
+	for _, e := range events {
+		if _, name, ok := strings.Cut(e.Summary, "EnvoyFilter/"+c.ns+"/"); ok {
+			return "/apis/networking.istio.io/v1alpha3/namespaces/" + c.ns + "/envoyfilters/" + strings.Fields(name)[0]
+		}
+	}
+	c.t.Fatalf("no EnvoyFilter in %v", texts(events))
+	return ""
+}
+
+func TestWhatAClusterDoesNotTakeIsTold(t *testing.T) {
+	c := newClusterRig(t)
+	host := strings.TrimPrefix(c.URL, "https://")
+	q := c.apply(on("web", "hello"))
+
+	// A missing right, by name, and nothing is left behind.
+	q.Kubeconfigs = []string{c.as(nobody, "")}
+	if last := c.fails(problem.RightMissing, q); !strings.Contains(last.Details, host) || !strings.Contains(last.Details, "verb get, resource configmaps, namespace meshery-filters") {
+		t.Errorf("%s", last.Details)
+	}
+	c.holds("EnvoyFilter")
+
+	// A field that another manager has, until it is taken over by force.
+	q.Kubeconfigs = []string{c.kubeconfig}
+	events := c.ok(q)
+	path := c.pathOf(events)
+	code, o, err := c.ask("PATCH", path+"?fieldManager=somebody&force=true", map[string]any{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+		"metadata": map[string]any{"name": path[strings.LastIndex(path, "/")+1:], "namespace": c.ns}, "spec": map[string]any{"priority": 7}})
+	if code != http.StatusOK {
+		t.Fatal(code, o["message"], err)
+	}
+	if last := c.fails(problem.FieldConflict, q); !strings.Contains(last.Details, "somebody") || !strings.Contains(last.Details, ".spec.priority") {
+		t.Errorf("%s", last.Details)
+	}
+	if now := c.holds("EnvoyFilter", "hello")["hello"]; version(now) != version(o) {
+		t.Error("something was written")
+	}
+	says(t, c.ok(c.apply(on("web", "hello", "force: true"))), "updated")
+
+	// A namespace that is not there.
+	q = c.apply(strings.Replace(on("web", "lost"), "{name: lost}", "{name: lost, namespace: nowhere}", 1))
+	q.Namespace = "nowhere"
+	if last := c.fails(problem.NamespaceUnavailable, q); !strings.Contains(last.Details, "nowhere") {
+		t.Errorf("%s", last.Details)
+	}
+}
+
+func TestWhatNoClusterCanTakeIsRefusedAtOnce(t *testing.T) {
+	c := newClusterRig(t)
+	exec := strings.ReplaceAll(c.kubeconfig, "user: {", "user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: id, interactiveMode: Never}, ")
+	with := func(kubeconfig string, q operation.Request) operation.Request {
+		q.Kubeconfigs = []string{kubeconfig}
+		return q
+	}
+	inRoot := c.apply(on("web", "x"))
+	inRoot.Namespace = "istio-system"
+	for name, q := range map[string]struct {
+		kind *problem.Kind
+		want string
+		q    operation.Request
+	}{
+		"a kubeconfig that runs a program": {problem.KubeconfigRefused, "kube_configs[0]: user.exec", with(exec, c.apply(on("web", "x")))},
+		"that, and no mesh":                {problem.KubeconfigRefused, "kube_configs[0]: user.exec", with(exec, c.apply(doc("x")))},
+		"a removal with it":                {problem.KubeconfigRefused, "kube_configs[0]: user.exec", with(exec, c.request("remove_filter", on("web", "x")))},
+		"no kubeconfig":                    {problem.ClusterMissing, "istio", operation.Request{Operation: "remove_filter", Body: on("web", "x")}},
+		"the root namespace":               {problem.TargetTooWide, "istio-system is for the whole mesh", inRoot},
+		"a whole mesh":                     {problem.TargetTooWide, "every proxy of the mesh", c.apply(doc("x", "mesh: istio", "target: {kind: Mesh}"))},
+		"another namespace":                {problem.TargetTooWide, "the namespace other", c.apply(doc("x", "mesh: istio", "target: {kind: Service, name: api, namespace: other}"))},
+		"a secret of the adapter's": {problem.NotSupported, "not given to clusters",
+			c.apply(on("web", "x", "config: {token: {$secret: {name: imagehub, key: token-key}}}"))},
+		"a mesh that cannot be asked": {problem.ClusterUnauthenticated, "cluster ", with(strings.ReplaceAll(c.kubeconfig, c.Token(adapterUser), "made-up"), c.apply(doc("x")))},
+	} {
+		id, err := c.runner.Submit(t.Context(), q.q)
+		if !errors.Is(err, q.kind) || !strings.Contains(err.Error(), q.want) {
+			t.Errorf("%s: %s %v", name, id, err)
+		}
+	}
+	// What is for plain Envoys does not ask what else a request brings.
+	c.ok(with(exec, apply(doc("plain", "mesh: envoy"))))
+	c.ok(with(exec, remove(doc("plain", "mesh: envoy"))))
+}
+
+// failing is a cluster whose targets cannot be committed, as when a proxy rejects what was applied.
+type failing struct {
+	operation.Cluster
+	on *atomic.Bool
+}
+
+type failingTarget struct {
+	operation.ClusterTarget
+	on *atomic.Bool
+}
+
+func (c failing) Target(ctx context.Context, mesh string, t filter.Target) (operation.ClusterTarget, error) {
+	read, err := c.Cluster.Target(ctx, mesh, t)
+	return failingTarget{read, c.on}, err
+}
+
+func (t failingTarget) Commit(ctx context.Context) error {
+	if t.on.CompareAndSwap(true, false) {
+		return problem.ProxyRejected.New("that proxy")
+	}
+	return t.ClusterTarget.Commit(ctx)
+}
+
+func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
+	var fail atomic.Bool
+	c := newClusterRig(t, func(o *operation.Options) {
+		open := o.Clusters
+		o.Clusters = func(k []byte) (operation.Cluster, error) {
+			cl, err := open(k)
+			return failing{cl, &fail}, err
+		}
+	})
+	fail.Store(true)
+	c.fails(problem.ProxyRejected, c.apply(on("web", "a")))
+	c.holds("EnvoyFilter")
+	if n := len(c.inventories()); n != 0 {
+		t.Errorf("%d inventories of nothing", n)
+	}
+	c.ok(c.apply(on("web", "a")))
+	before := c.holds("EnvoyFilter", "a")["a"]["spec"]
+	fail.Store(true)
+	if last := c.fails(problem.ProxyRejected, c.apply(on("web", "a", "priority: 9"), on("web", "b"))); !strings.Contains(last.Details, "taken back") {
+		t.Errorf("%s", last.Details)
+	}
+	if got := c.holds("EnvoyFilter", "a")["a"]["spec"]; !reflect.DeepEqual(got, before) {
+		t.Errorf("it is %v, and was %v", got, before)
+	}
+	says(t, c.ok(c.apply(on("web", "a"))), "is unchanged")
+}
+
+func TestAModuleThatTheAdapterHasLostIsTakenFromTheChainThatHasIt(t *testing.T) {
+	c := newClusterRig(t)
+	inline := base64.StdEncoding.EncodeToString(probe(t))
+	q := c.apply(on("web", "a", "module: {inline: "+inline+"}", "config: {}"))
+	c.ok(q)
+	fresh := startClusterRig(t, t.TempDir()) // another adapter, with nothing in its store
+	fresh.ns = c.ns
+	says(t, fresh.ok(fresh.apply(on("web", "b"))), "requests meet "+c.ns+"/a, "+c.ns+"/b")
+	c.holds("EnvoyFilter", "a", "b")
 }

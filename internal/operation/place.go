@@ -14,6 +14,7 @@ import (
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
 )
@@ -104,33 +105,51 @@ func (r *Runner) in(c Cluster) place {
 	return pl
 }
 
-// clusters are the places of an operation with these kubeconfigs. Every one of them that is refused is named.
-func (r *Runner) clusters(kubeconfigs []string) (places []place, err error) {
+// clusters are the places of an operation with these kubeconfigs. One that is refused is a place where everything fails.
+func (r *Runner) clusters(kubeconfigs []string) (places []place) {
 	if r.Own != nil {
-		return []place{r.in(r.Own)}, nil
+		return []place{r.in(r.Own)}
 	}
 	if r.Clusters == nil {
-		return nil, nil
+		return nil
 	}
-	var refused []string
 	for i, k := range kubeconfigs {
 		if slices.Contains(kubeconfigs[:i], k) {
 			continue
 		}
 		c, err := r.Clusters([]byte(k))
-		switch {
-		case errors.Is(err, problem.KubeconfigRefused):
-			refused = append(refused, fmt.Sprintf("kube_configs[%d]: %s", i, problem.Of(err).Details))
-		case err != nil:
-			return nil, fmt.Errorf("kube_configs[%d]: %w", i, err)
-		default:
-			places = append(places, r.in(c))
+		if err != nil {
+			c = unopened{fmt.Sprintf("kube_configs[%d]", i), err}
 		}
+		places = append(places, r.in(c))
 	}
-	if len(refused) > 0 {
-		return nil, problem.KubeconfigRefused.New("%s", strings.Join(refused, "\n"))
+	return places
+}
+
+// unopened is a cluster whose kubeconfig is refused.
+type unopened struct {
+	name string
+	err  error
+}
+
+func (u unopened) String() string { return u.name }
+func (u unopened) Read(context.Context, plan.Reads) (plan.Cluster, error) {
+	return plan.Cluster{}, u.err
+}
+func (u unopened) List(context.Context) ([]filter.Chain, error) { return nil, u.err }
+func (u unopened) Target(context.Context, string, filter.Target) (ClusterTarget, error) {
+	return nil, u.err
+}
+
+// together is what is wrong with every one of the places: the first kind of problem, and all that they say.
+func together(places []place, errs []error) error {
+	var lines []string
+	for i, err := range errs {
+		lines = append(lines, places[i].name()+": "+problem.Of(err).Details)
 	}
-	return places, nil
+	p := *problem.Of(errs[0])
+	p.Details = strings.Join(lines, "\n")
+	return &p
 }
 
 // places are those of a job.
@@ -148,12 +167,18 @@ func (r *Runner) places(j job) ([]place, error) {
 	if !everywhere && !slices.ContainsFunc(meshes, func(m string) bool { return !driven(m) }) {
 		return places, nil
 	}
-	clusters, err := r.clusters(j.kubeconfigs)
-	if err != nil {
-		return nil, err
-	}
+	clusters := r.clusters(j.kubeconfigs)
 	if len(clusters) == 0 && !everywhere {
 		return nil, problem.ClusterMissing.New("spec.mesh is %s", strings.Join(slices.DeleteFunc(meshes, driven), ", "))
+	}
+	var refused []error
+	for _, pl := range clusters {
+		if u, ok := pl.cluster.(unopened); ok {
+			refused = append(refused, u.err)
+		}
+	}
+	if len(places)+len(clusters) == len(refused) {
+		return nil, together(clusters, refused)
 	}
 	return append(places, clusters...), nil
 }
@@ -163,10 +188,7 @@ const lookTimeout = 10 * time.Second
 
 // shown is the one mesh that clusters show, or plain Envoy without a cluster. Of several clusters those count that answer.
 func (r *Runner) shown(ctx context.Context, kubeconfigs []string) (string, error) {
-	places, err := r.clusters(kubeconfigs)
-	if err != nil {
-		return "", err
-	}
+	places := r.clusters(kubeconfigs)
 	if len(places) == 0 {
 		return mesh.Envoy{}.Name(), nil
 	}
@@ -187,7 +209,7 @@ func (r *Runner) shown(ctx context.Context, kubeconfigs []string) (string, error
 	}
 	_ = g.Wait()
 	if !slices.Contains(errs, nil) {
-		return "", errors.Join(errs...)
+		return "", together(places, errs)
 	}
 	var all, where []string
 	for i, names := range seen {
