@@ -194,16 +194,29 @@ func (b *clusterBackend) Revert(ctx context.Context, t filter.Target) (plan.Plan
 	if _, err := read.Apply(ctx, p); err != nil {
 		return plan.Plan{}, err
 	}
-	return p, read.Commit(ctx)
+	return p, b.Commit(ctx, p)
 }
 
-// Commit has the inventory say that the plan holds.
+// Commit has the inventory say that the plan holds. Before that the adapter remembers the modules, which proxies may get
+// from it for as long as they have the chain.
 func (b *clusterBackend) Commit(ctx context.Context, p plan.Plan) error {
 	t, err := b.target(ctx, p.Chain.Target)
 	if err != nil {
 		return err
 	}
-	return stale(t.Commit(ctx))
+	kept := usedRecord(b.cluster.String(), p.Chain)
+	if len(p.Chain.Filters) > 0 {
+		if err := kept.put(ctx, b.r.Records); err != nil {
+			return fmt.Errorf("remember the modules of %s: %w", p.Chain.Target, err)
+		}
+	}
+	if err := t.Commit(ctx); err != nil || len(p.Chain.Filters) > 0 {
+		return stale(err)
+	}
+	if err := kept.drop(ctx, b.r.Records); err != nil { // they are kept for longer than they need to be
+		b.r.Log.Warn("modules are not forgotten", "cluster", b.cluster.String(), "target", p.Chain.Target.String(), "err", err)
+	}
+	return nil
 }
 
 // Loaded says that nobody has looked.

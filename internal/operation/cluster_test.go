@@ -3,21 +3,29 @@ package operation_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
+	"os/exec"
 	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -618,10 +626,161 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 func TestAModuleThatTheAdapterHasLostIsTakenFromTheChainThatHasIt(t *testing.T) {
 	c := newClusterRig(t)
 	inline := base64.StdEncoding.EncodeToString(probe(t))
-	q := c.apply(on("web", "a", "module: {inline: "+inline+"}", "config: {}"))
-	c.ok(q)
-	fresh := startClusterRig(t, t.TempDir()) // another adapter, with nothing in its store
+	live := func() bool {
+		t.Helper()
+		digests, err := c.runner.LiveModules(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(probe(t))
+		return digests[hex.EncodeToString(sum[:])]
+	}
+	c.ok(c.apply(on("web", "a", "module: {inline: "+inline+"}", "config: {}")))
+	if !live() {
+		t.Error("a module is not live, and a chain uses it")
+	}
+	fresh := newClusterRig(t) // another adapter, with nothing in its store
 	fresh.ns = c.ns
 	says(t, fresh.ok(fresh.apply(on("web", "b"))), "requests meet "+c.ns+"/a, "+c.ns+"/b")
 	c.holds("EnvoyFilter", "a", "b")
+	c.ok(c.request("remove_filter", doc("a")))
+	c.ok(c.request("remove_filter", doc("b")))
+	for deadline := time.Now().Add(10 * time.Second); live(); { // an operation that has ended is in the queue for a moment
+		if time.Now().After(deadline) {
+			t.Fatal("a module is live that nothing uses")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd kills a process around its requests to the
+// cluster, and looks at what its successor makes of what it finds.
+func TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd(t *testing.T) {
+	const variable = "OPERATION_TEST_CLUSTER"
+	if text := os.Getenv(variable); text != "" {
+		var k killed
+		if err := json.Unmarshal([]byte(text), &k); err != nil {
+			t.Fatal(err)
+		}
+		k.run(t)
+		return
+	}
+	if testing.Short() {
+		t.Skip("needs a Kubernetes API server")
+	}
+	step := int64(3)
+	if underRace {
+		step = 7
+	}
+	kills := 0
+	for fuse := int64(1); ; fuse += step {
+		c := newClusterRig(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := killed{Server: c.URL, CA: c.CA, Token: c.Token(adapterUser), Address: l.Addr().String(), Namespace: c.ns, State: t.TempDir()}
+		l.Close()
+		run := func(fuse int64) (killed bool) {
+			k.Fuse = fuse
+			text, err := json.Marshal(k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=60s")
+			child.Env = append(os.Environ(), variable+"="+string(text))
+			out, err := child.CombinedOutput()
+			if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGKILL {
+				return true
+			}
+			if err != nil {
+				t.Fatalf("killed at moment %d, and then: %v\n%s", fuse, err, out)
+			}
+			return false
+		}
+		again := run(fuse)
+		if again {
+			kills++
+			run(1 << 40)
+		}
+		if n := len(c.inventories()); n != 1 {
+			t.Errorf("killed at moment %d: %d inventories", fuse, n)
+		}
+		c.holds("EnvoyFilter", "b", "c")
+		if err := c.rig.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if !again {
+			break
+		}
+	}
+	t.Logf("%d kills", kills)
+	if kills < 5 {
+		t.Errorf("%d kills", kills)
+	}
+}
+
+// killed is what a process is to do, and where it ends.
+type killed struct {
+	Server, Token string
+	CA            []byte
+	Address       string // where it has a gateway to the server, whose requests it counts
+	Namespace     string
+	State         string
+	Fuse          int64
+}
+
+func (k killed) run(t *testing.T) {
+	f := &fuse{}
+	f.left.Store(k.Fuse)
+	to, err := url.Parse(k.Server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(k.CA)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: transport}
+	gateway := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.burn()
+		through.ServeHTTP(w, r)
+		f.burn()
+	}))
+	if gateway.Listener, err = net.Listen("tcp", k.Address); err != nil {
+		t.Fatal(err)
+	}
+	gateway.StartTLS()
+	defer gateway.Close()
+	s := &k8stest.Server{URL: gateway.URL, CA: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: gateway.Certificate().Raw})}
+	pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
+	defer pool.Close()
+	r := startRig(t, k.State, func(o *operation.Options) {
+		o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
+			c, err := pool.Open(kubeconfig)
+			return opened{c}, err
+		}
+	})
+	c := &clusterRig{rig: r, ns: k.Namespace, kubeconfig: string(s.Kubeconfig(k.Token))}
+	var ids []string
+	for i, q := range []operation.Request{
+		c.apply(on("web", "a"), on("web", "b")),
+		c.apply(on("web", "b", "priority: 3"), on("web", "c")),
+		c.request("remove_filter", doc("a")),
+	} {
+		q.ID = fmt.Sprintf("op-%d", i)
+		if _, err := r.runner.Submit(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, q.ID)
+	}
+	for _, id := range ids {
+		story := r.story(id)
+		if last := story[len(story)-1]; last.Type == event.Error {
+			t.Errorf("%s: %v", id, texts(story))
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
 }

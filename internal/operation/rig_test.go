@@ -124,7 +124,7 @@ func startRigOn(t *testing.T, kept store.Options, change ...func(*operation.Opti
 			}
 			return "", problem.SecretMissing.New("%s/%s", name, key)
 		},
-		Queue: dir.Queue(), Events: r.events, Seal: seal, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
+		Records: dir.Records(), Queue: dir.Queue(), Events: r.events, Seal: seal, Component: "5b5e1d3f-9f0c-4a57-9a54-5a2b7f4e1a00", Workers: 4, Grace: 5 * time.Second, Log: log,
 	}
 	for _, c := range change {
 		c(&o)

@@ -51,6 +51,7 @@ type Options struct {
 	Clusters func(kubeconfig []byte) (Cluster, error)
 	// Own, when set, is the cluster of all operations on meshes of clusters; the kubeconfigs of requests are ignored.
 	Own         Cluster
+	Records     store.Records // of which modules chains in clusters use
 	Modules     Modules
 	ModuleNames []string // those that builtin can name
 	ImageHub    Application

@@ -2,6 +2,8 @@ package operation
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -65,7 +67,7 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 			use(digests, c.Filters)
 		}
 	}
-	return digests, nil
+	return digests, r.used(ctx, digests)
 }
 
 // referred collects the digests of the modules that are needed: those that are live, that revisions of chains had, and
@@ -94,4 +96,67 @@ func use(digests map[string]bool, filters []filter.Filter) {
 	for _, f := range filters {
 		digests[f.Spec.Module.SHA256] = true
 	}
+}
+
+// used is a record of the modules that a chain in a cluster uses. The cluster itself can be asked only with the kubeconfig
+// of a request.
+type used struct {
+	Cluster string   `json:"cluster"`
+	Target  string   `json:"target"`
+	Modules []string `json:"modules"` // sha256
+
+	key string
+}
+
+// usedPrefix begins the keys of these records.
+const usedPrefix = "clusters/"
+
+func usedRecord(cluster string, c filter.Chain) used {
+	u := used{Cluster: cluster, Target: c.Target.String()}
+	sum := sha256.Sum256([]byte(cluster + "|" + c.ID()))
+	u.key = usedPrefix + hex.EncodeToString(sum[:16])
+	for _, f := range c.Filters {
+		u.Modules = append(u.Modules, f.Spec.Module.SHA256)
+	}
+	return u
+}
+
+func (u used) put(ctx context.Context, records store.Records) error {
+	data, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	was, err := records.Get(ctx, u.key)
+	if err != nil || string(was) == string(data) {
+		return err
+	}
+	return records.Put(ctx, u.key, data)
+}
+
+func (u used) drop(ctx context.Context, records store.Records) error {
+	if was, err := records.Get(ctx, u.key); err != nil || was == nil {
+		return err
+	}
+	return records.Delete(ctx, u.key)
+}
+
+// used adds the modules of chains in clusters.
+func (r *Runner) used(ctx context.Context, digests map[string]bool) error {
+	records, err := r.Records.All(ctx)
+	if err != nil {
+		return err
+	}
+	for key, data := range records {
+		if !strings.HasPrefix(key, usedPrefix) {
+			continue
+		}
+		var u used
+		if err := json.Unmarshal(data, &u); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+		for _, m := range u.Modules {
+			digests[m] = true
+		}
+	}
+	return nil
 }
