@@ -17,10 +17,14 @@ func newApply(a *app) *cobra.Command {
 The adapter runs each module with its configuration in a sandbox first; a filter that refuses its configuration reaches
 no proxy. When a proxy rejects the new chain, the one before is put back. Applying a filter again changes it in place.
 
+Filters of a mesh in Kubernetes, such as Istio, go to the cluster that --kubeconfig names; an adapter that is configured
+with "clusters: own" needs none.
+
 A document with module.file names a file beside the document; its bytes are sent along. Progress goes to standard error
 and the result to standard output; with -o json or yaml every event is one line or document there.`,
 		Example: `  meshery-filters apply -f filter.yaml
   meshery-filters apply -f headers.yaml -f limits.yaml --timeout 1m
+  meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --context staging
   sed s/edge/canary/ filter.yaml | meshery-filters apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,6 +45,7 @@ and the result to standard output; with -o json or yaml every event is one line 
 	filesFlag(cmd, &files)
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	w.flags(cmd)
+	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

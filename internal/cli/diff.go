@@ -19,18 +19,32 @@ import (
 // kubeconfigFlags say which cluster a command asks by itself.
 type kubeconfigFlags struct{ file, context string }
 
-func (k *kubeconfigFlags) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&k.file, "kubeconfig", "", "kubeconfig `file` of the cluster that is asked")
+func (k *kubeconfigFlags) flags(cmd *cobra.Command, of string) {
+	cmd.Flags().StringVar(&k.file, "kubeconfig", "", "kubeconfig `file` of the cluster "+of)
 	cmd.Flags().StringVar(&k.context, "context", "", "`name` of the kubeconfig's context (default: its current one)")
 	_ = cmd.MarkFlagFilename("kubeconfig")
 }
 
 func (k *kubeconfigFlags) given() bool { return k.file != "" || k.context != "" }
 
+// portable is the context as an adapter can use it; nothing when none is named.
+func (k *kubeconfigFlags) portable() ([]string, error) {
+	if !k.given() {
+		return nil, nil
+	}
+	if k.file == "" {
+		return nil, errNoFile
+	}
+	text, err := kube.Portable(k.file, k.context)
+	return []string{string(text)}, err
+}
+
+var errNoFile = usage("--context is one of a kubeconfig's; name the file with --kubeconfig")
+
 // open is the cluster. Whoever opens it closes it.
 func (k *kubeconfigFlags) open() (*kube.Cluster, error) {
 	if k.file == "" {
-		return nil, usage("--context is one of a kubeconfig's; name the file with --kubeconfig")
+		return nil, errNoFile
 	}
 	return kube.OpenFile(k.file, kube.Options{Context: k.context, Log: slog.New(slog.DiscardHandler)})
 }
@@ -88,7 +102,7 @@ another manager owns, an invalid value, a right that is missing.`,
 	filesFlag(cmd, &files)
 	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
-	k.flags(cmd)
+	k.flags(cmd, "that is asked")
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)
 	return cmd

@@ -210,3 +210,23 @@ func TestWhatCannotBeAskedOfAClusterIsSaid(t *testing.T) {
 		})
 	}
 }
+
+func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
+	c := newCluster(t)
+	a := newAdapter(t)
+	doc := put(t, t.TempDir(), "d.yaml", istioDocument("x", "mesh: istio\ntarget: {kind: Service, name: api}\n"+headers+"config: {response: {x-there: y}}"))
+	on := []string{"--kubeconfig", c.kubeconfig, "--context", "test"}
+	with := func(args ...string) []string { return append(args, on...) }
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.")
+	a.cli(with("apply", "-f", doc)...).want(t, exitOK, "shop/x", "is applied to Service shop/api (not verified) in cluster "+strings.TrimPrefix(c.URL, "https://"))
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "STATE", "shop/x", "istio", "Service shop/api", "builtin headers", "applied")
+	r := runWith(t, "", nil, with("list", "-o", "json")...).want(t, exitOK, `"applied": true`)
+	if strings.Contains(r.out, "running") {
+		t.Errorf("it says what it does not know: %s", r.out)
+	}
+	a.cli(with("run", "filters_status")...).want(t, exitOK, "1 target has filters", "in cluster ")
+	a.cli("remove", "-f", doc).want(t, exitFailed, "meshery-filters-1080")
+	a.cli("apply", "-f", doc, "--context", "test").want(t, exitUsage, "--kubeconfig")
+	a.cli(with("remove", "shop/x")...).want(t, exitOK, "shop/x removed from Service shop/api")
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.")
+}

@@ -201,7 +201,7 @@ func TestFiltersGoToRealProxiesAndBackFromTheCommandLine(t *testing.T) {
 	a.cli("events", "--operation", last.Operation).want(t, exitOK, last.Operation, "shop/later")
 	var list struct{ Filters []listed }
 	if err := json.Unmarshal([]byte(a.cli("list", "-o", "json").want(t, exitOK).out), &list); err != nil || len(list.Filters) != 2 ||
-		list.Filters[1].Name != "later" || list.Filters[1].Position != 2 || list.Filters[1].Running != 2 {
+		list.Filters[1].Name != "later" || list.Filters[1].Position != 2 || *list.Filters[1].Running != 2 {
 		t.Errorf("%v: %+v", err, list)
 	}
 	a.cli("events", "--operation", last.Operation, "--follow", "-o", "yaml").want(t, exitOK, "last: true")

@@ -20,6 +20,7 @@ import (
 type waiting struct {
 	timeout time.Duration
 	noWait  bool
+	cluster kubeconfigFlags // that the operation brings
 }
 
 func (w *waiting) flags(cmd *cobra.Command) {
@@ -35,6 +36,10 @@ const maxMisses = 5
 
 // start sends an operation and tells its events until the last. The error is the operation's own if that failed.
 func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) error {
+	var err error
+	if q.KubeConfigs, err = w.cluster.portable(); err != nil {
+		return err
+	}
 	c, err := a.dial()
 	if err != nil {
 		return err

@@ -1,28 +1,43 @@
 package cli
 
 import (
+	"context"
 	"io"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // newList makes `list`.
 func newList(a *app) *cobra.Command {
+	var k kubeconfigFlags
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the filters that are applied",
 		Long: `List the filters that are applied: target by target, in the order that requests meet them.
 
-The last column tells how many of the target's proxies run the chain that the filter is part of.`,
+The last column tells how many of the target's proxies run the chain that the filter is part of.
+
+With --kubeconfig no adapter is asked: what is listed are the filters that any adapter has put into that cluster, as its
+inventories tell. The last column then tells whether they were applied to the end.`,
 		Example: `  meshery-filters list
+  meshery-filters list --kubeconfig ~/.kube/config --context staging
   meshery-filters list -n shop -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if k.given() {
+				c, err := k.open()
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				return a.listCluster(cmd.Context(), c)
+			}
 			c, err := a.dial()
 			if err != nil {
 				return err
@@ -36,6 +51,7 @@ The last column tells how many of the target's proxies run the chain that the fi
 		},
 	}
 	a.namespaceFlag(cmd, "list the filters of this namespace only")
+	k.flags(cmd, "whose filters are listed")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
@@ -54,36 +70,72 @@ type listed struct {
 	Phase         string            `json:"phase,omitempty"`
 	Priority      int32             `json:"priority"`
 	FailurePolicy string            `json:"failurePolicy"`
-	Running       int               `json:"running"` // proxies
-	Proxies       int               `json:"proxies"`
+	Running       *int              `json:"running,omitempty"` // proxies
+	Proxies       *int              `json:"proxies,omitempty"`
+	Applied       *bool             `json:"applied,omitempty"` // to the end, as the cluster's inventory tells
+}
+
+// listing is what is listed, and the table of it.
+type listing struct {
+	Filters []listed `json:"filters"`
+	rows    [][]string
+}
+
+func (o *listing) add(l listed, state string) {
+	o.Filters = append(o.Filters, l)
+	o.rows = append(o.rows, []string{l.Namespace + "/" + l.Name, l.Mesh, l.Target, l.Source, filter.ShortDigest(l.SHA256), l.Phase, strconv.Itoa(int(l.Priority)), state})
+}
+
+func (a *app) printListing(o listing, state string) error {
+	return a.print(o, func(w io.Writer) error {
+		if len(o.rows) == 0 {
+			_, err := io.WriteString(w, "No filter is applied.\n")
+			return err
+		}
+		return table(w, []string{"FILTER", "MESH", "TARGET", "MODULE", "SHA256", "PHASE", "PRIORITY", state}, o.rows)
+	})
+}
+
+// listCluster lists what the inventories of a cluster have.
+func (a *app) listCluster(ctx context.Context, c *kube.Cluster) error {
+	inventories, err := c.Inventories(ctx)
+	if err != nil {
+		return err
+	}
+	out := listing{Filters: []listed{}}
+	for _, v := range inventories {
+		applied, state := v.Version != "", "applied"
+		if !applied {
+			state = "a change of it was begun"
+		}
+		for i, f := range v.Chain.Filters {
+			if a.namespace != "" && f.Key.Namespace != a.namespace {
+				continue
+			}
+			out.add(listed{Namespace: f.Key.Namespace, Name: f.Key.Name, Labels: f.Labels, Mesh: v.Chain.Mesh, Target: v.Chain.Target.String(),
+				Position: i + 1, Source: f.Spec.Module.Source(), SHA256: f.Spec.Module.SHA256, Phase: string(f.Spec.Phase), Priority: int32(f.Spec.Priority),
+				FailurePolicy: string(f.Spec.FailurePolicy), Applied: &applied}, state)
+		}
+	}
+	return a.printListing(out, "STATE")
 }
 
 func (a *app) printList(chains []*filterspb.Chain) error {
-	out := struct {
-		Filters []listed `json:"filters"`
-	}{[]listed{}}
-	var rows [][]string
+	out := listing{Filters: []listed{}}
 	for _, c := range chains {
 		l := loaded(c)
+		running, proxies := l.Count(plan.Running), l.Expected()
 		for i, f := range c.GetFilters() {
 			if a.namespace != "" && f.GetNamespace() != a.namespace {
 				continue
 			}
-			out.Filters = append(out.Filters, listed{Namespace: f.GetNamespace(), Name: f.GetName(), Labels: f.GetLabels(),
+			out.add(listed{Namespace: f.GetNamespace(), Name: f.GetName(), Labels: f.GetLabels(),
 				Mesh: c.GetMesh(), Target: c.GetTarget().GetText(), Position: i + 1, Source: f.GetSource(), SHA256: f.GetSha256(),
 				Phase: f.GetPhase(), Priority: f.GetPriority(), FailurePolicy: f.GetFailurePolicy(),
-				Running: l.Count(plan.Running), Proxies: l.Expected()})
-			rows = append(rows, []string{f.GetNamespace() + "/" + f.GetName(), c.GetMesh(), c.GetTarget().GetText(), f.GetSource(),
-				filter.ShortDigest(f.GetSha256()), f.GetPhase(), strconv.Itoa(int(f.GetPriority())), l.String()})
+				Running: &running, Proxies: &proxies}, l.String())
 		}
 	}
-	return a.print(out, func(w io.Writer) error {
-		if len(rows) == 0 {
-			_, err := io.WriteString(w, "No filter is applied.\n")
-			return err
-		}
-		return table(w, []string{"FILTER", "MESH", "TARGET", "MODULE", "SHA256", "PHASE", "PRIORITY", "RUNNING ON"}, rows)
-	})
+	return a.printListing(out, "RUNNING ON")
 }
 
 // loaded is how far a chain's proxies are.

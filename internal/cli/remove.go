@@ -18,7 +18,8 @@ func newRemove(a *app) *cobra.Command {
 		Short: "Take filters out of the proxies that run them",
 		Long: `Take filters out of the proxies that run them, and wait until the proxies have done so.
 
-Filters are named, or read from documents of which only the names count. The other filters of a chain stay as they are.`,
+Filters are named, or read from documents of which only the names and the mesh count. The other filters of a chain stay
+as they are. With --kubeconfig they are taken out of that cluster, and of plain Envoys unless documents name the mesh.`,
 		Example: `  meshery-filters remove shop/rate-limit
   meshery-filters remove -n shop rate-limit audit
   meshery-filters remove -f filter.yaml`,
@@ -39,7 +40,7 @@ Filters are named, or read from documents of which only the names count. The oth
 			}
 			for i, d := range docs {
 				docs[i] = filter.Document{APIVersion: filter.APIVersion, Kind: filter.Kind, Metadata: d.Metadata,
-					Spec: filter.Spec{Wait: d.Spec.Wait, Rollout: d.Spec.Rollout}}
+					Spec: filter.Spec{Mesh: d.Spec.Mesh, Wait: d.Spec.Wait, Rollout: d.Spec.Rollout}}
 			}
 			body, err := bodyOf(docs)
 			if err != nil {
@@ -51,6 +52,7 @@ Filters are named, or read from documents of which only the names count. The oth
 	filesFlag(cmd, &files)
 	a.namespaceFlag(cmd, "namespace of names and documents without one (default: \"default\")")
 	w.flags(cmd)
+	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

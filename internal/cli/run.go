@@ -38,6 +38,7 @@ func newRun(a *app) *cobra.Command {
 	filesFlag(cmd, &files)
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	w.flags(cmd)
+	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

@@ -12,7 +12,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -24,7 +23,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -90,16 +88,9 @@ func Open(kubeconfig []byte, o Options) (*Cluster, error) {
 // Options.Allow does not matter, and paths in it are relative to it.
 func OpenFile(file string, o Options) (*Cluster, error) {
 	o.Allow = Allow{Exec: true, Files: true, Proxy: true, Insecure: true, LinkLocal: true}
-	loaded, err := clientcmd.LoadFromFile(file)
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return nil, problem.KubeconfigRefused.New("%w", path)
-	}
-	if err == nil {
-		err = clientcmd.ResolveLocalPaths(loaded)
-	}
+	loaded, err := loadFile(file)
 	if err != nil {
-		return nil, problem.KubeconfigRefused.New("%s is no kubeconfig in YAML or JSON", file)
+		return nil, err
 	}
 	config, err := configOf(loaded, o.Context, o.Allow)
 	if err != nil {

@@ -1,10 +1,13 @@
 package kube
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -29,6 +32,54 @@ func parse(data []byte, context string, allow Allow) (*rest.Config, error) {
 		return nil, problem.KubeconfigRefused.New("it is no kubeconfig in YAML or JSON")
 	}
 	return configOf(config, context, allow)
+}
+
+// Portable is one context of a kubeconfig file as text that means the same on another machine: with the contents of the
+// files that it names, and without what belongs to other contexts. context may be empty for the current one.
+func Portable(file, context string) ([]byte, error) {
+	config, err := loadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	if context != "" {
+		config.CurrentContext = context
+	}
+	if config.Contexts[config.CurrentContext] == nil {
+		return nil, problem.KubeconfigRefused.New("it has no context %q", clean(config.CurrentContext, 100))
+	}
+	if err := clientcmdapi.MinifyConfig(config); err != nil {
+		return nil, problem.KubeconfigRefused.New("%w", err)
+	}
+	for _, user := range config.AuthInfos {
+		if user.TokenFile == "" {
+			continue
+		}
+		token, err := os.ReadFile(user.TokenFile)
+		if err != nil {
+			return nil, problem.KubeconfigRefused.New("%w", err)
+		}
+		user.Token, user.TokenFile = strings.TrimSpace(string(token)), ""
+	}
+	if err := clientcmdapi.FlattenConfig(config); err != nil {
+		return nil, problem.KubeconfigRefused.New("%w", err)
+	}
+	return clientcmd.Write(*config)
+}
+
+// loadFile reads a kubeconfig file, and makes the paths in it absolute.
+func loadFile(file string) (*clientcmdapi.Config, error) {
+	loaded, err := clientcmd.LoadFromFile(file)
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return nil, problem.KubeconfigRefused.New("%w", path)
+	}
+	if err == nil {
+		err = clientcmd.ResolveLocalPaths(loaded)
+	}
+	if err != nil {
+		return nil, problem.KubeconfigRefused.New("%s is no kubeconfig in YAML or JSON", file)
+	}
+	return loaded, nil
 }
 
 // configOf makes the client's configuration of the context that is used; the others do not matter. It takes over what it

@@ -254,3 +254,34 @@ func TestAServerThatCannotBeReachedIsTold(t *testing.T) {
 		t.Errorf("given up: %v", err)
 	}
 }
+
+func TestAPortableKubeconfigHasOneContextAndTheContentsOfItsFiles(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"ca.crt": "the authority", "token": secretText + "\n", "config": `{apiVersion: v1, kind: Config, current-context: one,
+contexts: [{name: one, context: {cluster: one, user: one}}, {name: two, context: {cluster: two, user: two}}],
+clusters: [{name: one, cluster: {server: "https://one.example"}}, {name: two, cluster: {server: "https://two.example", certificate-authority: ca.crt}}],
+users: [{name: one, user: {token: of-one}}, {name: two, user: {tokenFile: token}}]}`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := Portable(filepath.Join(dir, "config"), "two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{secretText, "https://two.example", base64.StdEncoding.EncodeToString([]byte("the authority"))} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is not in it", want)
+		}
+	}
+	if strings.Contains(string(text), "one") || strings.Contains(string(text), dir) {
+		t.Errorf("it has more than it should:\n%s", text)
+	}
+	if text, err = Portable(filepath.Join(dir, "config"), ""); err != nil || !strings.Contains(string(text), "of-one") {
+		t.Errorf("the current context: %v", err)
+	}
+	_, err = Portable(filepath.Join(dir, "config"), "three")
+	fails(t, err, problem.KubeconfigRefused, `no context "three"`)
+	_, err = Portable(filepath.Join(dir, "absent"), "")
+	fails(t, err, problem.KubeconfigRefused, "absent")
+}

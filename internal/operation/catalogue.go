@@ -114,6 +114,11 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 		return err
 	}
 	for _, f := range filters {
+		if f.Spec.Mesh != meshAuto {
+			if _, err := mesh.Find(f.Spec.Mesh); err != nil {
+				return err
+			}
+		}
 		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)
 	}
 	if slices.Contains(j.Meshes, meshAuto) {
