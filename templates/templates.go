@@ -1,10 +1,10 @@
-// Package templates holds the files that the adapter hands out or applies: Image Hub's documents for each mesh, and the
-// roles that it needs in a Kubernetes cluster.
+// Package templates holds the files that the adapter hands out or applies: Image Hub's documents for each mesh, the roles
+// that it needs in a Kubernetes cluster, and what runs it there.
 package templates
 
 import "embed"
 
-//go:embed imagehub rbac
+//go:embed adapter imagehub rbac
 var files embed.FS
 
 // ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none.

@@ -1,0 +1,43 @@
+package cli
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshery/meshery-filters/templates"
+)
+
+// newManifests makes `manifests`.
+func newManifests(a *app) *cobra.Command {
+	m := templates.Adapter{}
+	cmd := &cobra.Command{
+		Use:   "manifests",
+		Short: "Write what runs the adapter in a Kubernetes cluster",
+		Long: `Write what runs the adapter in a Kubernetes cluster, for kubectl: a namespace with the adapter's ServiceAccount and
+roles, its configuration, a volume for what it keeps, a Service, a NetworkPolicy and a Deployment.
+
+The Pod meets the restricted Pod Security Standard. Only Pods of Meshery's namespace reach its gRPC, where the cluster's
+network enforces policies, and every Pod may fetch modules that chains use.`,
+		Example: `  meshery-filters manifests --image registry.example/meshery-filters:v1 | kubectl apply -f -
+  meshery-filters manifests --namespace filters --proof > adapter.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if m.Storage == "none" {
+				m.Storage = ""
+			}
+			text, err := m.Manifests()
+			if err != nil {
+				return usage("%s", err)
+			}
+			return write(a.Out, []byte(text), "")
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&m.Namespace, "namespace", "n", "meshery-filters", "`namespace` that the adapter runs in, and keeps its inventories in")
+	f.StringVar(&m.Image, "image", "meshery-filters:"+strings.ReplaceAll(a.build.Version, "+", "-"), "`image` to run, as `make image` writes it")
+	f.StringVar(&m.Meshery, "meshery-namespace", "meshery", "`namespace` of Meshery")
+	f.StringVar(&m.Storage, "storage", "1Gi", "`size` of the volume; none keeps nothing when the Pod is made anew")
+	f.BoolVar(&m.Proof, "proof", false, "add the roles that prove that proxies run a filter: to find pods and reach their ports")
+	return cmd
+}
