@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"iter"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 // operated is a cluster as operations want it.
@@ -22,6 +25,13 @@ func (c operated) Target(ctx context.Context, mesh string, t filter.Target) (ope
 	return read, nil
 }
 
+// Loaded says that nobody has looked.
+func (c operated) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return func(yield func(plan.Loaded, error) bool) {
+		yield(plan.Loaded{}, problem.NotVerified.New("this version does not ask the mesh what its proxies have"))
+	}
+}
+
 // operateOn gives operations the clusters that requests bring, or the one that the adapter runs in. close ends the
 // connections to them.
 func operateOn(o *operation.Options, own bool) (close func(), err error) {
@@ -29,7 +39,7 @@ func operateOn(o *operation.Options, own bool) (close func(), err error) {
 	if own {
 		c, err := kube.Own(options)
 		if err != nil {
-			return nil, err
+			return nil, problem.InvalidConfiguration.New("clusters: own: %s", problem.Of(err).Details)
 		}
 		o.Own = operated{c}
 		return c.Close, nil

@@ -26,6 +26,8 @@ type Cluster interface {
 	List(context.Context) ([]filter.Chain, error)
 	// Target reads what holds on a target.
 	Target(ctx context.Context, mesh string, t filter.Target) (ClusterTarget, error)
+	// Loaded is that of a Backend, by whatever proof the plan's mesh has. What cannot be looked at is problem.NotVerified.
+	Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error]
 }
 
 // ClusterTarget is one target of a cluster as it was read; kube.Target is one. What is applied builds on what was read,
@@ -52,7 +54,8 @@ type clusterBackend struct {
 
 type clusterTarget struct {
 	ClusterTarget
-	before plan.Plan // what held when it was read
+	before  plan.Plan // what held when it was read
+	dropped []string  // what the last Apply took away
 }
 
 var _ Backend = (*clusterBackend)(nil)
@@ -122,7 +125,7 @@ func (b *clusterBackend) Committed(ctx context.Context, t filter.Target) (plan.P
 	if err != nil {
 		return plan.Plan{}, err
 	}
-	b.targets[t.ID()] = &clusterTarget{read, read.Committed()}
+	b.targets[t.ID()] = &clusterTarget{ClusterTarget: read, before: read.Committed()}
 	return read.Committed(), nil
 }
 
@@ -154,6 +157,18 @@ func (b *clusterBackend) target(ctx context.Context, t filter.Target) (*clusterT
 		}
 	}
 	return b.targets[t.ID()], nil
+}
+
+// Apply makes the target hold the plan, and remembers what went for that.
+func (t *clusterTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	changes, err := t.ClusterTarget.Apply(ctx, p)
+	t.dropped = nil
+	for _, c := range changes {
+		if c.Action == plan.Deleted {
+			t.dropped = append(t.dropped, c.Subject)
+		}
+	}
+	return changes, err
 }
 
 // Apply makes the cluster hold the plan. When that fails halfway, it holds what it held before, unless ctx has ended: then
@@ -219,10 +234,27 @@ func (b *clusterBackend) Commit(ctx context.Context, p plan.Plan) error {
 	return nil
 }
 
-// Loaded says that nobody has looked.
-func (b *clusterBackend) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
+// Loaded asks the cluster how far the target's proxies are. What nobody can look at is no error: the operation then says so.
+func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		yield(plan.Loaded{Unverified: "this version does not ask the mesh what its proxies have"}, nil)
+		if len(p.Objects) == 0 && len(p.Chain.Filters) > 0 { // as Committed gives it
+			var err error
+			if p, err = b.r.plan(ctx, b, p.Chain); err != nil {
+				yield(plan.Loaded{}, err)
+				return
+			}
+		}
+		if t := b.targets[p.Chain.Target.ID()]; t != nil {
+			p.Dropped = t.dropped
+		}
+		for l, err := range b.cluster.Loaded(ctx, p) {
+			if errors.Is(err, problem.NotVerified) {
+				l, err = plan.Loaded{Unverified: problem.Of(err).Details}, nil
+			}
+			if !yield(l, err) || err != nil || l.Unverified != "" {
+				return
+			}
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,6 +37,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/templates"
 )
@@ -261,6 +263,13 @@ func (c opened) Target(ctx context.Context, mesh string, t filter.Target) (opera
 		return nil, err
 	}
 	return read, nil
+}
+
+// Loaded can be replaced by a test: there are no proxies here.
+func (opened) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return func(yield func(plan.Loaded, error) bool) {
+		yield(plan.Loaded{}, problem.NotVerified.New("nobody looks here"))
+	}
 }
 
 // apply asks for documents of the test's namespace.
@@ -651,6 +660,44 @@ func TestAModuleThatTheAdapterHasLostIsTakenFromTheChainThatHasIt(t *testing.T) 
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+func TestTheAdaptersOwnClusterIsTheOneThatIsMeantWhateverARequestBrings(t *testing.T) {
+	c := newClusterRig(t, func(o *operation.Options) {
+		s, err := startServer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, err := o.Clusters(s.Kubeconfig(s.Token(adapterUser)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Own = own
+		o.Prepared = map[string]string{"greet": on("web", "prepared")}
+	})
+	ours := func(q operation.Request) operation.Request {
+		q.Kubeconfigs = []string{"whatever"}
+		return q
+	}
+	says(t, c.ok(ours(c.apply(on("web", "hello")))), "created", "is applied to")
+	says(t, c.ok(ours(c.apply(doc("other", "target: {kind: Workload, labels: {app: web}}")))), "requests meet "+c.ns+"/hello, "+c.ns+"/other")
+	says(t, c.ok(operation.Request{Operation: "greet", Namespace: c.ns}), "requests meet "+c.ns+"/hello, "+c.ns+"/other, "+c.ns+"/prepared")
+	c.holds("EnvoyFilter", "hello", "other", "prepared")
+	stranger := ours(c.apply(on("web", "hello")))
+	stranger.Caller = operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}
+	if _, err := c.runner.Submit(t.Context(), stranger); !errors.Is(err, problem.CallerUnknown) {
+		t.Errorf("a stranger who uses the adapter's rights: %v", err)
+	}
+	c.ok(ours(c.request("remove_filter", doc("hello"), doc("other"), doc("prepared"))))
+	c.holds("EnvoyFilter")
+}
+
+func TestAStrangerMayUseTheRightsThatItBrings(t *testing.T) {
+	c := newClusterRig(t)
+	q := c.apply(on("web", "hello"))
+	q.Caller = operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}
+	c.ok(q)
+	c.holds("EnvoyFilter", "hello")
 }
 
 // TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd kills a process around its requests to the

@@ -10,7 +10,7 @@ import (
 
 // permit refuses what uses the adapter's own rights for a caller of whom nothing is known.
 func (r *Runner) permit(j job, q Request) error {
-	if q.Caller.Foreign && !r.AllowUnauthenticated && ownRights(j, q) {
+	if q.Caller.Foreign && !r.AllowUnauthenticated && r.ownRights(j, q) {
 		return problem.CallerUnknown.New("%s, from %s", q.Operation, q.Caller.Remote)
 	}
 	return nil
@@ -18,7 +18,7 @@ func (r *Runner) permit(j job, q Request) error {
 
 // ownRights says whether a job uses the adapter's own rights. One that brings none counts as one that does, and so does
 // one that names filters without saying which mesh they are on.
-func ownRights(j job, q Request) bool {
+func (r *Runner) ownRights(j job, q Request) bool {
 	if j.Operation == opStatus {
 		return false // it only looks
 	}
@@ -27,7 +27,7 @@ func ownRights(j job, q Request) bool {
 			return true
 		}
 	}
-	return len(j.Filters) == 0 || len(q.Kubeconfigs) == 0 // which are none where the adapter's own cluster is meant
+	return len(j.Filters) == 0 || len(q.Kubeconfigs) == 0 || r.Own != nil
 }
 
 // wide says what makes a filter's target too wide for a request in that namespace; an empty cause, that nothing does.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -139,6 +140,9 @@ func (u unopened) Read(context.Context, plan.Reads) (plan.Cluster, error) {
 func (u unopened) List(context.Context) ([]filter.Chain, error) { return nil, u.err }
 func (u unopened) Target(context.Context, string, filter.Target) (ClusterTarget, error) {
 	return nil, u.err
+}
+func (u unopened) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return func(yield func(plan.Loaded, error) bool) { yield(plan.Loaded{}, u.err) }
 }
 
 // together is what is wrong with every one of the places: the first kind of problem, and all that they say.
