@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -38,6 +39,8 @@ type ClusterTarget interface {
 	// Apply makes the target hold the plan, and Commit has the cluster's inventory say so.
 	Apply(context.Context, plan.Plan) ([]plan.Change, error)
 	Commit(context.Context) error
+	// Diff tells what Apply would change.
+	Diff(context.Context, plan.Plan) ([]plan.Change, error)
 	// Written says whether Apply came to write something.
 	Written() bool
 	// Objects are those of ours that are there.
@@ -138,6 +141,20 @@ func (b *clusterBackend) List(ctx context.Context) (of []filter.Chain, err error
 		}
 	}
 	return of, err
+}
+
+// Drift puts the chain next to what the cluster holds.
+func (b *clusterBackend) Drift(ctx context.Context, c filter.Chain) ([]plan.Change, error) {
+	t, err := b.target(ctx, c.Target)
+	if err != nil {
+		return nil, err
+	}
+	p, err := b.r.plan(ctx, b, c)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := t.Diff(ctx, p)
+	return slices.DeleteFunc(changes, func(c plan.Change) bool { return c.Action == plan.Unchanged }), err
 }
 
 // History is kept nowhere.

@@ -537,7 +537,23 @@ func TestWhatAClusterDoesNotTakeIsTold(t *testing.T) {
 	if now := c.holds("EnvoyFilter", "hello")["hello"]; version(now) != version(o) {
 		t.Error("something was written")
 	}
+	status := operation.Request{Operation: "filters_status", Kubeconfigs: q.Kubeconfigs}
 	says(t, c.ok(c.apply(on("web", "hello", "force: true"))), "updated")
+
+	// What somebody deletes shows, and is put back.
+	mine := "Workload " + c.ns + " {app=web}: version "
+	if text := strings.Join(texts(c.ok(status)), "\n"); !strings.Contains(text, mine) || strings.Contains(text, problem.Drift.Code+" "+problem.Drift.Summary+": "+mine) {
+		t.Errorf("%s", text)
+	}
+	if code, answer, err := c.ask("DELETE", path, nil); code != http.StatusOK {
+		t.Fatal(code, answer["message"], err)
+	}
+	says(t, c.ok(status), mine, "somebody else has changed it; applying it again would change: EnvoyFilter/"+c.ns)
+	says(t, c.ok(c.apply(on("web", "hello", "force: true"))), "created")
+	c.holds("EnvoyFilter", "hello")
+
+	// A field that Istio has no word for.
+	says(t, c.ok(c.apply(on("api", "late", "phase: authz"))), problem.FieldLost.Code+" cluster "+host, c.ns+"/late: spec.phase")
 
 	// A namespace that is not there.
 	q = c.apply(strings.Replace(on("web", "lost"), "{name: lost}", "{name: lost, namespace: nowhere}", 1))
@@ -580,6 +596,41 @@ func TestWhatNoClusterCanTakeIsRefusedAtOnce(t *testing.T) {
 	// What is for plain Envoys does not ask what else a request brings.
 	c.ok(with(exec, apply(doc("plain", "mesh: envoy"))))
 	c.ok(with(exec, remove(doc("plain", "mesh: envoy"))))
+}
+
+func TestOnlyWhatTouchesTheSameFilterOrTargetOfTheSameClusterWaits(t *testing.T) {
+	c := newClusterRig(t, func(o *operation.Options) { o.Queue = idle{o.Queue, make(chan struct{})} })
+	submit := func(kubeconfig, body string) (waits bool) {
+		t.Helper()
+		q := c.apply(body)
+		q.Kubeconfigs = []string{kubeconfig}
+		id, err := c.runner.Submit(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, _, err := c.events.Of(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(events) > 0 && strings.Contains(events[0].Summary, "Waits for operation")
+	}
+	other := c.as(adapterUser, "localhost")
+	for i, q := range []struct {
+		kubeconfig, body string
+		waits            bool
+	}{
+		{c.kubeconfig, on("web", "a"), false},
+		{other, on("web", "a"), false},
+		{c.kubeconfig, on("api", "b"), false},
+		{c.kubeconfig, on("web", "c"), true},
+		{c.kubeconfig, on("db", "a"), true},
+		{c.as(nobody, ""), on("web", "d"), true}, // another user of the same cluster
+		{other, on("db", "e"), false},
+	} {
+		if submit(q.kubeconfig, q.body) != q.waits {
+			t.Errorf("request %d waits: %v", i, !q.waits)
+		}
+	}
 }
 
 // failing is a cluster whose targets cannot be committed, as when a proxy rejects what was applied.

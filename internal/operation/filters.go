@@ -385,7 +385,7 @@ func (st Status) tell(s *story) (line string, drifted bool) {
 		}
 	}
 	if st.Problem != "" {
-		drift["not served"] = []string{st.Problem}
+		drift["problem"] = []string{st.Problem}
 	}
 	if len(drift) == 0 {
 		s.info(line, detail)

@@ -66,6 +66,8 @@ type Backend interface {
 	Committed(context.Context, filter.Target) (plan.Plan, error)
 	// List returns every chain that we put somewhere.
 	List(context.Context) ([]filter.Chain, error)
+	// Drift tells what applying a chain that holds would change, since somebody else has meddled with it.
+	Drift(context.Context, filter.Chain) ([]plan.Change, error)
 	// History returns the chains that targets had, oldest first.
 	History(context.Context) ([]plan.Revision, error)
 	// Behind returns the chains that another adapter has committed since this one read them.
@@ -89,7 +91,7 @@ type Status struct {
 	Chain   filter.Chain `json:"chain"`
 	Version string       `json:"version"`
 	Loaded  plan.Loaded  `json:"loaded"`
-	// Problem says why the chain is not served to its proxies; else it is empty.
+	// Problem says why the chain is not served to its proxies, or how it differs from what was applied; else it is empty.
 	Problem string `json:"problem,omitempty"`
 }
 

@@ -664,6 +664,15 @@ func (r *Runner) list(ctx context.Context, pl place) ([]Status, error) {
 				st.Loaded = l
 				break
 			}
+			drift, err := b.Drift(ctx, c)
+			switch {
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			case err != nil:
+				st.Problem = problem.Of(err).Error()
+			case len(drift) > 0:
+				st.Problem = "somebody else has changed it; applying it again would change: " + listed(texts(drift))
+			}
 			st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
 			for i, proxy := range st.Loaded.Proxies {
 				st.Loaded.Proxies[i].Detail = r.redact(proxy.Detail)
@@ -702,6 +711,14 @@ func (r *Runner) Restore(ctx context.Context) error {
 func (r *Runner) Rejected(ctx context.Context, t filter.Target, p plan.Proxy, text string) {
 	s := r.newStory(context.WithoutCancel(ctx), "proxy-"+rand.Text())
 	s.fail(problem.LateRejection.New("proxy %s (Envoy %s) of %s does not run its chain: %s", p.ID, p.Version, t, text))
+}
+
+func texts[S fmt.Stringer](all []S) []string {
+	lines := make([]string, len(all))
+	for i, s := range all {
+		lines[i] = s.String()
+	}
+	return lines
 }
 
 func clip(s string) string {

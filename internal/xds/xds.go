@@ -226,6 +226,9 @@ func (b *Backend) List(context.Context) ([]filter.Chain, error) {
 	return chains, nil
 }
 
+// Drift is none: nobody else changes what proxies are offered.
+func (b *Backend) Drift(context.Context, filter.Chain) ([]plan.Change, error) { return nil, nil }
+
 // History returns what the last changes of each group's chain made of it.
 func (b *Backend) History(ctx context.Context) ([]plan.Revision, error) {
 	revisions, err := b.opts.Records.History(ctx, recordPrefix+string(filter.ProxyGroup)+"|")
