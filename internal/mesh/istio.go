@@ -147,6 +147,9 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 				spec, losses = pluginSpec(carrier, f, at, codes[i], order[i])
 			}
 			p.Objects = append(p.Objects, object(carrier, f, at.namespace, name, spec))
+			if u := codes[i].url; u != "" {
+				p.Sources = append(p.Sources, plan.Source{Filter: f.Key, URL: u, SHA256: f.Spec.Module.SHA256})
+			}
 			p.Losses = append(p.Losses, append(losses, at.losses(f)...)...)
 		}
 	}

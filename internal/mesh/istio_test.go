@@ -187,6 +187,16 @@ func TestAChainOnIstioBecomesOneObjectAFilter(t *testing.T) {
 				if err != nil || again.Version != p.Version || !bytes.Equal(istioGolden(t, again, nil), got) {
 					t.Error("the same chain in the same world gave another plan")
 				}
+				var addresses, sources []string
+				for _, o := range p.Objects {
+					addresses = append(addresses, fetched(o.Content)...)
+				}
+				for _, s := range p.Sources {
+					sources = append(sources, s.URL)
+				}
+				if !slices.Equal(addresses, sources) {
+					t.Errorf("proxies fetch from %v, and %v is looked at before", addresses, sources)
+				}
 				if len(p.Objects) != len(c.Filters) {
 					t.Errorf("%d objects for %d filters", len(p.Objects), len(c.Filters))
 				}
@@ -203,6 +213,24 @@ func TestAChainOnIstioBecomesOneObjectAFilter(t *testing.T) {
 			t.Errorf("%s belongs to no case", file)
 		}
 	}
+}
+
+// fetched are the addresses in an object that proxies fetch modules from.
+func fetched(v any) (addresses []string) {
+	switch t := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(t)) {
+			if u, ok := t[k].(string); ok && (k == "url" || k == "uri") && !strings.HasPrefix(u, "file://") {
+				addresses = append(addresses, u)
+			}
+			addresses = append(addresses, fetched(t[k])...)
+		}
+	case []any:
+		for _, e := range t {
+			addresses = append(addresses, fetched(e)...)
+		}
+	}
+	return addresses
 }
 
 // longBytes are left out of goldens: nobody reads base64.

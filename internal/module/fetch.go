@@ -60,8 +60,17 @@ func newClient(o Options) *http.Client {
 	}
 }
 
+// newOwnClient makes a client for the adapter's own address, which may be one of this machine, and in clear. What answers
+// there may send nobody anywhere else.
+func newOwnClient(o Options) *http.Client {
+	o.AllowLoopback = true
+	c := newClient(o)
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return refusal("another address") }
+	return c
+}
+
 // fetch gets the bytes at u. Nothing that the server sent is part of an error.
-func (r *Resolver) fetch(ctx context.Context, u *url.URL) ([]byte, error) {
+func (r *Resolver) fetch(ctx context.Context, client *http.Client, u *url.URL) ([]byte, error) {
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
@@ -71,7 +80,7 @@ func (r *Resolver) fetch(ctx context.Context, u *url.URL) ([]byte, error) {
 		return nil, mistake("url", "it is not an address", "write https://HOST/PATH")
 	}
 	req.Header.Set("User-Agent", "meshery-filters")
-	resp, err := r.client.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, r.explain(caller, u, err)
 	}
@@ -119,7 +128,7 @@ func (r *Resolver) explain(caller context.Context, u *url.URL, err error) error 
 	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
 		return problem.ModuleUnavailable.New("%s ended its answer early", bare(u))
 	}
-	return problem.ModuleUnavailable.New("%s does not answer as an https server does", bare(u))
+	return problem.ModuleUnavailable.New("%s does not answer as an %s server does", bare(u), u.Scheme)
 }
 
 // refusal says where a fetch would have gone that it must not go.

@@ -36,6 +36,9 @@ type Options struct {
 	// AllowLoopback lets https addresses lead to this machine. It is for tests and demonstrations: with it, whoever may
 	// apply a filter can reach every TLS port that listens on loopback only.
 	AllowLoopback bool
+	// ServedAt is the address of the adapter's module server as proxies reach it, such as http://filters.meshery:10018.
+	// Default: proxies do not reach it.
+	ServedAt string
 	// RootCAs are the authorities that https servers are checked against. Default: the system's.
 	RootCAs *x509.CertPool
 	// Log gets a Debug line per fetch. Default: none.
@@ -60,12 +63,14 @@ const (
 	HTTPS   = "https"   // the network
 	Stored  = "store"   // what is kept of an earlier fetch
 	None    = "none"    // nowhere: the document names no source that is allowed
+	Address = "address" // where proxies will fetch it, to see that they can
 )
 
 // Resolver finds modules. It is safe for concurrent use.
 type Resolver struct {
 	Options
 	client  *http.Client
+	own     *http.Client // for ServedAt, which whoever configures the adapter has chosen
 	shipped func() map[string]string
 }
 
@@ -83,7 +88,7 @@ func New(o Options) *Resolver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Resolver{Options: o, client: newClient(o), shipped: sync.OnceValue(func() map[string]string { return shipped(o) })}
+	return &Resolver{Options: o, client: newClient(o), own: newOwnClient(o), shipped: sync.OnceValue(func() map[string]string { return shipped(o) })}
 }
 
 // Resolve finds the module's bytes, checks them against its sha256 and stores them. The module it returns refers to
@@ -206,7 +211,7 @@ func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, s
 	if !errors.Is(err, problem.ModuleUnavailable) {
 		return nil, Stored, fmt.Errorf("look module up: %w", err)
 	}
-	data, err = r.fetch(ctx, u)
+	data, err = r.fetch(ctx, r.client, u)
 	return data, HTTPS, err
 }
 

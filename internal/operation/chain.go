@@ -37,6 +37,10 @@ func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter
 	if end(err); err != nil {
 		return plan.Plan{}, fmt.Errorf("read the world of %s: %w", c.Target, err)
 	}
+	for digest, code := range w.Modules {
+		code.URL = r.Modules.Address(digest)
+		w.Modules[digest] = code
+	}
 	_, end = r.step(ctx, "plan", about)
 	p, err := m.Plan(resolved, w)
 	if end(err); err != nil {
@@ -191,6 +195,11 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 		}
 	}
 	unchanged = prev.Version == p.Version
+	if !e.removal { // of modules that proxies have; that one cannot be fetched may be why another goes
+		if err := r.check(ctx, p); err != nil {
+			return l, false, err
+		}
+	}
 	if err := s.holds(ctx); err != nil {
 		return l, false, err
 	}
@@ -230,6 +239,23 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, target))
 	}
 	return l, unchanged, nil
+}
+
+// check fetches once, as proxies will, what a plan has them fetch.
+func (r *Runner) check(ctx context.Context, p plan.Plan) error {
+	checked := map[string]bool{}
+	for _, source := range p.Sources {
+		if checked[source.URL] {
+			continue
+		}
+		checked[source.URL] = true
+		fetching, end := r.step(ctx, "check address", attrFilter.String(source.Filter.String()), attrDigest.String(source.SHA256))
+		err := r.Modules.Check(fetching, source.URL, source.SHA256)
+		if end(err); err != nil {
+			return named(filter.Filter{Key: source.Filter}, err)
+		}
+	}
+	return nil
 }
 
 // about says in a span which plan it is about.

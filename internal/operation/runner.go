@@ -33,6 +33,10 @@ type Modules interface {
 	Hold(context.Context, filter.Module) error
 	// Shipped returns the digests of the modules that ship with the program, by their names.
 	Shipped() map[string]string
+	// Address is where proxies can fetch a module from the adapter; empty when it serves none to them.
+	Address(digest string) string
+	// Check makes sure that an address which proxies fetch a module from gives its bytes.
+	Check(ctx context.Context, address, digest string) error
 }
 
 // Application is Image Hub as the imagehub operation needs it.

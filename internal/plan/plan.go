@@ -28,7 +28,14 @@ type World struct {
 type Code struct {
 	Inline []byte // the bytes, shared by all who hold the Code: never to be changed
 	Path   string // a file on the proxies' machines
-	URL    string // an address that proxies reach, and that was seen to give these very bytes
+	URL    string // the adapter's own address of them as proxies reach it
+}
+
+// Source is an address that proxies fetch a module from by themselves.
+type Source struct {
+	Filter filter.Key
+	URL    string
+	SHA256 string // of the module
 }
 
 // Proxy is one connected Envoy.
@@ -48,6 +55,9 @@ type Plan struct {
 	Resources []*anypb.Any
 	// Objects are what an API has to keep: Kubernetes' resources. They hold resolved secrets and must not be logged.
 	Objects []Object
+	// Sources are where proxies will fetch modules: addresses that must give these very bytes before the plan goes out, since
+	// a proxy that cannot load a module serves errors.
+	Sources []Source
 	// Proxies are those that the objects are for. Nil: the mesh cannot tell, or it is no matter of Pods.
 	Proxies *Selection
 	// Dropped are the objects that the target had and that the plan has no more, as Change.Subject names them. Whoever

@@ -180,7 +180,7 @@ var (
 		"Correct spec.target, or choose the pods by target.labels. `meshery-filters render` knows of a cluster what --cluster gives it."}
 	NoDelivery = &Kind{"meshery-filters-1072", codes.FailedPrecondition, "proxies have no way to get the module",
 		"None of the ways of spec.delivery holds for this module on this mesh.",
-		"Give module.url an https address with sha256 that proxies reach, make the module smaller, or put it on the proxies' machines and set delivery {mode: local, localPath: FOLDER}."}
+		"Give module.url an https address with sha256 that proxies reach, set modulesAddr and modulesURL in the adapter's configuration, make the module smaller, or put it on the proxies' machines and set delivery {mode: local, localPath: FOLDER}."}
 	KindMissing = &Kind{"meshery-filters-1073", codes.FailedPrecondition, "the cluster serves no kind that can carry a filter",
 		"Istio's CustomResourceDefinitions are not installed, or the adapter may not read them.",
 		"Install Istio with its CustomResourceDefinitions; `kubectl api-resources --api-group extensions.istio.io` shows what is served."}
@@ -202,6 +202,9 @@ var (
 	NotVerified = &Kind{"meshery-filters-1082", codes.OK, "nothing proves that proxies run it",
 		"The cluster has taken the objects, and what its proxies made of them was not seen.",
 		"Look at live responses, or at the proxies' own configuration: `istioctl proxy-status` and `istioctl proxy-config` show both. docs/istio.md says what can go wrong."}
+	SourceUnproved = &Kind{"meshery-filters-1090", codes.FailedPrecondition, "proxies would not get the module",
+		"The address that proxies are to fetch it from did not give the adapter the module's bytes. A proxy without its module serves errors, so nothing was changed.",
+		"Check the address from where proxies run: it is modulesURL of the adapter's configuration, or the document's module.url with delivery {mode: direct}."}
 )
 
 // All lists the table in the order of its codes.
@@ -215,5 +218,5 @@ func All() []*Kind {
 		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
-		ClusterMissing, ClustersFailed, NotVerified}
+		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved}
 }

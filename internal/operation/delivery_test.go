@@ -1,0 +1,164 @@
+package operation_test
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// answering is an HTTP server whose handler can be exchanged while it runs, and that counts what it is asked.
+type answering struct {
+	*httptest.Server
+	handler atomic.Pointer[http.Handler]
+	asked   atomic.Int64
+}
+
+func (a *answering) set(h http.Handler) { a.handler.Store(&h) }
+
+func newAnswering(t *testing.T, secure bool) *answering {
+	t.Helper()
+	a := &answering{}
+	a.set(http.NotFoundHandler())
+	a.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.asked.Add(1)
+		(*a.handler.Load()).ServeHTTP(w, r)
+	}))
+	a.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if secure {
+		a.StartTLS()
+	} else {
+		a.Start()
+	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+// shippedModule is the builtin headers and its digest.
+func shippedModule(t *testing.T) ([]byte, string) {
+	t.Helper()
+	data, ok := filters.Builtin("headers")
+	if !ok {
+		t.Fatal("there is no module headers")
+	}
+	sum := sha256.Sum256(data)
+	return data, hex.EncodeToString(sum[:])
+}
+
+// newServedRig is a clusterRig whose modules proxies can fetch at a server's address, and what that server answers with.
+func newServedRig(t *testing.T) (*clusterRig, *answering, http.Handler) {
+	t.Helper()
+	at := newAnswering(t, false)
+	var blobs module.Options
+	c := newClusterRig(t, func(o *operation.Options) {
+		blobs = o.Modules.(*module.Resolver).Options
+		blobs.ServedAt = at.URL
+		o.Modules = module.New(blobs)
+	})
+	serving := module.NewServer(module.ServerOptions{Blobs: blobs.Blobs, Live: c.runner.LiveModules})
+	at.set(serving)
+	return c, at, serving
+}
+
+func TestAModuleIsFetchedAsProxiesWillBeforeTheirClusterHearsOfIt(t *testing.T) {
+	c, at, serving := newServedRig(t)
+	bytes, digest := shippedModule(t)
+	address := at.URL + "/modules/" + digest + ".wasm"
+	served := "delivery: {mode: served}"
+
+	// The bytes of a module that travels are nobody's to fetch.
+	c.ok(c.apply(on("inline", "inline")))
+	if n := at.asked.Load(); n != 0 {
+		t.Errorf("the address was asked %d times for a module that travels", n)
+	}
+
+	// Nothing, something else, and an address to go to: none of it reaches the cluster.
+	for name, h := range map[string]http.Handler{
+		"status 404":    http.NotFoundHandler(),
+		"wanted sha256": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "other bytes") }),
+		"leads to":      http.RedirectHandler("/elsewhere", http.StatusFound),
+		"more than":     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 21<<20)) }),
+		"ended its answer": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "9")
+			w.Write(bytes[:5])
+		}),
+		"has " + fmt.Sprint(99<<20): http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", fmt.Sprint(99<<20)) }),
+	} {
+		at.set(h)
+		e := c.fails(problem.SourceUnproved, c.apply(on("web", "hello", served)))
+		if !strings.Contains(e.Details, name) || !strings.Contains(e.Details, address) || !strings.Contains(e.Details, c.ns+"/hello") {
+			t.Errorf("it does not say %q and %s: %s", name, address, e.Details)
+		}
+	}
+	c.holds("TrafficExtension")
+
+	// It is there.
+	at.set(serving)
+	before := at.asked.Load()
+	c.ok(c.apply(on("web", "hello", served), on("web", "again", served)))
+	if n := at.asked.Load() - before; n != 1 {
+		t.Errorf("the one address of two filters was asked %d times", n)
+	}
+	spec := c.holds("TrafficExtension", "hello", "again")["hello"]["spec"].(map[string]any)["wasm"].(map[string]any)
+	if spec["url"] != address || spec["sha256"] != digest {
+		t.Errorf("%v", spec)
+	}
+
+	// The server goes: what is changed then is not, and what is there stays.
+	was := version(c.holds("TrafficExtension", "hello", "again")["hello"])
+	at.set(http.NotFoundHandler())
+	c.fails(problem.SourceUnproved, c.apply(on("web", "hello", served, "priority: 7")))
+	if now := version(c.holds("TrafficExtension", "hello", "again")["hello"]); now != was {
+		t.Errorf("a refused change was written: %s, then %s", was, now)
+	}
+	// A filter can be taken away all the same.
+	c.ok(c.request("remove_filter", doc("hello")))
+	c.holds("TrafficExtension", "again")
+}
+
+func TestWithoutAnAddressServedIsRefusedWithWhatToDo(t *testing.T) {
+	c := newClusterRig(t)
+	e := c.fails(problem.NoDelivery, c.apply(on("web", "hello", "delivery: {mode: served}")))
+	if !strings.Contains(e.Details, "served: ") || !strings.Contains(e.Remedy, "modulesURL") {
+		t.Errorf("%s\n%s", e.Details, e.Remedy)
+	}
+}
+
+func TestAnAuthorsOwnAddressIsLookedAtEachTime(t *testing.T) {
+	bytes, digest := shippedModule(t)
+	at := newAnswering(t, true)
+	at.set(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(bytes) }))
+	c := newClusterRig(t, func(o *operation.Options) {
+		m := o.Modules.(*module.Resolver).Options
+		m.AllowLoopback, m.RootCAs = true, x509.NewCertPool()
+		m.RootCAs.AddCert(at.Certificate())
+		o.Modules = module.New(m)
+	})
+	direct := []string{"module: {url: '" + at.URL + "/headers.wasm?signature=s3cret', sha256: '" + digest + "'}", "delivery: {mode: direct}"}
+	c.ok(c.apply(on("web", "hello", direct...)))
+	was := version(c.holds("TrafficExtension", "hello")["hello"])
+	if n := at.asked.Load(); n != 2 {
+		t.Errorf("asked %d times: once to keep the module, once to see what proxies will get", n)
+	}
+	// What is stored here still is not there any more.
+	at.set(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "a newer release") }))
+	e := c.fails(problem.SourceUnproved, c.apply(on("web", "hello", append(direct, "priority: 3")...)))
+	if !strings.Contains(e.Details, digest) || strings.Contains(e.Details, "s3cret") {
+		t.Errorf("%s", e.Details)
+	}
+	if now := version(c.holds("TrafficExtension", "hello")["hello"]); now != was {
+		t.Errorf("a refused change was written: %s, then %s", was, now)
+	}
+}
