@@ -6,7 +6,7 @@ COMMIT    := $(or $(COMMIT),$(shell git describe --always --dirty --abbrev=40 --
 FUZZTIME  ?= 10s
 KILLS     ?= 1000
 FOR       ?=
-TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners)
+TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners|AClockThatIsSet)
 BIN       := bin/meshery-filters
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -195,6 +196,8 @@ type replica struct {
 	// seen is where this process finds the state directory, and within what runs the adapter, where that is elsewhere.
 	seen   string
 	within []string
+	// program is what is run, where that is another than the one of all tests.
+	program string
 	*process
 	grpc, xds string
 	meshes    meshes.MeshServiceClient
@@ -232,7 +235,7 @@ func (r *replica) start() {
 	if err := os.Remove(filepath.Join(r.seen, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.EROFS) {
 		r.t.Fatal(err)
 	}
-	command := append(append(slices.Clone(r.within), program), r.args...)
+	command := append(append(slices.Clone(r.within), cmp.Or(r.program, program)), r.args...)
 	r.process = launchCommand(r.t, exec.Command(command[0], command[1:]...))
 }
 
