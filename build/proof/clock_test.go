@@ -126,7 +126,7 @@ func TestAClockThatIsSetCostsNothing(t *testing.T) {
 	stop()
 	x.ended(patience)
 	x.check()
-	t.Logf("%d operations, %d events came again", len(x.accepted), x.heard.doubled)
+	t.Logf("%d operations, %d events came again", len(x.accepted), x.heard.again())
 	x.process.end(t, syscall.SIGTERM)
 	x.audited()
 }

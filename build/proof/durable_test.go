@@ -128,6 +128,20 @@ func (s *subscriber) end(id string) (subscriberEvent, bool) {
 	return story[len(story)-1], true
 }
 
+// story is what an operation has told so far.
+func (s *subscriber) story(id string) []subscriberEvent {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events[id])
+}
+
+// again is how many events came that had come before.
+func (s *subscriber) again() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doubled
+}
+
 // follower acknowledges whatever chain it is sent, connects again whenever its stream ends, and remembers the version.
 type follower struct {
 	mu      sync.Mutex
@@ -366,7 +380,7 @@ func (x *torture) ended(limit time.Duration) {
 			}
 			if time.Now().After(deadline) {
 				log := x.log.String()
-				x.t.Fatalf("operation %s has not ended; it told %v\n%s", id, x.heard.events[id], log[max(0, len(log)-4000):])
+				x.t.Fatalf("operation %s has not ended; it told %v\n%s", id, x.heard.story(id), log[max(0, len(log)-4000):])
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -430,7 +444,7 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	x.ended(patience)
 	x.check()
 	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",
-		kills, len(x.accepted), x.heard.doubled, slowest)
+		kills, len(x.accepted), x.heard.again(), slowest)
 	x.process.end(t, syscall.SIGTERM)
 	x.audited()
 }
