@@ -71,7 +71,8 @@ test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -rac
 .PHONY: test-go
 test-go: envoy chromium controlplanes
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
-	$(GO) test ./internal/filter # with modules of the full size, which would take minutes with -race
+	@# At full length these would take minutes with -race, where they do a part.
+	$(GO) test ./internal/filter ./internal/operation -run 'TestAModuleOfFullSize|TestWhateverMoment'
 	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
 	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
 	@# results knows nothing.

@@ -165,7 +165,7 @@ func TestWhateverMomentTheProcessIsKilledEveryOperationEndsOnce(t *testing.T) {
 	case testing.Short():
 		step = 9
 	case underRace: // each process then takes five times as long
-		step = 4
+		step = 19
 	}
 	kills, slowest := 0, int64(0)
 	for fuse := int64(1); ; fuse += step {
