@@ -163,7 +163,7 @@ func TestWhateverMomentTheProcessIsKilledEveryOperationEndsOnce(t *testing.T) {
 	step := int64(1)
 	switch {
 	case testing.Short():
-		step = 9
+		step = 25
 	case underRace: // each process then takes five times as long
 		step = 19
 	}
