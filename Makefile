@@ -6,7 +6,7 @@ COMMIT    := $(or $(COMMIT),$(shell git describe --always --dirty --abbrev=40 --
 FUZZTIME  ?= 10s
 KILLS     ?= 1000
 FOR       ?=
-TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners)
+TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners|AClockThatIsSet)
 BIN       := bin/meshery-filters
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
@@ -71,6 +71,8 @@ test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -rac
 .PHONY: test-go
 test-go: envoy chromium controlplanes
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
+	@# At full length these would take minutes with -race, where they do a part.
+	$(GO) test ./internal/filter ./internal/operation -run 'TestAModuleOfFullSize|TestWhateverMoment'
 	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
 	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
 	@# results knows nothing.

@@ -109,5 +109,5 @@ func TestNothingAcceptedIsLostWhenLeadersOfAClusterAreKilled(t *testing.T) {
 	stop()
 	x.ended(2 * patience)
 	x.check()
-	t.Logf("%d kills of leaders, %d operations, %d events came again", kills, len(x.accepted), x.heard.doubled)
+	t.Logf("%d kills of leaders, %d operations, %d events came again", kills, len(x.accepted), x.heard.again())
 }

@@ -138,7 +138,7 @@ func TestAFullDiskIsSaidAndCostsNothing(t *testing.T) {
 	stop()
 	x.ended(patience)
 	x.check()
-	t.Logf("%d operations, %d events came again", len(x.accepted), x.heard.doubled)
+	t.Logf("%d operations, %d events came again", len(x.accepted), x.heard.again())
 }
 
 // on has the adapter's state on the disk.

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -127,6 +128,20 @@ func (s *subscriber) end(id string) (subscriberEvent, bool) {
 	return story[len(story)-1], true
 }
 
+// story is what an operation has told so far.
+func (s *subscriber) story(id string) []subscriberEvent {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events[id])
+}
+
+// again is how many events came that had come before.
+func (s *subscriber) again() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doubled
+}
+
 // follower acknowledges whatever chain it is sent, connects again whenever its stream ends, and remembers the version.
 type follower struct {
 	mu      sync.Mutex
@@ -195,6 +210,8 @@ type replica struct {
 	// seen is where this process finds the state directory, and within what runs the adapter, where that is elsewhere.
 	seen   string
 	within []string
+	// program is what is run, where that is another than the one of all tests.
+	program string
 	*process
 	grpc, xds string
 	meshes    meshes.MeshServiceClient
@@ -232,7 +249,7 @@ func (r *replica) start() {
 	if err := os.Remove(filepath.Join(r.seen, "addresses.json")); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.EROFS) {
 		r.t.Fatal(err)
 	}
-	command := append(append(slices.Clone(r.within), program), r.args...)
+	command := append(append(slices.Clone(r.within), cmp.Or(r.program, program)), r.args...)
 	r.process = launchCommand(r.t, exec.Command(command[0], command[1:]...))
 }
 
@@ -363,7 +380,7 @@ func (x *torture) ended(limit time.Duration) {
 			}
 			if time.Now().After(deadline) {
 				log := x.log.String()
-				x.t.Fatalf("operation %s has not ended; it told %v\n%s", id, x.heard.events[id], log[max(0, len(log)-4000):])
+				x.t.Fatalf("operation %s has not ended; it told %v\n%s", id, x.heard.story(id), log[max(0, len(log)-4000):])
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -427,7 +444,7 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	x.ended(patience)
 	x.check()
 	t.Logf("%d kills, %d operations, %d events came again; after a start everything that was left had ended within %s",
-		kills, len(x.accepted), x.heard.doubled, slowest)
+		kills, len(x.accepted), x.heard.again(), slowest)
 	x.process.end(t, syscall.SIGTERM)
 	x.audited()
 }

@@ -298,7 +298,7 @@ func TestEventsArriveWhateverBecomesOfTheNATSThatTheyAreDeliveredTo(t *testing.T
 			stop()
 			x.ended(patience)
 			x.check()
-			t.Logf("%d outages, %d operations, %d events came again", disturbed, len(x.accepted), x.heard.doubled)
+			t.Logf("%d outages, %d operations, %d events came again", disturbed, len(x.accepted), x.heard.again())
 		})
 	}
 }
@@ -344,7 +344,7 @@ func TestNothingAcceptedIsLostWhateverBecomesOfTheStoreElsewhere(t *testing.T) {
 	}
 	x.ended(patience)
 	x.check()
-	t.Logf("%d outages, %d operations, %d events came again", disturbed, len(x.accepted), x.heard.doubled)
+	t.Logf("%d outages, %d operations, %d events came again", disturbed, len(x.accepted), x.heard.again())
 }
 
 // restart kills the server, and starts it after a while.

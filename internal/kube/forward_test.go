@@ -112,6 +112,8 @@ func TestAForwardedConnectionEndsWithEitherSide(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	ns, pod := podsOn(t, l.Addr().String())
+	c := base(t)
 	accepted := make(chan net.Conn, 2)
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
@@ -124,8 +126,6 @@ func TestAForwardedConnectionEndsWithEitherSide(t *testing.T) {
 			accepted <- conn
 		}
 	})
-	ns, pod := podsOn(t, l.Addr().String())
-	c := base(t)
 	dial := func() (here, there net.Conn) {
 		t.Helper()
 		here, err := c.Dial(t.Context(), ns, pod, 15000)

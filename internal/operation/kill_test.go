@@ -163,9 +163,9 @@ func TestWhateverMomentTheProcessIsKilledEveryOperationEndsOnce(t *testing.T) {
 	step := int64(1)
 	switch {
 	case testing.Short():
-		step = 9
+		step = 25
 	case underRace: // each process then takes five times as long
-		step = 4
+		step = 19
 	}
 	kills, slowest := 0, int64(0)
 	for fuse := int64(1); ; fuse += step {

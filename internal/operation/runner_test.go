@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,8 +27,18 @@ import (
 
 func TestAFilterIsAppliedAndRemovedOnEveryProxy(t *testing.T) {
 	r := newRig(t)
-	r.proxy("a", "default", always(accept))
-	r.proxy("b", "default", always(accept))
+	// The second of the two waits until it is told that the first has accepted: who is quicker than the Runner looks is
+	// told of together.
+	progress, answers := r.hub.Subscribe(r.hub.Oldest(), ""), atomic.Int64{}
+	decide := func(int) answer {
+		for second := answers.Add(1)%2 == 0; second; {
+			e, err := progress.Next(t.Context())
+			second = err == nil && !strings.Contains(e.Summary, "1 of 2 proxies")
+		}
+		return accept
+	}
+	r.proxy("a", "default", decide)
+	r.proxy("b", "default", decide)
 
 	events := r.ok(apply(doc("hello")))
 	last := events[len(events)-1]
