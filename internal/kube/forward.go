@@ -60,7 +60,7 @@ func (c *Cluster) Dial(ctx context.Context, namespace, pod string, port int) (ne
 		return nil, problem.ClusterAnswer.New("%s does not forward ports by %s", c.Host, forwarding)
 	}
 	ws.SetReadLimit(maxMessage)
-	f := &forward{ws: ws, at: address(item.String() + ":" + strconv.Itoa(port))}
+	f := &forward{ws: ws, at: podPort(item.String() + ":" + strconv.Itoa(port))}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	return f, nil
 }
@@ -68,7 +68,7 @@ func (c *Cluster) Dial(ctx context.Context, namespace, pod string, port int) (ne
 // forward is a forwarded connection.
 type forward struct {
 	ws   *websocket.Conn
-	at   address
+	at   podPort
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
 
@@ -135,14 +135,14 @@ func (f *forward) Close() error {
 	return nil
 }
 
-func (f *forward) LocalAddr() net.Addr              { return address("here") }
+func (f *forward) LocalAddr() net.Addr              { return podPort("here") }
 func (f *forward) RemoteAddr() net.Addr             { return f.at }
 func (f *forward) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
 func (f *forward) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
 func (f *forward) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
 
-// address is a Pod's port: Pod/shop/api-1:15000.
-type address string
+// podPort is a Pod's port: Pod/shop/api-1:15000.
+type podPort string
 
-func (a address) Network() string { return "port-forward" }
-func (a address) String() string  { return string(a) }
+func (a podPort) Network() string { return "port-forward" }
+func (a podPort) String() string  { return string(a) }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/meshery/meshery-filters/internal/address"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -193,7 +194,7 @@ func serverMistakes(server string, allow Allow) []problem.Field {
 	}
 	// A name is looked at when it is dialled, and what it then stands for.
 	if a, err := netip.ParseAddr(u.Hostname()); err == nil && !allow.LinkLocal {
-		if why := refused(a); why != "" {
+		if why := address.Refused(a, true); why != "" {
 			return refuse("it is "+why, "use the API server's own address")
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/meshery/meshery-filters/internal/address"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -23,12 +24,12 @@ const maxRedirects = 5
 func newClient(o Options) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: 10 * time.Second,
-		Control: func(_, address string, _ syscall.RawConn) error {
-			to, err := netip.ParseAddrPort(address)
+		Control: func(_, at string, _ syscall.RawConn) error {
+			to, err := netip.ParseAddrPort(at)
 			if err != nil {
 				return refusal("an address that cannot be read")
 			}
-			if why := refused(to.Addr(), o.AllowLoopback); why != "" {
+			if why := address.Refused(to.Addr(), o.AllowLoopback); why != "" {
 				return refusal(fmt.Sprintf("%s, %s", to.Addr(), why))
 			}
 			return nil

@@ -1,4 +1,5 @@
-package module
+// Package address tells which addresses nobody from outside may have the adapter connect to.
+package address
 
 import "net/netip"
 
@@ -15,7 +16,6 @@ var metadata = []netip.Prefix{
 
 var (
 	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
-	reserved    = netip.MustParsePrefix("240.0.0.0/4")
 	siteLocal   = netip.MustParsePrefix("fec0::/10")
 	// Ranges whose addresses stand for IPv4 ones: the number says at which byte those begin.
 	carriers = map[netip.Prefix]int{
@@ -30,15 +30,16 @@ var (
 	}
 )
 
-// refused says why modules must not be fetched from an address; empty means they may. Private networks are allowed:
-// that is where companies keep their servers.
-func refused(a netip.Addr, allowLoopback bool) string {
+// Refused says why nothing may be asked at an address: it is link-local, or one of a cloud's metadata services, or stands
+// for such a one. It is empty where something may. Private networks are allowed: that is where companies keep their
+// servers. So are loopback addresses if loopback says so.
+func Refused(a netip.Addr, loopback bool) (why string) {
 	a = a.Unmap().WithZone("")
 	switch {
 	case !a.IsValid() || a.IsUnspecified() || thisNetwork.Contains(a):
 		return "an unspecified address"
 	case a.IsLoopback():
-		if allowLoopback {
+		if loopback {
 			return ""
 		}
 		return "a loopback address"
@@ -46,8 +47,6 @@ func refused(a netip.Addr, allowLoopback bool) string {
 		return "a link-local address"
 	case a.IsMulticast():
 		return "a multicast address"
-	case reserved.Contains(a):
-		return "a reserved address"
 	}
 	for _, p := range metadata {
 		if p.Contains(a) {
@@ -62,7 +61,7 @@ func refused(a netip.Addr, allowLoopback bool) string {
 	for p, at := range carriers {
 		if p.Contains(a) {
 			b := a.As16()
-			return refused(netip.AddrFrom4([4]byte(b[at:at+4])), allowLoopback)
+			return Refused(netip.AddrFrom4([4]byte(b[at:at+4])), loopback)
 		}
 	}
 	return ""
