@@ -1,6 +1,7 @@
 package templates
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"regexp"
@@ -14,8 +15,13 @@ type Adapter struct {
 	Image     string
 	// Storage is the size of the volume, such as 1Gi. Empty: there is none, and what the adapter keeps goes with its Pod.
 	Storage string
-	// Proof adds the roles that prove that proxies run a filter.
+	// Kubeconfigs has the adapter change the clusters that requests bring kubeconfigs of, and no other: it gets neither
+	// roles nor a token.
+	Kubeconfigs bool
+	// Proof adds the roles that prove that proxies run a filter. Kubeconfigs goes without them.
 	Proof bool
+	// AllowUnauthenticated lets callers without a certificate use the adapter's own rights.
+	AllowUnauthenticated bool
 }
 
 var (
@@ -49,6 +55,9 @@ func (a Adapter) Manifests() (string, error) {
 		}
 		return `"` + name + `"`
 	}
+	if a.Proof && a.Kubeconfigs {
+		return "", errors.New("the roles that prove something are for the user of a kubeconfig then; templates/rbac/proof.yaml has them")
+	}
 	names := []string{"rbac/base"}
 	if a.Proof {
 		names = append(names, "rbac/proof")
@@ -67,6 +76,13 @@ func (a Adapter) Manifests() (string, error) {
 	} else {
 		changes = append(changes, "persistentVolumeClaim: {claimName: meshery-filters}", "emptyDir: {}")
 	}
+	if a.Kubeconfigs {
+		changes = append(changes, "clusters: own\n", "clusters: kubeconfigs\n",
+			"serviceAccountName: meshery-filters\n", "serviceAccountName: meshery-filters\n      automountServiceAccountToken: false\n")
+	}
+	if a.AllowUnauthenticated {
+		changes = append(changes, "allowUnauthenticated: false", "allowUnauthenticated: true")
+	}
 	names = append(names, "adapter/service", "adapter/networkpolicy", "adapter/deployment")
 	var out strings.Builder
 	for i, name := range names {
@@ -76,8 +92,18 @@ func (a Adapter) Manifests() (string, error) {
 		}
 		if i > 0 {
 			out.WriteString("---\n")
+		} else if a.Kubeconfigs {
+			text = accountOnly(text)
 		}
 		out.Write(text)
 	}
 	return strings.NewReplacer(changes...).Replace(out.String()), nil
+}
+
+// accountOnly leaves the namespace and the ServiceAccount of rbac/base.yaml, which come first, without what is said of the
+// roles.
+func accountOnly(base []byte) []byte {
+	documents := bytes.SplitAfterN(base, []byte("\n---\n"), 3)
+	text := append(documents[0], bytes.TrimSuffix(documents[1], []byte("---\n"))...)
+	return text[bytes.Index(text, []byte("apiVersion:")):]
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,8 +41,9 @@ func manifests(t *testing.T, flags ...string) (text string, objects []*unstructu
 var manifestCases = map[string][]string{
 	"default.yaml": {"--image", "meshery-filters:v1"},
 	"everything-set.yaml": {"--namespace", "y", "--image", "registry.example:5000/a/filters@sha256:" + strings.Repeat("0a", 32), "--proof",
-		"--meshery-namespace", "123", "--storage", "20Gi"},
+		"--meshery-namespace", "123", "--storage", "20Gi", "--allow-unauthenticated"},
 	"nothing-kept.yaml": {"--image", "meshery-filters:v1", "--storage", "none"},
+	"kubeconfigs.yaml":  {"--image", "meshery-filters:v1", "--clusters", "kubeconfigs"},
 }
 
 func TestManifestsAreGolden(t *testing.T) {
@@ -51,7 +53,7 @@ func TestManifestsAreGolden(t *testing.T) {
 	}
 	golden(t, "manifests", want)
 	for _, flags := range [][]string{{"--namespace", "A"}, {"--namespace", "a b"}, {"--image", "x\ny: z"}, {"--image", "a b"}, {"--image", `a"`},
-		{"--storage", "much"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
+		{"--storage", "much"}, {"--clusters", "all"}, {"--clusters", "kubeconfigs", "--proof"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
 		run(t, append([]string{"manifests"}, flags...)...).want(t, exitUsage, flags[1][:1])
 	}
 }
@@ -146,6 +148,12 @@ func TestTheManifestsPartsFitTogether(t *testing.T) {
 			c, err := config.Load(file, nil, nil)
 			if err != nil {
 				t.Fatal(err)
+			}
+			// Whoever has rights of its own gets its token, and nobody else.
+			auto, set, _ := unstructured.NestedBool(find("Deployment"), "spec", "template", "spec", "automountServiceAccountToken")
+			roles := slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool { return strings.HasSuffix(o.GetKind(), "RoleBinding") })
+			if own := c.Clusters == "own"; own != roles || own != (!set || auto) {
+				t.Errorf("clusters: %s; roles: %v, a token: %v", c.Clusters, roles, !set || auto)
 			}
 			if want := "http://meshery-filters." + ns + ":10018"; c.ModulesURL != want {
 				t.Errorf("proxies are sent to %s and not %s", c.ModulesURL, want)
