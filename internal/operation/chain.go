@@ -230,6 +230,10 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 	if gone := l.In(plan.Gone); len(gone) > 0 {
 		s.warn(problem.ProxyLeft.New("%s left meanwhile and did not confirm %s", plan.Names(gone), e.on(target)))
 	}
+	if unseen := l.By(plan.Acknowledged); len(unseen) > 0 {
+		s.warn(problem.NotVerified.New("%s: the mesh says that %s took it, and they were not seen to have loaded it\nOf %s: %s",
+			e.on(target), plan.Names(unseen), unseen[0].ID, unseen[0].Detail))
+	}
 	switch {
 	case l.Unverified != "":
 		s.warn(problem.NotVerified.New("%s: %s", e.on(target), l.Unverified))
@@ -278,8 +282,12 @@ func (s *story) commit(ctx context.Context, b Backend, p plan.Plan) (err error) 
 	return b.Commit(ctx, p)
 }
 
-// settle bounds how long a failed operation waits for proxies to confirm that they have the old chain.
-const settle = 2 * time.Second
+// How long a failed operation waits at most for proxies to confirm that they have the old chain: those of the adapter's own,
+// and those of a mesh, whose control plane has to be waited for, too.
+const (
+	settle       = 2 * time.Second
+	settleInMesh = 15 * time.Second
+)
 
 // takeBack takes the offer of a plan back, waits until the old chain is proved to hold, and adds to why how that went.
 func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why error) error {
@@ -300,7 +308,11 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 		p.Details += "\nThe offer was taken back; each proxy keeps what it accepted last."
 		return &p
 	}
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	bound := settle
+	if committed.Proxies != nil {
+		bound = settleInMesh
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	ctx, end = r.step(ctx, "wait for loaded", about(committed)...)
 	var l plan.Loaded

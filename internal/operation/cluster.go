@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -266,7 +267,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {
 			if errors.Is(err, problem.NotVerified) {
-				l, err = plan.Loaded{Unverified: problem.Of(err).Details}, nil
+				l, err = plan.Loaded{Unverified: strings.TrimPrefix(problem.Of(err).Details, p.Chain.Target.String()+": ")}, nil
 			}
 			if !yield(l, err) || err != nil || l.Unverified != "" {
 				return

@@ -228,7 +228,11 @@ func (r *Runner) applyTo(ctx context.Context, s *story, pl place, chainID string
 	case unchanged:
 		verb = "is unchanged and runs on"
 	}
-	return outcome{fmt.Sprintf("%s %s %s (%s)", e.subject, verb, target, l), meets(next)}, nil
+	detail := meets(next)
+	if seen := len(l.By(plan.Seen)); seen > 0 && seen == l.Expected() {
+		detail += "; seen in each proxy itself"
+	}
+	return outcome{fmt.Sprintf("%s %s %s (%s)", e.subject, verb, target, l), detail}, nil
 }
 
 // meets tells what requests go through on a target.

@@ -174,6 +174,16 @@ func (l Loaded) In(s ProxyState) (in []ProxyStatus) {
 	return in
 }
 
+// By lists the expected proxies of which a proof says that they run the plan.
+func (l Loaded) By(proof Proof) (by []ProxyStatus) {
+	for _, p := range l.In(Running) {
+		if p.Proof == proof {
+			by = append(by, p)
+		}
+	}
+	return by
+}
+
 // String is "1 of 2 proxies".
 func (l Loaded) String() string {
 	if l.Unverified != "" && l.Expected() == 0 {
