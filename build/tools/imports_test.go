@@ -33,6 +33,7 @@ var imports = map[string]string{
 	"internal/event":     "store problem",
 	"internal/store":     "problem",
 	"internal/kube":      "address filter plan problem",
+	"internal/istiod":    "filter plan problem",
 	"internal/consul":    "filter plan problem",
 	"internal/xds":       "filter plan store limit problem",
 	"internal/audit":     "problem",
@@ -47,7 +48,7 @@ var imports = map[string]string{
 	"internal/server":    "operation oam event limit audit problem server/filterspb",
 	"internal/telemetry": "operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube consul xds limit audit envoy filters templates oam imagehub operation page server server/filterspb telemetry config",
+	"internal/cli":       "problem filter plan mesh wasm module event store kube istiod consul xds limit audit envoy filters templates oam imagehub operation page server server/filterspb telemetry address config",
 }
 
 // others are imported, or not, but have no row of their own.

@@ -50,7 +50,11 @@ func (c *Cluster) Dial(ctx context.Context, namespace, pod string, port int) (ne
 	ws, resp, err := websocket.Dial(dialing, u.String(), &websocket.DialOptions{HTTPClient: c.upgrading, Subprotocols: []string{forwarding}})
 	if err != nil && resp != nil && resp.StatusCode != http.StatusSwitchingProtocols {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxText))
-		return nil, c.problemOf(&refusal{call: k, code: resp.StatusCode, status: statusOf(body)})
+		r := &refusal{call: k, code: resp.StatusCode, status: statusOf(body)}
+		if r.code == http.StatusForbidden && !forbidden.MatchString(r.message()) {
+			r.call.verb, r.status = "create", nil // newer servers ask for this right too, and do not say so
+		}
+		return nil, c.problemOf(r)
 	}
 	if err != nil {
 		return nil, c.unreachable(ctx, err)

@@ -100,7 +100,10 @@ func TestAPortThatCannotBeReachedIsTold(t *testing.T) {
 
 	without := cluster(t, server.Kubeconfig(account(t, ns, true)), Options{})
 	_, err = without.Dial(t.Context(), ns, pod, 15000)
-	fails(t, err, problem.RightMissing, "resource pods/portforward", "namespace "+ns)
+	fails(t, err, problem.RightMissing, "verb get, resource pods/portforward", "namespace "+ns)
+	without = cluster(t, server.Kubeconfig(account(t, ns, true, rule("", "pods/portforward", "get"))), Options{})
+	_, err = without.Dial(t.Context(), ns, pod, 15000)
+	fails(t, err, problem.RightMissing, "verb create, resource pods/portforward", "namespace "+ns)
 	other := other(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "a page") })
 	_, err = other.Dial(t.Context(), ns, pod, 15000)
 	fails(t, err, problem.ClusterAnswer)

@@ -1,0 +1,419 @@
+package istiod_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
+	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/istiod"
+	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// istio is the mesh that all tests share, with two istiods; each test has namespaces of its own. It is nil with -short.
+var istio *istiotest.Mesh
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "istiod")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if !testing.Short() {
+		if istio, err = istiotest.Start(context.Background(), dir, istiotest.Options{Replicas: 2, Users: []string{nobody, half}}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer istio.Stop()
+		if err := grant(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	code := m.Run()
+	if code != 0 && istio != nil {
+		fmt.Fprintln(os.Stderr, istio.Log())
+	}
+	if istio != nil {
+		istio.Stop()
+	}
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// Users of the API server, who may read the objects that carry filters.
+const (
+	nobody = "nobody" // and nothing else
+	half   = "half"   // and list Pods, and reach istiod, and no proxy
+)
+
+// grant gives the users their rights.
+func grant() error {
+	const group = "rbac.authorization.k8s.io"
+	role := func(kind, namespace, name, user string, rules ...any) []map[string]any {
+		meta := map[string]any{"name": name}
+		if namespace != "" {
+			meta["namespace"] = namespace
+		}
+		return []map[string]any{
+			{"apiVersion": group + "/v1", "kind": kind, "metadata": meta, "rules": rules},
+			{"apiVersion": group + "/v1", "kind": kind + "Binding", "metadata": meta,
+				"roleRef":  map[string]any{"apiGroup": group, "kind": kind, "name": name},
+				"subjects": []any{map[string]any{"apiGroup": group, "kind": "User", "name": user}}}}
+	}
+	rule := func(verb, group string, resources ...any) map[string]any {
+		return map[string]any{"apiGroups": []any{group}, "resources": resources, "verbs": []any{verb}}
+	}
+	objects := []any{rule("get", "extensions.istio.io", "trafficextensions", "wasmplugins"), rule("get", "networking.istio.io", "envoyfilters")}
+	return istio.Apply(context.Background(), slices.Concat(
+		role("ClusterRole", "", nobody, nobody, objects...),
+		role("ClusterRole", "", half, half, append(objects, rule("list", "", "pods"))...),
+		role("Role", istiotest.Namespace, half, half, rule("get", "", "pods/portforward"), rule("create", "", "pods/portforward")))...)
+}
+
+// rig is a namespace with what a test applies there.
+type rig struct {
+	*testing.T
+	cluster   *kube.Cluster
+	namespace string
+	dir       string // of modules
+	module    []byte
+	digest    string
+	kind      string    // of the objects
+	code      plan.Code // where the module can be had
+}
+
+var namespaces atomic.Int32
+
+func newRig(t *testing.T, kind string) *rig {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a Kubernetes API server, istiod and Envoys")
+	}
+	r := &rig{T: t, cluster: clusterOf(t, k8stest.Admin), namespace: fmt.Sprintf("shop-%d", namespaces.Add(1)), dir: t.TempDir(), kind: kind}
+	var ok bool
+	if r.module, ok = filters.Builtin("headers"); !ok {
+		t.Fatal("there is no module headers")
+	}
+	sum := sha256.Sum256(r.module)
+	r.digest = hex.EncodeToString(sum[:])
+	r.code = plan.Code{Inline: r.module, Path: filepath.Join(r.dir, r.digest+".wasm")}
+	if err := os.WriteFile(r.code.Path, r.module, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func clusterOf(t *testing.T, user string) *kube.Cluster {
+	t.Helper()
+	c, err := kube.Open(istio.Kubeconfig(istio.Token(user)), kube.Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// sidecar is one of app api, connected to one of the istiods.
+func (r *rig) sidecar(pod string, replica int) *istiotest.Proxy {
+	r.Helper()
+	p, err := istio.Proxy(r.Context(), istiotest.ProxyOptions{Namespace: r.namespace, Pod: pod, Labels: map[string]string{"app": "api"}, Replica: replica})
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			r.Error(err)
+		}
+	})
+	return p
+}
+
+// filter is one that sets response headers, with more of its spec.
+func (r *rig) filter(name, config, more string) filter.Filter {
+	r.Helper()
+	read, err := filter.Read(fmt.Appendf(nil, `{apiVersion: filters.meshery.io/v1alpha1, kind: Filter, metadata: {name: %s, namespace: %s},
+		spec: {mesh: istio, target: {kind: Workload, labels: {app: api}}, module: {builtin: headers}, config: %s%s}}`, name, r.namespace, config, more), r.namespace)
+	if err != nil {
+		r.Fatal(err)
+	}
+	f, err := mesh.Istio{}.Complete(read[0])
+	if err != nil {
+		r.Fatal(err)
+	}
+	f.Spec.Module.SHA256 = r.digest
+	return f
+}
+
+// apply makes the target of all the rig's filters hold just these.
+func (r *rig) apply(fs ...filter.Filter) plan.Plan {
+	r.Helper()
+	c := filter.Chain{Mesh: "istio", Target: r.filter("any", "{}", "").Spec.Target}
+	for _, f := range fs {
+		c.Target = f.Spec.Target
+		c = c.With(f)
+	}
+	w := plan.World{Modules: map[string]plan.Code{r.digest: r.code}}
+	for _, f := range fs {
+		w.Modules[f.Spec.Module.SHA256] = r.code
+	}
+	var err error
+	if w.Cluster, err = r.cluster.Read(r.Context(), mesh.Istio{}.Reads(c)); err != nil {
+		r.Fatal(err)
+	}
+	w.Cluster.Kinds = slices.DeleteFunc(w.Cluster.Kinds, func(k plan.Kind) bool { return k.Kind != r.kind })
+	p, err := mesh.Istio{}.Plan(c, w)
+	if err != nil {
+		r.Fatal(err)
+	}
+	target, err := r.cluster.Target(r.Context(), "istio", c.Target)
+	if err != nil {
+		r.Fatal(err)
+	}
+	changes, err := target.Apply(r.Context(), p)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if err := target.Commit(r.Context()); err != nil {
+		r.Fatal(err)
+	}
+	for _, c := range changes {
+		if c.Action == plan.Deleted {
+			p.Dropped = append(p.Dropped, c.Subject)
+		}
+	}
+	return p
+}
+
+// await follows the proxies until they are as they should be.
+func (r *rig) await(c istiod.Cluster, p plan.Plan, ok func(plan.Loaded) bool) plan.Loaded {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+	defer cancel()
+	var seen []string
+	for l, err := range istiod.Loaded(ctx, c, p) {
+		if err != nil {
+			r.Fatalf("%v; before that:\n%s", err, strings.Join(seen, "\n"))
+		}
+		if seen = append(seen, describe(l)); ok(l) {
+			return l
+		}
+	}
+	return plan.Loaded{}
+}
+
+func describe(l plan.Loaded) string {
+	var lines []string
+	for _, p := range l.Proxies {
+		lines = append(lines, fmt.Sprintf("%s %s %s (%t) %s", p.ID, p.State, p.Proof, p.Expected, p.Detail))
+	}
+	return l.String() + ": " + strings.Join(lines, "; ")
+}
+
+// run says that so many proxies run the plan, and no other is expected to.
+func running(n int, proof plan.Proof) func(plan.Loaded) bool {
+	return func(l plan.Loaded) bool {
+		return l.Expected() == n && l.Count(plan.Running) == n && !slices.ContainsFunc(l.Proxies, func(p plan.ProxyStatus) bool { return p.Expected && p.Proof != proof })
+	}
+}
+
+// header makes a request, which has to be answered with that header; empty means without.
+func (r *rig) header(p *istiotest.Proxy, name, value string) {
+	r.Helper()
+	resp, err := p.Get(r.Context(), "/")
+	if err != nil || resp.Status != http.StatusOK || resp.Header.Get(name) != value {
+		r.Errorf("%s: %d, %s is %q and not %q: %v", p.Pod, resp.Status, name, resp.Header.Get(name), value, err)
+	}
+}
+
+func TestWhatProxiesRunIsSeenInThemTheMomentItTakesEffect(t *testing.T) {
+	for _, kind := range []string{"TrafficExtension", "WasmPlugin", "EnvoyFilter"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, kind)
+			proxies := []*istiotest.Proxy{r.sidecar("api-1", 0), r.sidecar("api-2", 1)}
+			for _, step := range []struct {
+				filters []filter.Filter
+				a, b    string
+			}{
+				{[]filter.Filter{r.filter("hello", "{response: {x-a: one}}", "")}, "one", ""},
+				{[]filter.Filter{r.filter("hello", "{response: {x-a: two}}", "")}, "two", ""},
+				// Responses pass the chain from its end to its beginning.
+				{[]filter.Filter{r.filter("hello", "{response: {x-a: two}}", ""), r.filter("last", "{response: {x-a: three, x-b: b}}", "")}, "two", "b"},
+				{[]filter.Filter{r.filter("hello", "{response: {x-a: two}}", ""), r.filter("last", "{response: {x-a: three, x-b: b}}", ", priority: 5")}, "three", "b"},
+				{[]filter.Filter{r.filter("last", "{response: {x-a: three, x-b: b}}", ", priority: 5")}, "three", "b"},
+				{nil, "", ""},
+			} {
+				r.await(r.cluster, r.apply(step.filters...), running(2, plan.Seen))
+				for _, p := range proxies {
+					r.header(p, "x-a", step.a)
+					r.header(p, "x-b", step.b)
+				}
+			}
+		})
+	}
+}
+
+func TestAProxyThatRefusesSaysWhy(t *testing.T) {
+	for _, one := range []struct {
+		kind, config, why, text string
+		missing                 bool
+	}{
+		{"TrafficExtension", "{response: 7}", "a configuration that the filter refuses", "Unable to create Wasm plugin", false},
+		{"EnvoyFilter", "{response: 7}", "a configuration that the filter refuses", "Unable to create Wasm plugin", false},
+		{"TrafficExtension", "{response: {x-a: one}}", "a module that is not there", "Invalid path", true},
+		{"EnvoyFilter", "{response: {x-a: one}}", "a module that is not there", "Invalid path", true},
+	} {
+		t.Run(one.kind+" with "+one.why, func(t *testing.T) {
+			r := newRig(t, one.kind)
+			r.sidecar("api-1", 0)
+			if one.missing {
+				r.code = plan.Code{Path: r.code.Path + ".gone"}
+			}
+			p := r.apply(r.filter("hello", one.config, ""))
+			for _, user := range []string{k8stest.Admin, half} {
+				l := r.await(clusterOf(t, user), p, func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
+				if got := l.Proxies[0].Detail; !strings.Contains(got, one.text) {
+					t.Errorf("as %s, it says %q", user, got)
+				}
+			}
+			r.await(r.cluster, r.apply(), running(1, plan.Seen))
+			r.code = plan.Code{Inline: r.module, Path: filepath.Join(r.dir, r.digest+".wasm")}
+			r.await(r.cluster, r.apply(r.filter("another", "{response: {x-a: one}}", "")), running(1, plan.Seen))
+		})
+	}
+}
+
+func TestAModuleOfAnotherDigestIsNotTakenForLoaded(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	served := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(r.module) }))
+	defer served.Close()
+	p := r.sidecar("api-1", 0)
+	r.code = plan.Code{URL: served.URL + "/headers.wasm"}
+	f := r.filter("hello", "{response: {x-a: one}}", "")
+	f.Spec.Module.SHA256 = strings.Repeat("0", 64)
+	l := r.await(r.cluster, r.apply(f), func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
+	if got := l.Proxies[0].Detail; !strings.Contains(got, "acknowledged") || !strings.Contains(got, "wasm.remote_load_fetch_failures rose from 0 to 1") {
+		t.Errorf("it says %q", got)
+	}
+	if resp, err := p.Get(t.Context(), "/"); err != nil || resp.Status == http.StatusOK {
+		t.Errorf("it answers all the same: %d %v", resp.Status, err)
+	}
+	r.await(r.cluster, r.apply(), running(1, plan.Seen))
+	r.header(p, "x-a", "")
+}
+
+func TestWithoutTheRightToAskProxiesTheirAcknowledgementsAreToldAsWhatTheyAre(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	p := r.sidecar("api-1", 1)
+	c := clusterOf(t, half)
+	for _, value := range []string{"one", "two"} {
+		l := r.await(c, r.apply(r.filter("hello", "{response: {x-a: "+value+"}}", "")), running(1, plan.Acknowledged))
+		if got := l.Proxies[0].Detail; !strings.Contains(got, "pods/portforward") {
+			t.Errorf("it says %q", got)
+		}
+		r.header(p, "x-a", value)
+	}
+	r.await(c, r.apply(), running(1, plan.Acknowledged))
+	r.header(p, "x-a", "")
+}
+
+func TestWhatCannotBeVerifiedIsNamed(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	r.sidecar("api-1", 0)
+	p := r.apply(r.filter("hello", "{response: {x-a: one}}", ""))
+	for _, err := range istiod.Loaded(t.Context(), clusterOf(t, nobody), p) {
+		if !errors.Is(err, problem.NotVerified) || !errors.Is(err, problem.RightMissing) || !strings.Contains(err.Error(), "find the target's Pods") || !strings.Contains(err.Error(), r.namespace) {
+			t.Errorf("%v", err)
+		}
+	}
+	p.Chain.Target = filter.Target{Kind: filter.Mesh, Namespace: r.namespace} // in whose root there is no istiod
+	for _, err := range istiod.Loaded(t.Context(), r.cluster, p) {
+		if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), "no istiod runs in namespace "+r.namespace) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestAProxyThatLeavesIsGoneAndOneThatComesLaterIsNotWaitedFor(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	r.sidecar("api-1", 0)
+	second := r.sidecar("api-2", 1)
+	p := r.apply(r.filter("hello", "{response: {x-a: one}}", ""))
+	step := 0
+	l := r.await(r.cluster, p, func(l plan.Loaded) bool {
+		switch {
+		case step == 0 && running(2, plan.Seen)(l):
+			step++
+			if err := second.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		case step == 1 && l.Count(plan.Gone) == 1:
+			step++
+			r.sidecar("api-3", 1)
+		}
+		return step == 2 && len(l.Proxies) == 3 && l.Proxies[2].State == plan.Running
+	})
+	if l.Expected() != 1 || l.Count(plan.Running) != 1 || l.Proxies[1].State != plan.Gone || l.Proxies[2].Expected {
+		t.Error(describe(l))
+	}
+	r.apply()
+}
+
+func TestATargetWithoutProxiesHasNobodyToWaitFor(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	if err := istio.Apply(t.Context(), map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": r.namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, filters := range [][]filter.Filter{{r.filter("hello", "{response: {x-a: one}}", "")}, nil} {
+		if l := r.await(r.cluster, r.apply(filters...), func(plan.Loaded) bool { return true }); len(l.Proxies) != 0 || l.Expected() != 0 {
+			t.Error(describe(l))
+		}
+	}
+}
+
+func TestAFilterForAPortIsNotWaitedForWhereThatPortIsNot(t *testing.T) {
+	for _, kind := range []string{"TrafficExtension", "EnvoyFilter"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, kind)
+			p, other := r.sidecar("api-1", 0), r.sidecar("api-2", 0)
+			port := p.URL[strings.LastIndex(p.URL, ":")+1:]
+			l := r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: one}}", ", match: {ports: ["+port+"]}")), running(1, plan.Seen))
+			if l.Proxies[1].Expected || !strings.Contains(l.Proxies[1].Detail, "no listener") {
+				t.Error(describe(l))
+			}
+			r.header(p, "x-a", "one")
+			r.header(other, "x-a", "")
+			r.await(r.cluster, r.apply(), running(2, plan.Seen))
+		})
+	}
+}
