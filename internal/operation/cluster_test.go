@@ -683,6 +683,37 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 	says(t, c.ok(c.apply(on("web", "a"))), "is unchanged")
 }
 
+func TestAdaptersThatChangeTheSameTargetOfAClusterLoseNothing(t *testing.T) {
+	first := newClusterRig(t)
+	rigs := []*clusterRig{first, newClusterRig(t), newClusterRig(t)} // which share nothing but the cluster
+	ids := make([][]string, len(rigs))
+	var names []string
+	for n := range 3 {
+		for i, c := range rigs {
+			c.ns = first.ns
+			name := fmt.Sprintf("f-%d-%d", i, n)
+			names = append(names, name)
+			id, err := c.runner.Submit(t.Context(), c.apply(on("web", name)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[i] = append(ids[i], id)
+		}
+	}
+	for i, c := range rigs {
+		for _, id := range ids[i] {
+			events := c.story(id)
+			if last := events[len(events)-1]; last.Type == event.Error {
+				t.Errorf("%v", texts(events))
+			}
+		}
+	}
+	first.holds("EnvoyFilter", names...)
+	if n := len(first.inventories()); n != 1 {
+		t.Errorf("%d inventories", n)
+	}
+}
+
 func TestAModuleThatTheAdapterHasLostIsTakenFromTheChainThatHasIt(t *testing.T) {
 	c := newClusterRig(t)
 	inline := base64.StdEncoding.EncodeToString(probe(t))
