@@ -5,6 +5,7 @@ import (
 	"iter"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/istiod"
 	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -25,11 +26,9 @@ func (c operated) Target(ctx context.Context, mesh string, t filter.Target) (ope
 	return read, nil
 }
 
-// Loaded says that nobody has looked.
-func (c operated) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error] {
-	return func(yield func(plan.Loaded, error) bool) {
-		yield(plan.Loaded{}, problem.NotVerified.New("this version does not ask the mesh what its proxies have"))
-	}
+// Loaded asks istiod and the proxies.
+func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return istiod.Loaded(ctx, c.Cluster, p)
 }
 
 // operateOn gives operations the clusters that requests bring, or the one that the adapter runs in. close ends the

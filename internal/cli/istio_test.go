@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
+	"github.com/meshery/meshery-filters/templates"
+)
+
+// istioMesh is a real API server, istiod and sidecars of the Pods api-1 and api-2 in the namespace shop.
+type istioMesh struct {
+	*istiotest.Mesh
+	proxies []*istiotest.Proxy
+}
+
+// Users of the mesh's cluster, with the rights of templates/rbac: both roles, and the one without which nothing is proved.
+const (
+	wholeUser = "whole"
+	baseUser  = "base"
+)
+
+func newIstioMesh(t *testing.T) istioMesh {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a Kubernetes API server, istiod and Envoys")
+	}
+	m, err := istiotest.Start(t.Context(), t.TempDir(), istiotest.Options{Users: []string{wholeUser, baseUser}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("istiod's log ends:\n%s", m.Log())
+		}
+		m.Stop()
+	})
+	user := func(name string) string {
+		return "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: " + name + "}"
+	}
+	for role, subjects := range map[string]string{"base": user(wholeUser) + "\n" + user(baseUser), "proof": user(wholeUser)} {
+		text, _ := templates.RBAC(role)
+		text = strings.ReplaceAll(text, "- {kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}", subjects)
+		for d := yaml.NewDecoder(strings.NewReader(text)); ; {
+			var o map[string]any
+			if err := d.Decode(&o); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Apply(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	out := istioMesh{Mesh: m}
+	for _, pod := range []string{"api-1", "api-2"} {
+		p, err := m.Proxy(t.Context(), istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": "api"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.proxies = append(out.proxies, p)
+	}
+	return out
+}
+
+// as writes the kubeconfig of a user.
+func (m istioMesh) as(t *testing.T, user string) (file string) {
+	t.Helper()
+	return put(t, t.TempDir(), "config", string(m.Kubeconfig(m.Token(user))))
+}
+
+// answer checks what every proxy answers with in the header x-there, over connections of its own.
+func (m istioMesh) answer(t *testing.T, want string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, p := range m.proxies {
+		r, err := p.Get(ctx, "/")
+		if err != nil || r.Status != http.StatusOK || r.Header.Get("X-There") != want {
+			t.Errorf("%s answers %d with %q, %v, and should with %q", p.Pod, r.Status, r.Header.Get("X-There"), err, want)
+		}
+	}
+}
+
+// TestAnOperationOnIstioEndsWhenTheProxiesRunIt never waits: the end of an operation is what is relied on.
+func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
+	m := newIstioMesh(t)
+	a := newAdapter(t)
+	dir, whole, base := t.TempDir(), m.as(t, wholeUser), m.as(t, baseUser)
+	doc := func(name, value, more string) string {
+		return put(t, dir, "d.yaml", istioDocument(name, "mesh: istio\n"+toLabels+headers+more+"config: {response: {x-there: "+value+"}}"))
+	}
+	m.answer(t, "")
+	a.cli("apply", "-f", doc("x", "one", ""), "--kubeconfig", whole).want(t, exitOK, "EnvoyFilter/shop/x-api-", "created", "2 of 2 proxies", "seen in each proxy itself")
+	m.answer(t, "one")
+	a.cli("apply", "-f", doc("x", "two", ""), "--kubeconfig", whole).want(t, exitOK, "updated", "2 of 2 proxies", "seen in each proxy itself")
+	m.answer(t, "two")
+	a.cli("run", "filters_status", "--kubeconfig", whole).want(t, exitOK, "2 of 2 proxies run version", "0 drifted")
+
+	// What a proxy refuses is taken back, and the proxies have what they had.
+	missing := "delivery: {mode: local, localPath: /there/is/no/such}\n"
+	a.cli("apply", "-f", doc("y", "three", missing), "--kubeconfig", whole).want(t, exitFailed, "a proxy rejected the configuration", "Invalid path", "is in place again")
+	m.answer(t, "two")
+	runWith(t, "", nil, "list", "--kubeconfig", whole, "-o", "json").want(t, exitOK, "x")
+
+	// Without the right to look, what was applied is applied, and that nobody looked is told.
+	r := a.cli("apply", "-f", doc("x", "four", ""), "--kubeconfig", base).want(t, exitOK, "not verified", "nothing proves that proxies run it", "verb list, resource pods")
+	if strings.Contains(r.out, "proxies") {
+		t.Errorf("it says of proxies: %s", r.out)
+	}
+	a.cli("apply", "-f", doc("x", "four", ""), "--kubeconfig", whole).want(t, exitOK, "is unchanged and runs on", "2 of 2 proxies")
+	m.answer(t, "four")
+
+	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "removed from", "2 of 2 proxies")
+	m.answer(t, "")
+
+	// A plugin whose module is missing has every request answered with 500, until it is taken back.
+	a.cli("apply", "-f", doc("y", "five", missing), "--kubeconfig", whole).want(t, exitFailed, "TrafficExtension/shop/y-api-", "a proxy rejected the configuration")
+	m.answer(t, "")
+	runWith(t, "", nil, "list", "--kubeconfig", whole).want(t, exitOK, "No filter is applied.")
+}
