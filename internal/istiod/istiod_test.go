@@ -147,7 +147,13 @@ func clusterOf(t *testing.T, user string) *kube.Cluster {
 // sidecar is one of app api, connected to one of the istiods.
 func (r *rig) sidecar(pod string, replica int) *istiotest.Proxy {
 	r.Helper()
-	p, err := istio.Proxy(r.Context(), istiotest.ProxyOptions{Namespace: r.namespace, Pod: pod, Labels: map[string]string{"app": "api"}, Replica: replica})
+	return r.proxy(istiotest.ProxyOptions{Pod: pod, Replica: replica})
+}
+
+func (r *rig) proxy(o istiotest.ProxyOptions) *istiotest.Proxy {
+	r.Helper()
+	o.Namespace, o.Labels = r.namespace, map[string]string{"app": "api"}
+	p, err := istio.Proxy(r.Context(), o)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -330,6 +336,47 @@ func TestAModuleOfAnotherDigestIsNotTakenForLoaded(t *testing.T) {
 	}
 	r.await(r.cluster, r.apply(), running(1, plan.Seen))
 	r.header(p, "x-a", "")
+}
+
+func TestWhatIstiosAgentMakesOfAPlanIsSeenToo(t *testing.T) {
+	for _, kind := range []string{"TrafficExtension", "WasmPlugin", "EnvoyFilter"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, kind)
+			var broken atomic.Bool
+			served := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if broken.Load() {
+					http.Error(w, "gone", http.StatusNotFound)
+					return
+				}
+				_, _ = w.Write(r.module)
+			}))
+			defer served.Close()
+			r.code = plan.Code{URL: served.URL + "/headers.wasm"}
+			p := r.proxy(istiotest.ProxyOptions{Pod: "api-1", Agent: true})
+			for _, value := range []string{"one", "two"} {
+				r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: "+value+"}}", "")), running(1, plan.Seen))
+				r.header(p, "x-a", value)
+			}
+			r.await(r.cluster, r.apply(), running(1, plan.Seen))
+			r.header(p, "x-a", "")
+
+			for i, why := range []string{"another digest", "no module"} {
+				f := r.filter(fmt.Sprintf("bad-%d", i), "{response: {x-a: one}}", "")
+				f.Spec.Module.SHA256 = strings.Repeat(fmt.Sprint(i), 64)
+				broken.Store(i == 1)
+				r.code = plan.Code{URL: fmt.Sprintf("%s/%d.wasm", served.URL, i)}
+				l := r.await(r.cluster, r.apply(f), func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
+				if got := l.Proxies[0].Detail; !strings.Contains(got, "Istio's agent could not fetch its module") {
+					t.Errorf("%s: it says %q", why, got)
+				}
+				if resp, err := p.Get(t.Context(), "/"); err != nil || resp.Status != http.StatusForbidden {
+					t.Errorf("%s: it answers %d %v", why, resp.Status, err)
+				}
+				r.await(r.cluster, r.apply(), running(1, plan.Seen))
+				r.header(p, "x-a", "")
+			}
+		})
+	}
 }
 
 func TestWithoutTheRightToAskProxiesTheirAcknowledgementsAreToldAsWhatTheyAre(t *testing.T) {

@@ -63,6 +63,7 @@ type Mesh struct {
 	*k8stest.Server
 
 	dir      string
+	folder   string // of Istio's programs
 	binary   envoy.Binary
 	kubelet  *k8stest.Kubelet
 	upstream *httptest.Server
@@ -93,7 +94,7 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{Server: server, dir: dir, binary: binary, ports: map[string]string{}}
+	m := &Mesh{Server: server, dir: dir, folder: folder, binary: binary, ports: map[string]string{}}
 	defer func() {
 		if err != nil {
 			m.Stop()
@@ -117,7 +118,7 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 		return nil, err
 	}
 	for n := range max(o.Replicas, 1) {
-		if err := m.startIstiod(ctx, filepath.Join(folder, "pilot-discovery"), "istiod-"+strconv.Itoa(n+1)); err != nil {
+		if err := m.startIstiod(ctx, "istiod-"+strconv.Itoa(n+1)); err != nil {
 			return nil, err
 		}
 	}
@@ -285,7 +286,7 @@ var environment = []string{
 }
 
 // startIstiod runs a replica until it is ready, and makes its Pod.
-func (m *Mesh) startIstiod(ctx context.Context, program, name string) error {
+func (m *Mesh) startIstiod(ctx context.Context, name string) error {
 	dir := filepath.Join(m.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -305,7 +306,7 @@ func (m *Mesh) startIstiod(ctx context.Context, program, name string) error {
 			return err
 		}
 		at := func(i int) string { return "127.0.0.1:" + ports[i] }
-		p, err := stack.Run(program, "pilot-discovery", append([]string{"POD_NAME=" + name}, environment...),
+		p, err := stack.Run(filepath.Join(m.folder, "pilot-discovery"), "pilot-discovery", append([]string{"POD_NAME=" + name}, environment...),
 			"discovery", "--kubeconfig="+filepath.Join(dir, "kubeconfig"), "--meshConfig="+filepath.Join(dir, "mesh.yaml"),
 			"--networksConfig="+filepath.Join(dir, "networks.yaml"), "--registries=Kubernetes", "--domain=cluster.local",
 			"--httpAddr="+at(0), "--grpcAddr="+at(1), "--httpsAddr=", "--secureGRPCAddr=", "--monitoringAddr="+at(2),

@@ -23,17 +23,31 @@ type ProxyOptions struct {
 	Gateway bool
 	// Replica of istiod that it connects to, from 0. Default: the first.
 	Replica int
-	// LogLevel of the Envoy. Default: warning.
-	LogLevel string
+	// Agent puts Istio's agent between the Envoy and istiod, as in a cluster: it is what fetches modules. It takes a user
+	// who may have a mount namespace of their own.
+	Agent bool
 }
 
 // Proxy is an Envoy that istiod configures, before an upstream that answers every request.
 type Proxy struct {
-	*envoy.Process
 	Namespace, Pod string
 	// URL is where its listener takes requests: http://127.0.0.1:PORT.
 	URL string
+
+	running process
 }
+
+// process is what runs a proxy.
+type process interface {
+	Stop() error
+	Done() <-chan struct{}
+	Err() error
+}
+
+// bare is an Envoy without an agent.
+type bare struct{ *envoy.Process }
+
+func (b bare) Stop() error { return b.Process.Stop(context.Background()) }
 
 // Proxy runs one until requests through it are answered, and makes the Pod, and what istiod needs to know of it.
 func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
@@ -62,19 +76,20 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	m.mu.Lock()
 	xds := m.istiods[o.Replica].xds
 	m.mu.Unlock()
-	bootstrap, err := bootstrap(o, labels, ip, xds)
+	p := &Proxy{Namespace: o.Namespace, Pod: o.Pod, URL: "http://127.0.0.1:" + ports[0]}
+	dir := filepath.Join(m.dir, o.Namespace, o.Pod)
+	var admin string
+	if o.Agent {
+		p.running, admin, err = m.agent(ctx, dir, o, labels, ip, xds)
+	} else {
+		p.running, admin, err = m.bare(ctx, dir, o, labels, ip, xds)
+	}
 	if err != nil {
 		return nil, err
 	}
-	process, err := envoy.Start(ctx, m.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, LogLevel: o.LogLevel,
-		Dir: filepath.Join(m.dir, o.Namespace, o.Pod)})
-	if err != nil {
-		return nil, err
-	}
-	p := &Proxy{Process: process, Namespace: o.Namespace, Pod: o.Pod, URL: "http://127.0.0.1:" + ports[0]}
 	m.mu.Lock()
 	m.proxies = append(m.proxies, p)
-	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = process.AdminAddr()
+	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = admin
 	m.mu.Unlock()
 	for {
 		r, err := p.Get(ctx, "/ready")
@@ -82,8 +97,8 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 			return p, nil
 		}
 		select {
-		case <-p.Done():
-			return nil, p.Err()
+		case <-p.running.Done():
+			return nil, p.running.Err()
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s/%s does not answer requests: %w: %w; istiod's log ends:\n%s", o.Namespace, o.Pod, ctx.Err(), err, m.Log())
 		case <-time.After(pollInterval):
@@ -97,7 +112,20 @@ func (p *Proxy) Get(ctx context.Context, path string) (Response, error) {
 }
 
 // Stop ends the Envoy and waits until it is gone. Its Pod stays.
-func (p *Proxy) Stop() error { return p.Process.Stop(context.Background()) }
+func (p *Proxy) Stop() error { return p.running.Stop() }
+
+// bare starts an Envoy that asks istiod itself, and says where its admin interface is.
+func (m *Mesh) bare(ctx context.Context, dir string, o ProxyOptions, labels map[string]string, ip, xds string) (process, string, error) {
+	config, err := bootstrap(o, labels, ip, xds)
+	if err != nil {
+		return nil, "", err
+	}
+	p, err := envoy.Start(ctx, m.binary, envoy.ProcessOptions{Bootstrap: config, Concurrency: 1, Dir: dir})
+	if err != nil {
+		return nil, "", err
+	}
+	return bare{p}, p.AdminAddr(), nil
+}
 
 // route is what has istiod give the proxy a listener on a port, with the upstream behind it.
 func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {

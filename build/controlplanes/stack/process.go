@@ -69,11 +69,24 @@ func (p *Process) Await(ctx context.Context, ready func(context.Context) error) 
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended: %w; its log ends:\n%s", p.name, p.err, p.log)
+			return p.Err()
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w: %w; its log ends:\n%s", p.name, ctx.Err(), err, p.log)
 		case <-time.After(pollInterval):
 		}
+	}
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err says why the process has ended, with the end of its log, or nil while it runs.
+func (p *Process) Err() error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("%s ended: %w; its log ends:\n%s", p.name, p.err, p.log)
+	default:
+		return nil
 	}
 }
 
