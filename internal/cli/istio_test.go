@@ -3,9 +3,11 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,6 +92,36 @@ func (m istioMesh) answer(t *testing.T, want string) {
 	}
 }
 
+// load asks every proxy again and again, over a connection of its own each time, until stop says how many requests there
+// were and how the ones went that were not answered with 200.
+func (m istioMesh) load(t *testing.T) (stop func() (asked int, failed []string)) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	var asked int
+	var failed []string
+	var g sync.WaitGroup
+	for _, p := range m.proxies {
+		g.Go(func() {
+			for ctx.Err() == nil {
+				r, err := p.Get(ctx, "/")
+				if ctx.Err() != nil {
+					return
+				}
+				mu.Lock()
+				if asked++; err != nil || r.Status != http.StatusOK {
+					failed = append(failed, fmt.Sprintf("%s: %d %v", p.Pod, r.Status, err))
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	return func() (int, []string) {
+		cancel()
+		g.Wait()
+		return asked, failed
+	}
+}
+
 // TestAnOperationOnIstioEndsWhenTheProxiesRunIt never waits: the end of an operation is what is relied on.
 func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 	m := newIstioMesh(t)
@@ -99,6 +131,8 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 		return put(t, dir, "d.yaml", istioDocument(name, "mesh: istio\n"+toLabels+headers+more+"config: {response: {x-there: "+value+"}}"))
 	}
 	m.answer(t, "")
+	stop := m.load(t)
+	defer stop()
 	a.cli("apply", "-f", doc("x", "one", ""), "--kubeconfig", whole).want(t, exitOK, "EnvoyFilter/shop/x-api-", "created", "2 of 2 proxies", "seen in each proxy itself")
 	m.answer(t, "one")
 	a.cli("apply", "-f", doc("x", "two", ""), "--kubeconfig", whole).want(t, exitOK, "updated", "2 of 2 proxies", "seen in each proxy itself")
@@ -121,6 +155,9 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 
 	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "removed from", "2 of 2 proxies")
 	m.answer(t, "")
+	if asked, failed := stop(); len(failed) > 0 || asked < 100 {
+		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
+	}
 
 	// A plugin whose module is missing has every request answered with 500, until it is taken back.
 	a.cli("apply", "-f", doc("y", "five", missing), "--kubeconfig", whole).want(t, exitFailed, "TrafficExtension/shop/y-api-", "a proxy rejected the configuration")
