@@ -25,6 +25,7 @@ and the result to standard output; with -o json or yaml every event is one line 
 		Example: `  meshery-filters apply -f filter.yaml
   meshery-filters apply -f headers.yaml -f limits.yaml --timeout 1m
   meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --context staging
+  meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --no-adapter
   sed s/edge/canary/ filter.yaml | meshery-filters apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,6 +47,7 @@ and the result to standard output; with -o json or yaml every event is one line 
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	w.flags(cmd)
 	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
+	w.aloneFlag(cmd)
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

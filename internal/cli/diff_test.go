@@ -228,5 +228,16 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	a.cli("remove", "-f", doc).want(t, exitFailed, "meshery-filters-1080")
 	a.cli("apply", "-f", doc, "--context", "test").want(t, exitUsage, "--kubeconfig")
 	a.cli(with("remove", "shop/x")...).want(t, exitOK, "shop/x removed from Service shop/api")
+
+	// And without an adapter.
+	r = runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "is applied to Service shop/api")
+	runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter", "-o", "json")...).want(t, exitOK, "is unchanged on Service shop/api", `"last":true`)
+	runWith(t, "", nil, "apply", "-f", doc, "--no-adapter").want(t, exitUsage, "--kubeconfig FILE")
+	envoy := put(t, t.TempDir(), "e.yaml", istioDocument("y", "mesh: envoy\n"+headers+"config: {response: {x-there: y}}"))
+	runWith(t, "", nil, with("apply", "-f", envoy, "--no-adapter")...).want(t, exitFailed, "meshery-filters-1007")
+	nobody := put(t, t.TempDir(), "config", string(c.Kubeconfig(c.Token("nobody"))))
+	runWith(t, "", nil, "remove", "shop/x", "--no-adapter", "--kubeconfig", nobody).want(t, exitFailed, "Code:   meshery-filters-1063")
+	a.cli(with("run", "filters_status")...).want(t, exitOK, "1 target has filters, 0 drifted")
+	runWith(t, "", nil, with("remove", "shop/x", "--no-adapter")...).want(t, exitOK, "shop/x removed from Service shop/api")
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.")
 }

@@ -21,11 +21,17 @@ type waiting struct {
 	timeout time.Duration
 	noWait  bool
 	cluster kubeconfigFlags // that the operation brings
+	alone   bool            // in this process, without an adapter
 }
 
 func (w *waiting) flags(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "stop waiting after this `time`, such as 2m; the operation goes on (default: wait until it ends)")
 	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "print the operation's id and do not wait for it")
+}
+
+// aloneFlag gives a command the flag to do without an adapter.
+func (w *waiting) aloneFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&w.alone, "no-adapter", false, "do it from here, in the cluster of --kubeconfig and with its rights, without an adapter")
 }
 
 // errTimeout is the cause of a wait that took longer than --timeout.
@@ -36,6 +42,9 @@ const maxMisses = 5
 
 // start sends an operation and tells its events until the last. The error is the operation's own if that failed.
 func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) error {
+	if w.alone {
+		return a.alone(ctx, w, q)
+	}
 	var err error
 	if q.KubeConfigs, err = w.cluster.portable(); err != nil {
 		return err

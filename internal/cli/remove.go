@@ -53,6 +53,7 @@ as they are. With --kubeconfig they are taken out of that cluster, and of plain 
 	a.namespaceFlag(cmd, "namespace of names and documents without one (default: \"default\")")
 	w.flags(cmd)
 	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
+	w.aloneFlag(cmd)
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

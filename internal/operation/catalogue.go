@@ -170,6 +170,9 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		if err != nil {
 			return nil, err
 		}
+		if m.OwnRights() && r.Backends[f.Spec.Mesh] == nil {
+			return nil, problem.MeshNotSupported.New("%s: spec.mesh is %s, and no adapter is there that drives it", f.Key, f.Spec.Mesh)
+		}
 		if !m.OwnRights() && !clusters {
 			return nil, problem.ClusterMissing.New("%s: spec.mesh is %s", f.Key, f.Spec.Mesh)
 		}

@@ -165,7 +165,7 @@ func (r *Runner) places(j job) ([]place, error) {
 	everywhere := len(meshes) == 0 && (len(j.Remove) > 0 || j.Operation == opStatus)
 	driven := func(m string) bool { return r.Backends[m] != nil }
 	var places []place
-	if len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
+	if len(r.Backends) > 0 && len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
 		places = append(places, r.here())
 	}
 	if !everywhere && !slices.ContainsFunc(meshes, func(m string) bool { return !driven(m) }) {

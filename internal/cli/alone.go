@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/layer5io/meshery-adapter-library/meshes"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
+)
+
+// aloneGrace bounds how long an operation that is interrupted may take to bring the cluster into a state that is whole.
+const aloneGrace = 10 * time.Second
+
+// alone runs an operation on the cluster that w names in this process, as an adapter would, and tells its events until the
+// last. What is kept of it is in the cluster: whoever comes next, from here or an adapter, goes on from its inventories.
+func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) (err error) {
+	if w.noWait {
+		return usage("--no-adapter does it here and now, so --no-wait has no meaning")
+	}
+	if !w.cluster.given() {
+		return usage("say in which cluster with --kubeconfig FILE; without an adapter there are no plain Envoys")
+	}
+	cluster, err := w.cluster.open()
+	if err != nil {
+		return err
+	}
+	defer cluster.Close()
+	dir, err := os.MkdirTemp("", "meshery-filters-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	state, err := store.Open(ctx, store.Options{StateDir: dir, SyncInterval: time.Hour})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, state.Close()) }()
+	hub := event.NewHub(0, 0)
+	defer hub.Close()
+	events, err := event.NewLog(ctx, state.Log(), hub)
+	if err != nil {
+		return err
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	runner, err := operation.NewRunner(operation.Options{
+		Own: operated{cluster}, AllowWideTargets: true, // with the rights of whoever runs this
+		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), Log: quiet}),
+		ModuleNames: filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
+		Secret: func(name, key string) (string, error) {
+			return "", problem.SecretMissing.New("%s/%s: without an adapter there are no secrets", name, key)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(ctx)
+	outlive, end := context.WithCancel(context.WithoutCancel(ctx))
+	var g errgroup.Group
+	g.Go(func() error {
+		defer end()
+		return runner.Run(running)
+	})
+	g.Go(func() error { return events.Run(outlive) })
+	defer func() {
+		stop()
+		err = errors.Join(err, g.Wait())
+	}()
+	id, err := runner.Submit(ctx, operation.Request{Operation: q.GetOpName(), Namespace: q.GetNamespace(), Username: a.env("USER"), Body: q.GetCustomBody()})
+	if err != nil {
+		return err
+	}
+	if w.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, w.timeout, errTimeout)
+		defer cancel()
+	}
+	sub := hub.Subscribe(hub.Oldest(), id)
+	for {
+		e, err := sub.Next(ctx)
+		switch {
+		case ctx.Err() != nil && errors.Is(context.Cause(ctx), errTimeout):
+			return exitError{fmt.Errorf("no end after %s; applying it again goes on from here", w.timeout), exitTimeout}
+		case ctx.Err() != nil:
+			return exitError{errors.New("stopped; applying it again goes on from here"), exitInterrupted}
+		case err != nil:
+			return err
+		}
+		view := viewOf(e)
+		if err := a.progress(view); err != nil {
+			return err
+		}
+		if view.Last {
+			return view.outcome()
+		}
+	}
+}
