@@ -224,7 +224,7 @@ func TestFiltersGoToRealProxiesAndBackFromTheCommandLine(t *testing.T) {
 
 func TestWhatTheAdapterRefusesIsToldWithEveryMistake(t *testing.T) {
 	a := newAdapter(t)
-	doc := put(t, t.TempDir(), "d.yaml", header("a")+"spec: {module: {builtin: nothing}}\n---\n"+header("b")+"spec: {module: {url: 'oci://example.com/a:1'}}\n")
+	doc := put(t, t.TempDir(), "d.yaml", header("a")+"spec: {module: {builtin: nothing}}\n---\n"+header("b")+"spec: {module: {url: 'meshery://a'}}\n")
 	a.cli("apply", "-f", doc).want(t, exitUsage, "documents[0].spec.module.builtin", "documents[1].spec.module.url", "Code:   meshery-filters-1001")
 	a.cli("render", "-f", doc).want(t, exitUsage, "documents[1].spec.module.url")
 	a.cli("run", "nothing").want(t, exitUsage, "no such operation", "meshery-filters-1002")

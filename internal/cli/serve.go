@@ -182,7 +182,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 
 	// Operations: over modules by digest, the backend of plain Envoy, and clusters.
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
-		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, ServedAt: c.ModulesURL,
+		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, ServedAt: c.ModulesURL, Secret: c.Secret,
 		Log: log, OnFetch: metrics.Fetched})
 	var runner *operation.Runner
 	xdsTLS, err := c.XDSTLS.Server(log)

@@ -42,13 +42,17 @@ func (r *Resolver) check(ctx context.Context, address, digest string) ([]byte, e
 	if err != nil {
 		return nil, problem.SourceUnproved.New("it is not an address")
 	}
-	client := r.own
-	if address != r.Address(digest) {
-		if client = r.client; u.Scheme != "https" || u.User != nil {
-			return nil, problem.SourceUnproved.New("%s is not looked at: only https without credentials is", bare(u))
-		}
+	var data []byte
+	switch {
+	case address == r.Address(digest):
+		data, err = r.fetch(ctx, r.own, u)
+	case u.Scheme == "oci" && u.User == nil:
+		data, err = r.fetchImage(ctx, u, "")
+	case u.Scheme == "https" && u.User == nil:
+		data, err = r.fetch(ctx, r.client, u)
+	default:
+		return nil, problem.SourceUnproved.New("%s is not looked at: only https and oci without credentials are", bare(u))
 	}
-	data, err := r.fetch(ctx, client, u)
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("check %s: %w", bare(u), ctx.Err())
 	}

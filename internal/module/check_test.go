@@ -62,7 +62,7 @@ func TestACheckGoesNowhereThatAFetchMayNotGo(t *testing.T) {
 		u + "/metadata":                                 {"link-local"},
 		u + "/other":                                    {"wanted sha256 " + d},
 		clear.URL + "/modules/" + d + ".wasm":           {"only https"},
-		"oci://registry.example/a@sha256:" + d:          {"only https"},
+		"oci://a:hunter2@host.example/a@sha256:" + d:    {"only https"},
 		"https://a:hunter2@host.example/a.wasm":         {"only https", "https://host.example/a.wasm"},
 		"http://filters.invalid/modules/" + d:           {"only https"}, // not the very address
 		"https://100.100.100.200/a.wasm":                {"metadata"},

@@ -41,6 +41,8 @@ type Options struct {
 	ServedAt string
 	// RootCAs are the authorities that https servers are checked against. Default: the system's.
 	RootCAs *x509.CertPool
+	// Secret gives the value of a secret, for credentials of registries. Default: there are none.
+	Secret func(name, key string) (string, error)
 	// Log gets a Debug line per fetch. Default: none.
 	Log *slog.Logger
 	// OnFetch hears how each look-up of a module went, and must not wait. Default: nobody hears.
@@ -61,6 +63,7 @@ const (
 	Builtin = "builtin" // the program
 	Inline  = "inline"  // the document
 	HTTPS   = "https"   // the network
+	OCI     = "oci"     // a registry of images
 	Stored  = "store"   // what is kept of an earlier fetch
 	None    = "none"    // nowhere: the document names no source that is allowed
 	Address = "address" // where proxies will fetch it, to see that they can
@@ -94,7 +97,8 @@ func New(o Options) *Resolver {
 // Resolve finds the module's bytes, checks them against its sha256 and stores them. The module it returns refers to
 // them by digest: SHA256 is set, Inline and File are empty, Builtin and URL still tell where it came from.
 //
-// A module without a source is looked up by its digest. An https address is not asked for bytes that are stored.
+// A module without a source is looked up by its digest. An address is not asked for bytes that are stored; an image whose
+// document does not say what its module's digest is, is asked for each time, since its tag may have moved.
 // Errors are problem.InvalidDocument for what only the author can mend, problem.ModuleUnavailable, DigestMismatch,
 // StoreFailed, or ctx's own.
 func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module, []byte, error) {
@@ -193,23 +197,29 @@ func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, s
 	switch {
 	case err != nil || u.Host == "" && u.Scheme == "https":
 		return nil, None, mistake("url", "it is not an address", "write https://HOST/PATH")
-	case u.Scheme == "oci" || u.Scheme == "meshery":
+	case u.Scheme == "meshery":
 		return nil, None, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
-			Cause:  u.Scheme + ":// addresses are not supported by this version",
-			Remedy: "use an https address with sha256, or send the file with `meshery-filters apply -f` and module.file"}})
-	case u.Scheme != "https":
-		return nil, None, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH")
+			Cause:  "meshery:// addresses are not supported by this version",
+			Remedy: "use an https address with sha256 or an oci address, or send the file with `meshery-filters apply -f` and module.file"}})
+	case u.Scheme != "https" && u.Scheme != "oci":
+		return nil, None, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH or oci://HOST/REPOSITORY:TAG")
 	case u.User != nil:
 		return nil, None, mistake("url", "an address must not carry credentials", "take them out")
-	case m.SHA256 == "":
+	case u.Scheme == "https" && m.SHA256 == "":
 		return nil, None, mistake("sha256", "a module from https needs its digest", "write the digest that sha256sum prints for the file you mean")
 	}
-	data, err = r.Blobs.Get(ctx, m.SHA256)
-	if err == nil {
-		return data, Stored, nil
+	if m.SHA256 != "" {
+		data, err = r.Blobs.Get(ctx, m.SHA256)
+		if err == nil {
+			return data, Stored, nil
+		}
+		if !errors.Is(err, problem.ModuleUnavailable) {
+			return nil, Stored, fmt.Errorf("look module up: %w", err)
+		}
 	}
-	if !errors.Is(err, problem.ModuleUnavailable) {
-		return nil, Stored, fmt.Errorf("look module up: %w", err)
+	if u.Scheme == "oci" {
+		data, err = r.fetchImage(ctx, u, m.PullSecret)
+		return data, OCI, err
 	}
 	data, err = r.fetch(ctx, r.client, u)
 	return data, HTTPS, err

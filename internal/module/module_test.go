@@ -154,7 +154,6 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 		"inline, not base64":  {filter.Module{Inline: "%%%"}, problem.InvalidDocument, []string{"spec.module.inline"}},
 		"inline, too large":   {filter.Module{Inline: base64.StdEncoding.EncodeToString(make([]byte, 101))}, problem.ModuleUnavailable, []string{"101", "100"}},
 		"file":                {filter.Module{File: "/etc/passwd"}, problem.InvalidDocument, []string{"spec.module.file", "apply -f"}},
-		"oci":                 {filter.Module{URL: "oci://registry.example/filter:1"}, problem.ModuleUnavailable, []string{"spec.module.url", "oci://", "https"}},
 		"meshery":             {filter.Module{URL: "meshery://1234"}, problem.ModuleUnavailable, []string{"meshery://"}},
 		"http":                {filter.Module{URL: "http://host.example/a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"https"}},
 		"https without sum":   {filter.Module{URL: "https://host.example/a.wasm"}, problem.InvalidDocument, []string{"spec.module.sha256"}},

@@ -190,10 +190,13 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		case mod.Builtin != "" && !slices.Contains(r.ModuleNames, mod.Builtin):
 			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.builtin"), Cause: fmt.Sprintf("there is no builtin %q", clip(mod.Builtin)),
 				Remedy: "use one of " + strings.Join(r.ModuleNames, ", ")})
-		case mod.URL != "" && !strings.HasPrefix(mod.URL, "https://"):
-			scheme, _, _ := strings.Cut(mod.URL, ":")
-			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: scheme + ":// is not supported by this version",
-				Remedy: "use https:// with sha256, or module.inline"})
+		case strings.HasPrefix(mod.URL, "meshery://"):
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: "meshery:// is not supported by this version",
+				Remedy: "use https:// with sha256, oci://, or module.inline"})
+		case mod.PullSecret != "" && !m.OwnRights():
+			// It would be the adapter's own, and what it opens would end up in a cluster of somebody else's.
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.pullSecret"), Cause: "credentials of the adapter are not used for clusters, and those of the cluster are not read",
+				Remedy: "use an image that needs none, or module.file"})
 		}
 		filters[i] = f
 		onTarget[f.Spec.Target.String()]++

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -12,6 +13,15 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/module"
@@ -160,5 +170,84 @@ func TestAnAuthorsOwnAddressIsLookedAtEachTime(t *testing.T) {
 	}
 	if now := version(c.holds("TrafficExtension", "hello")["hello"]); now != was {
 		t.Errorf("a refused change was written: %s, then %s", was, now)
+	}
+}
+
+// pushImage puts a module into a registry as an image that Istio reads, and returns its address and digest.
+func pushImage(t *testing.T, at *answering, module []byte) (address, digest string) {
+	t.Helper()
+	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	for _, l := range []v1.Layer{static.NewLayer([]byte("{}"), "application/vnd.module.wasm.config.v1+json"),
+		static.NewLayer(module, "application/vnd.module.wasm.content.layer.v1+wasm")} {
+		mt, err := l.MediaType()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: mt}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = strings.TrimPrefix(at.URL, "https://") + "/filters/headers"
+	to, err := name.ParseReference(address + ":1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := at.Client().Transport.(*http.Transport).Clone()
+	defer transport.CloseIdleConnections()
+	if err := remote.Write(to, img, remote.WithTransport(overTLS{transport}), remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return "oci://" + address, d.String()
+}
+
+// overTLS asks a registry on this machine over TLS, which the library does not.
+type overTLS struct{ inner http.RoundTripper }
+
+func (o overTLS) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Scheme = "https"
+	return o.inner.RoundTrip(r)
+}
+
+func TestAnImageIsServedByItsModulesDigestOrFetchedByProxiesByItsOwn(t *testing.T) {
+	bytes, digest := shippedModule(t)
+	images, at := newAnswering(t, true), newAnswering(t, false)
+	images.set(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	address, image := pushImage(t, images, bytes)
+	var m module.Options
+	c := newClusterRig(t, func(o *operation.Options) {
+		m = o.Modules.(*module.Resolver).Options
+		m.AllowLoopback, m.RootCAs, m.ServedAt = true, x509.NewCertPool(), at.URL
+		m.RootCAs.AddCert(images.Certificate())
+		o.Modules = module.New(m)
+	})
+	at.set(module.NewServer(module.ServerOptions{Blobs: m.Blobs, Live: c.runner.LiveModules}))
+	wasm := func(filter string) map[string]any {
+		return c.objects("TrafficExtension")[filter]["spec"].(map[string]any)["wasm"].(map[string]any)
+	}
+	// The document does not say the module's digest: the module is live while the operation runs all the same.
+	c.ok(c.apply(on("web", "tagged", "module: {url: '"+address+":1'}", "delivery: {mode: served}")))
+	if spec := wasm("tagged"); spec["url"] != at.URL+"/modules/"+digest+".wasm" || spec["sha256"] != digest {
+		t.Errorf("%v", spec)
+	}
+	c.ok(c.apply(on("api", "pinned", "module: {url: '"+address+"@"+image+"'}", "delivery: {mode: direct}")))
+	if spec := wasm("pinned"); spec["url"] != address+"@"+image || spec["sha256"] != nil {
+		t.Errorf("%v", spec)
+	}
+	// A proxy could get another module by a tag than the one that was tried.
+	c.fails(problem.NoDelivery, c.apply(on("api", "tag", "module: {url: '"+address+":1'}", "delivery: {mode: direct}")))
+	images.set(http.NotFoundHandler())
+	e := c.fails(problem.SourceUnproved, c.apply(on("api", "pinned", "module: {url: '"+address+"@"+image+"', sha256: '"+digest+"'}", "delivery: {mode: direct}", "priority: 2")))
+	if !strings.Contains(e.Details, "status 404") {
+		t.Errorf("%s", e.Details)
+	}
+	// Credentials of the adapter are not for whoever brings a cluster.
+	_, err := c.runner.Submit(t.Context(), c.apply(on("api", "private", "module: {url: '"+address+":1', pullSecret: registry}")))
+	if !errors.Is(err, problem.InvalidDocument) || !strings.Contains(err.Error(), "spec.module.pullSecret") {
+		t.Errorf("%v", err)
 	}
 }

@@ -30,6 +30,7 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 		if filters[i], err = r.prove(ctx, s, f); err != nil {
 			return "", "", err
 		}
+		defer r.using(filters[i].Spec.Module.SHA256)()
 	}
 	places, err := r.places(j)
 	if err != nil {

@@ -128,6 +128,7 @@ type Runner struct {
 
 	mu    sync.Mutex
 	locks map[string]*chainLock
+	inUse map[string]int // operations that run, by the digest of a module that they have looked up
 	// secrets are the values that were resolved so far, in the forms that texts may quote them in.
 	secrets []string
 }
@@ -146,7 +147,7 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	r := &Runner{Options: o, locks: map[string]*chainLock{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err

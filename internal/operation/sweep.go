@@ -58,6 +58,11 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 			}
 		}
 	}
+	r.mu.Lock()
+	for digest := range r.inUse {
+		digests[digest] = true
+	}
+	r.mu.Unlock()
 	for _, b := range r.Backends {
 		chains, err := b.List(ctx)
 		if err != nil {
@@ -68,6 +73,20 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 		}
 	}
 	return digests, r.used(ctx, digests)
+}
+
+// using has a module live until done is called: that of an image, whose digest is not in the document.
+func (r *Runner) using(digest string) (done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inUse[digest]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.inUse[digest]--; r.inUse[digest] == 0 {
+			delete(r.inUse, digest)
+		}
+	}
 }
 
 // referred collects the digests of the modules that are needed: those that are live, that revisions of chains had, and

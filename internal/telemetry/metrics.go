@@ -82,7 +82,7 @@ func New(b Build) *Metrics {
 	m.took = m.histogram("operation_duration_seconds", "How long operations took from when a worker began them.", operationBuckets, "operation", "result")
 	m.waited = m.histogram("operation_wait_seconds", "How long operations waited in the queue.", operationBuckets).WithLabelValues().(prometheus.Histogram)
 
-	m.fetches = m.counter("module_fetches_total", "Look-ups of modules, by where the bytes came from: builtin, inline, https, store, none for a document that names no source that is allowed, or address for a look at what proxies will fetch.", "source", "result")
+	m.fetches = m.counter("module_fetches_total", "Look-ups of modules, by where the bytes came from: builtin, inline, https, oci, store, none for a document that names no source that is allowed, or address for a look at what proxies will fetch.", "source", "result")
 	m.fetched = m.counter("module_fetched_bytes_total", "Bytes of the modules that were looked up.", "source")
 	m.fetchTook = m.histogram("module_fetch_duration_seconds", "How long look-ups of modules took, the storing of new ones included.", fetchBuckets, "source")
 	m.dryRuns = m.counter("dry_runs_total", "Runs of modules with their configuration in the sandbox.", "result")
@@ -104,7 +104,7 @@ func New(b Build) *Metrics {
 
 	for _, result := range []string{done, failed} {
 		m.dryRuns.WithLabelValues(result)
-		for _, source := range []string{module.Builtin, module.Inline, module.HTTPS, module.Stored, module.None, module.Address} {
+		for _, source := range []string{module.Builtin, module.Inline, module.HTTPS, module.OCI, module.Stored, module.None, module.Address} {
 			m.fetches.WithLabelValues(source, result)
 		}
 	}
