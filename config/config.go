@@ -34,6 +34,11 @@ type Config struct {
 	// Which clusters filters of a mesh in Kubernetes are applied to. kubeconfigs: those that a request brings kubeconfigs of.
 	// own: the one that the adapter runs in, with its Pod's ServiceAccount, whatever a request brings.
 	Clusters string `yaml:"clusters"`
+	// What kubeconfigs of requests may have besides what is harmless, separated by commas. Each lets whoever sends one use
+	// what is the adapter's: exec (run a program that gives the credentials), files (read certificates, keys and tokens from
+	// files), proxy (connect through a proxy), insecure (http, or an unverified certificate), link-local (connect to
+	// link-local addresses and those of clouds' metadata services). Empty: nothing.
+	KubeconfigAllow string `yaml:"kubeconfigAllow"`
 	// File that says who asked for which operation and what came of it, one JSON object a line: audit.jsonl in stateDir when
 	// empty, - for standard output, off for none. It is replaced at 16 MiB, and 4 older ones are kept. Each adapter needs its
 	// own.

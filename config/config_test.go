@@ -255,6 +255,7 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"shutdownTimeout":      {"0s", "61m"},
 		"logFormat":            {"", "JSON"},
 		"clusters":             {"", "Own"},
+		"kubeconfigAllow":      {"all", "exec,file"},
 		"imagehub.key.name":    {"one"},
 		"imagehub.key.key":     {"one"},
 	} {
@@ -263,6 +264,9 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 				t.Errorf("%s %q: %v", path, v, err)
 			}
 		}
+	}
+	if c, err := Load("", home, map[string]string{"kubeconfigAllow": "exec, link-local"}); err != nil || !strings.Contains(strings.Join(c.Warnings(), "\n"), "exec, link-local") {
+		t.Errorf("what kubeconfigs may have: %v %v", err, c.Warnings())
 	}
 	for path, v := range map[string]string{"natsURL": "nats://a:4222, tls://b:4222", "mesheryServer": "https://meshery.example", "grpcAddr": "localhost:0", "xdsAddr": "[::1]:0"} {
 		if _, err := Load("", home, map[string]string{path: v}); err != nil {

@@ -22,6 +22,9 @@ var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // Validate lists every mistake as one problem.InvalidConfiguration. It reads no files.
 func (c Config) Validate() error { return problem.InvalidConfiguration.WithFields("", c.mistakes()) }
 
+// kubeconfigWords are what KubeconfigAllow takes.
+var kubeconfigWords = []string{"exec", "files", "proxy", "insecure", "link-local"}
+
 // listener is one address that others connect to.
 type listener struct {
 	key, addr  string
@@ -83,6 +86,9 @@ func (c Config) Warnings() []string {
 		if _, ok := c.Secrets["imagehub"]["token-key"]; ok {
 			w = append(w, "the secret imagehub/token-key is not used, because imagehub.key names another")
 		}
+	}
+	if allowed := List(c.KubeconfigAllow); len(allowed) > 0 && c.Clusters != "own" {
+		w = append(w, fmt.Sprintf("whoever may ask for operations uses what is the adapter's by kubeconfigs with %s, because of kubeconfigAllow", strings.Join(allowed, ", ")))
 	}
 	if c.AllowLoopbackModules {
 		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
@@ -179,6 +185,11 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	}
 	if !slices.Contains([]string{"kubeconfigs", "own"}, c.Clusters) {
 		fail("clusters", "write kubeconfigs or own", "%q names no clusters", c.Clusters)
+	}
+	for _, word := range List(c.KubeconfigAllow) {
+		if !slices.Contains(kubeconfigWords, word) {
+			fail("kubeconfigAllow", "write any of "+strings.Join(kubeconfigWords, ", "), "%q is nothing that a kubeconfig may have", word)
+		}
 	}
 	if !slices.Contains([]string{"text", "json"}, c.LogFormat) {
 		fail("logFormat", "write text or json", "%q is not a form of the log", c.LogFormat)

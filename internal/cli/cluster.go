@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 
+	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/istiod"
 	"github.com/meshery/meshery-filters/internal/kube"
@@ -33,15 +34,19 @@ func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded
 
 // operateOn gives operations the clusters that requests bring, or the one that the adapter runs in. close ends the
 // connections to them.
-func operateOn(o *operation.Options, own bool) (close func(), err error) {
+func operateOn(o *operation.Options, c config.Config) (close func(), err error) {
 	options := kube.Options{Log: o.Log}
-	if own {
+	if c.Clusters == "own" {
 		c, err := kube.Own(options)
 		if err != nil {
 			return nil, problem.InvalidConfiguration.New("clusters: own: %s", problem.Of(err).Details)
 		}
 		o.Own = operated{c}
 		return c.Close, nil
+	}
+	for _, word := range config.List(c.KubeconfigAllow) {
+		*map[string]*bool{"exec": &options.Allow.Exec, "files": &options.Allow.Files, "proxy": &options.Allow.Proxy,
+			"insecure": &options.Allow.Insecure, "link-local": &options.Allow.LinkLocal}[word] = true
 	}
 	pool := kube.NewPool(options)
 	o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {

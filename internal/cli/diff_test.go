@@ -229,6 +229,15 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	a.cli("apply", "-f", doc, "--context", "test").want(t, exitUsage, "--kubeconfig")
 	a.cli(with("remove", "shop/x")...).want(t, exitOK, "shop/x removed from Service shop/api")
 
+	// A kubeconfig that runs a program is for the adapter's configuration to allow.
+	answer := put(t, t.TempDir(), "answer", `{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "`+c.Token(k8stest.Admin)+`"}}`)
+	program := put(t, t.TempDir(), "config", strings.Replace(string(c.Kubeconfig("")), `token: ""`,
+		`exec: {apiVersion: client.authentication.k8s.io/v1, command: cat, args: ["`+answer+`"], interactiveMode: Never}`, 1))
+	a.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitUsage, "user.exec", "Code:   meshery-filters-1060")
+	allowed := newAdapter(t, "--kubeconfig-allow", "exec")
+	allowed.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitOK, "is applied to Service shop/api")
+	allowed.cli("remove", "-f", doc, "--kubeconfig", program).want(t, exitOK, "shop/x removed from Service shop/api")
+
 	// And without an adapter.
 	r = runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "is applied to Service shop/api")
 	runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter", "-o", "json")...).want(t, exitOK, "is unchanged on Service shop/api", `"last":true`)

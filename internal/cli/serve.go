@@ -218,7 +218,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	if audited != nil {
 		operations.Audit = audited
 	}
-	leave, err := operateOn(&operations, c.Clusters == "own")
+	leave, err := operateOn(&operations, c)
 	if err != nil {
 		return err
 	}
