@@ -30,8 +30,9 @@ const (
 	rootNamespace = "istio-system" // where istiod is, unless a target names the mesh's root
 	firstPause    = 100 * time.Millisecond
 	lastPause     = 2 * time.Second
-	parallel      = 4               // Pods that are asked at once
-	patience      = 3               // looks in a row that may fail
+	parallel      = 4 // Pods that are asked at once
+	patience      = 3 // looks in a row that may fail
+	mostPushes    = 3
 	settling      = 3 * time.Second // after which istiod is taken to have pushed what it has
 )
 
@@ -43,11 +44,20 @@ type Cluster interface {
 	Dial(ctx context.Context, namespace, pod string, port int) (net.Conn, error)
 	// Read gives the objects that are asked for.
 	Read(context.Context, plan.Reads) (plan.Cluster, error)
+	// Annotate gives an object an annotation.
+	Annotate(ctx context.Context, ref plan.Ref, name, value string) error
 }
+
+// A change of an annotation whose name has istio.io in it has istiod push to the proxies that the object is for.
+const pushAnnotation = "istio.io.filters.meshery.io/pushed"
 
 // Loaded yields how far the plan's proxies are, at once and whenever that changes: those of its Pods that are connected to
 // an istiod. It ends with ctx, when the consumer stops, or after an error. What cannot be looked at, since a right is
-// missing or no istiod answers, is problem.NotVerified; of a proxy that may not be asked itself, Detail says why.
+// missing or no istiod answers, is problem.NotVerified; that an object of the plan is gone is problem.ChainChanged. Of a
+// proxy that may not be asked itself, Detail says why.
+//
+// A proxy may hold on to a plugin that it has refused, although there is a better one of that name now, until istiod pushes
+// to it again. Then the first of the plan's objects gets an annotation, which makes it push.
 //
 // The texts of proxies may quote their configuration, resolved secrets included.
 func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
@@ -88,8 +98,11 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 
 // unverified makes a problem of what stood in the way.
 func (w *watch) unverified(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(err, problem.Internal), errors.Is(err, problem.ChainChanged):
+		return err
 	}
 	return problem.NotVerified.New("%s: %w", w.plan.Chain.Target, err)
 }
@@ -113,6 +126,8 @@ type watch struct {
 	wants   []want // in the order that requests meet them
 	begun   time.Time
 	looked  bool // once at least
+	pushes  int  // that we asked for
+	pushed  time.Time
 	proxies map[plan.Pod]*proxy
 
 	mu     sync.Mutex
@@ -134,6 +149,7 @@ type proxy struct {
 	state    plan.ProxyState
 	proof    plan.Proof
 	detail   string
+	stuck    bool // with a plugin that it refused before
 }
 
 // begin reads what the plan's objects are now.
@@ -208,9 +224,29 @@ func (w *watch) look(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, p := range asked {
+		p.stuck = false
 		g.Go(func() error { return w.judge(gctx, p) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	w.free(ctx, asked)
+	return nil
+}
+
+// free has istiod push again to proxies that hold on to what they refused, a few times, and with patience for each.
+func (w *watch) free(ctx context.Context, proxies []*proxy) {
+	stuck := slices.DeleteFunc(proxies, func(p *proxy) bool { return !p.stuck })
+	if len(stuck) == 0 || w.pushes == mostPushes || time.Since(w.pushed) < settling {
+		return
+	}
+	w.pushed = time.Now()
+	w.pushes++
+	if err := w.cluster.Annotate(ctx, w.wants[0].ref, pushAnnotation, w.pushed.UTC().Format(time.RFC3339Nano)); err != nil {
+		for _, p := range stuck {
+			p.detail += "; that cannot be brought about: " + reason(err)
+		}
+	}
 }
 
 // loaded tells how far the proxies are.
@@ -282,7 +318,7 @@ func (w *watch) judge(ctx context.Context, p *proxy) error {
 // proxy still has a plugin of that name that it refused before: then it takes the listener with istiod's next push.
 func (p *proxy) refuse(wants []want) {
 	patched := slices.ContainsFunc(wants, func(x want) bool { return x.exact != nil })
-	if p.said.extensions.LastError == "" && !patched {
+	if p.stuck = p.said.extensions.LastError == "" && !patched && len(wants) > 0; p.stuck {
 		p.say(plan.Waiting, "", "it holds on to a plugin that it refused before, until istiod pushes again: "+p.said.errors())
 		return
 	}

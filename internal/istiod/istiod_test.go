@@ -301,20 +301,21 @@ func TestAProxyThatRefusesSaysWhy(t *testing.T) {
 	} {
 		t.Run(one.kind+" with "+one.why, func(t *testing.T) {
 			r := newRig(t, one.kind)
-			r.sidecar("api-1", 0)
+			p := r.sidecar("api-1", 0)
 			if one.missing {
 				r.code = plan.Code{Path: r.code.Path + ".gone"}
 			}
-			p := r.apply(r.filter("hello", one.config, ""))
+			bad := r.apply(r.filter("hello", one.config, ""))
 			for _, user := range []string{k8stest.Admin, half} {
-				l := r.await(clusterOf(t, user), p, func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
+				l := r.await(clusterOf(t, user), bad, func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
 				if got := l.Proxies[0].Detail; !strings.Contains(got, one.text) {
 					t.Errorf("as %s, it says %q", user, got)
 				}
 			}
 			r.await(r.cluster, r.apply(), running(1, plan.Seen))
 			r.code = plan.Code{Inline: r.module, Path: filepath.Join(r.dir, r.digest+".wasm")}
-			r.await(r.cluster, r.apply(r.filter("another", "{response: {x-a: one}}", "")), running(1, plan.Seen))
+			r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: one}}", "")), running(1, plan.Seen))
+			r.header(p, "x-a", "one")
 		})
 	}
 }
