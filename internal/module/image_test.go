@@ -222,7 +222,10 @@ func TestARegistryCannotGetPastTheLimits(t *testing.T) {
 		first func(http.ResponseWriter, *http.Request) bool
 		words []string
 	}{
-		"its text": {func(w http.ResponseWriter, r *http.Request) bool { http.Error(w, secret, 418); return true }, []string{"status 418"}},
+		"its text": {func(w http.ResponseWriter, r *http.Request) bool {
+			http.Error(w, secret, http.StatusTeapot)
+			return true
+		}, []string{"status 418"}},
 		"a manifest without end": {func(w http.ResponseWriter, r *http.Request) bool {
 			for manifest(r) && r.Context().Err() == nil {
 				if _, err := w.Write(make([]byte, 32<<10)); err != nil {
