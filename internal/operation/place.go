@@ -181,7 +181,7 @@ func (r *Runner) places(j job) ([]place, error) {
 			refused = append(refused, u.err)
 		}
 	}
-	if len(places)+len(clusters) == len(refused) {
+	if len(refused) > 0 && len(places)+len(clusters) == len(refused) {
 		return nil, together(clusters, refused)
 	}
 	return append(places, clusters...), nil
