@@ -29,7 +29,7 @@ const (
 	baseUser  = "base"
 )
 
-func newIstioMesh(t *testing.T) istioMesh {
+func newIstioMesh(t *testing.T, change ...func(*istiotest.ProxyOptions)) istioMesh {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a Kubernetes API server, istiod and Envoys")
@@ -64,7 +64,11 @@ func newIstioMesh(t *testing.T) istioMesh {
 	}
 	out := istioMesh{Mesh: m}
 	for _, pod := range []string{"api-1", "api-2"} {
-		p, err := m.Proxy(t.Context(), istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": "api"}})
+		o := istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": "api"}}
+		for _, c := range change {
+			c(&o)
+		}
+		p, err := m.Proxy(t.Context(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
