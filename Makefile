@@ -6,8 +6,12 @@ COMMIT    := $(or $(COMMIT),$(shell git describe --always --dirty --abbrev=40 --
 FUZZTIME  ?= 10s
 KILLS     ?= 1000
 FOR       ?=
+MESH      ?= envoy
 TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners|AClockThatIsSet)
 BIN       := bin/meshery-filters
+# The demo of each mesh. The program runs no control plane, so Istio's is another.
+DEMO_envoy := $(BIN) demo
+DEMO_istio := bin/demo-istio
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
 GOFILES    = $(shell find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
@@ -43,8 +47,12 @@ controlplanes: ## build the Kubernetes and Istio that tests run against into the
 	@build/controlplanes/build.sh
 
 .PHONY: demo
-demo: build envoy ## show the whole idea on this machine; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
-	$(BIN) demo $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
+demo: build envoy $(filter bin/demo-istio,bin/demo-$(MESH)) ## show the whole idea on this machine, with MESH=istio on Istio; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
+	$(or $(DEMO_$(MESH)),$(error MESH is $(MESH); use envoy or istio)) $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
+
+.PHONY: bin/demo-istio
+bin/demo-istio: controlplanes
+	$(GO) build -o $@ ./build/demo
 
 .PHONY: check
 check: fmt vet lint ## format, vet, linters, unit and golden tests, without an Envoy: under a minute once built
@@ -87,8 +95,9 @@ verify: ## rebuild the Wasm filters from two directories and compare with the co
 	filters/verify.sh
 
 .PHONY: test-demo
-test-demo: build envoy
-	build/testdemo.sh $(BIN)
+test-demo: build envoy bin/demo-istio
+	build/testdemo.sh $(DEMO_envoy)
+	build/testdemo.sh $(DEMO_istio)
 
 .PHONY: torture
 torture: envoy ## kill, cut off and damage what runs, KILLS (1000) times; FOR=30m goes on for that long in each test

@@ -39,6 +39,7 @@ var imports = map[string]string{
 	"internal/audit":     "problem",
 	"internal/limit":     "",
 	"internal/envoy":     "problem",
+	"internal/demo":      "filters envoy event filter server/filterspb templates",
 	"filters":            "",
 	"templates":          "",
 	"oam":                "filter operation problem templates",
@@ -48,7 +49,7 @@ var imports = map[string]string{
 	"internal/server":    "operation oam event limit audit problem server/filterspb",
 	"internal/telemetry": "operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube istiod consul xds limit audit envoy filters templates oam imagehub operation page server server/filterspb telemetry address config",
+	"internal/cli":       "problem filter plan mesh wasm module event store kube istiod consul xds limit audit envoy demo filters templates oam imagehub operation page server server/filterspb telemetry address config",
 }
 
 // others are imported, or not, but have no row of their own.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/internal/envoy"
@@ -40,6 +42,23 @@ func ask(t *testing.T, method, url, token string, body any) (status int, answer 
 	var a struct{ Token string }
 	_ = json.Unmarshal(said, &a) // not every answer is JSON
 	return resp.StatusCode, a.Token
+}
+
+// poll tries until there is no error, and returns the last one when the time is up.
+func poll(ctx context.Context, limit time.Duration, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func chainVersion(t *testing.T, p *envoy.Process) string {

@@ -249,6 +249,60 @@ func (a Admin) dumpSlot(ctx context.Context) (version string, filters []SlotFilt
 	return "", nil, nil
 }
 
+// ListenerConfig reads the Wasm filters that the listener at an address, host:port, has in its own configuration, in the
+// order that requests meet them. Of filters that come by discovery it has the names only. It is for Envoys without a slot,
+// such as Istio's.
+func (a Admin) ListenerConfig(ctx context.Context, addr string) (filters []SlotFilter, err error) {
+	var got struct {
+		Configs []struct {
+			Active struct {
+				Listener struct {
+					Address struct {
+						Socket struct {
+							Address string `json:"address"`
+							Port    int    `json:"port_value"`
+						} `json:"socket_address"`
+					} `json:"address"`
+					Chains []struct {
+						Filters []struct {
+							Manager struct {
+								Filters []struct {
+									namedFilter
+									Discovery json.RawMessage `json:"config_discovery"`
+								} `json:"http_filters"`
+							} `json:"typed_config"`
+						} `json:"filters"`
+					} `json:"filter_chains"`
+				} `json:"listener"`
+			} `json:"active_state"`
+		} `json:"configs"`
+	}
+	if err := a.getJSON(ctx, "/config_dump?resource=dynamic_listeners", maxDump, &got); err != nil {
+		return nil, err
+	}
+	for _, c := range got.Configs {
+		at := c.Active.Listener.Address.Socket
+		if net.JoinHostPort(at.Address, strconv.Itoa(at.Port)) != addr {
+			continue
+		}
+		for _, chain := range c.Active.Listener.Chains {
+			for _, network := range chain.Filters {
+				for _, f := range network.Manager.Filters {
+					sf, err := f.read()
+					if err != nil {
+						return nil, fmt.Errorf("read filter %s of /config_dump: %w", f.Name, err)
+					}
+					if sf.Type == "Wasm" || f.Discovery != nil {
+						filters = append(filters, sf)
+					}
+				}
+			}
+		}
+		return filters, nil
+	}
+	return nil, fmt.Errorf("envoy has no listener at %s", addr)
+}
+
 // namedFilter is a TypedExtensionConfig as /config_dump writes it; other filters than Wasm leave Config empty.
 type namedFilter struct {
 	Name  string `json:"name"`

@@ -1,6 +1,7 @@
 package istiotest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,8 @@ type ProxyOptions struct {
 	Labels map[string]string
 	// Gateway is a proxy at the edge, and not a sidecar.
 	Gateway bool
+	// Upstream is where its requests go, host:port. It has to answer GET /healthz with 200. Default: one of this process.
+	Upstream string
 	// Replica of istiod that it connects to, from 0. Default: the first.
 	Replica int
 	// Agent puts Istio's agent between the Envoy and istiod, as in a cluster: it is what fetches modules. It takes a user
@@ -28,11 +31,13 @@ type ProxyOptions struct {
 	Agent bool
 }
 
-// Proxy is an Envoy that istiod configures, before an upstream that answers every request.
+// Proxy is an Envoy that istiod configures, before an upstream.
 type Proxy struct {
 	Namespace, Pod string
 	// URL is where its listener takes requests: http://127.0.0.1:PORT.
 	URL string
+	// Envoy that runs without an agent; nil with one.
+	Envoy *envoy.Process
 
 	running process
 }
@@ -82,17 +87,20 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	if o.Agent {
 		p.running, admin, err = m.agent(ctx, dir, o, labels, ip, xds)
 	} else {
-		p.running, admin, err = m.bare(ctx, dir, o, labels, ip, xds)
+		p.Envoy, err = m.bare(ctx, dir, o, labels, ip, xds)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if p.Envoy != nil {
+		p.running, admin = bare{p.Envoy}, p.Envoy.AdminAddr()
 	}
 	m.mu.Lock()
 	m.proxies = append(m.proxies, p)
 	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = admin
 	m.mu.Unlock()
 	for {
-		r, err := p.Get(ctx, "/ready")
+		r, err := p.Get(ctx, "/healthz")
 		if err == nil && r.Status == 200 {
 			return p, nil
 		}
@@ -114,22 +122,18 @@ func (p *Proxy) Get(ctx context.Context, path string) (Response, error) {
 // Stop ends the Envoy and waits until it is gone. Its Pod stays.
 func (p *Proxy) Stop() error { return p.running.Stop() }
 
-// bare starts an Envoy that asks istiod itself, and says where its admin interface is.
-func (m *Mesh) bare(ctx context.Context, dir string, o ProxyOptions, labels map[string]string, ip, xds string) (process, string, error) {
+// bare starts an Envoy that asks istiod itself.
+func (m *Mesh) bare(ctx context.Context, dir string, o ProxyOptions, labels map[string]string, ip, xds string) (*envoy.Process, error) {
 	config, err := bootstrap(o, labels, ip, xds)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	p, err := envoy.Start(ctx, m.binary, envoy.ProcessOptions{Bootstrap: config, Concurrency: 1, Dir: dir})
-	if err != nil {
-		return nil, "", err
-	}
-	return bare{p}, p.AdminAddr(), nil
+	return envoy.Start(ctx, m.binary, envoy.ProcessOptions{Bootstrap: config, Concurrency: 1, Dir: dir})
 }
 
 // route is what has istiod give the proxy a listener on a port, with the upstream behind it.
 func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {
-	upstream := strings.TrimPrefix(m.upstream.URL, "http://")
+	upstream := cmp.Or(o.Upstream, m.upstream.Listener.Addr().String())
 	var texts []string
 	if !o.Gateway {
 		texts = append(texts, fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"namespace": %q, "name": %q},
