@@ -797,9 +797,9 @@ func TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd(t *tes
 	if testing.Short() {
 		t.Skip("needs a Kubernetes API server")
 	}
-	step := int64(3)
+	step := int64(5)
 	if underRace {
-		step = 7
+		step = 9
 	}
 	kills := 0
 	for fuse := int64(1); ; fuse += step {
@@ -862,26 +862,11 @@ type killed struct {
 func (k killed) run(t *testing.T) {
 	f := &fuse{}
 	f.left.Store(k.Fuse)
-	to, err := url.Parse(k.Server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(k.CA)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
-	defer transport.CloseIdleConnections()
-	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: transport}
-	gateway := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := gateway(t, k.Server, k.CA, k.Address, func(answer func()) {
 		f.burn()
-		through.ServeHTTP(w, r)
+		answer()
 		f.burn()
-	}))
-	if gateway.Listener, err = net.Listen("tcp", k.Address); err != nil {
-		t.Fatal(err)
-	}
-	gateway.StartTLS()
-	defer gateway.Close()
-	s := &k8stest.Server{URL: gateway.URL, CA: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: gateway.Certificate().Raw})}
+	})
 	pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
 	defer pool.Close()
 	r := startRig(t, k.State, func(o *operation.Options) {
@@ -911,5 +896,55 @@ func (k killed) run(t *testing.T) {
 	}
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// gateway passes requests on to an API server, each through around.
+func gateway(t *testing.T, server string, ca []byte, address string, around func(answer func())) *k8stest.Server {
+	t.Helper()
+	to, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: transport}
+	g := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		around(func() { through.ServeHTTP(w, r) })
+	}))
+	g.Listener.Close()
+	if g.Listener, err = net.Listen("tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	g.StartTLS()
+	t.Cleanup(g.Close)
+	return &k8stest.Server{URL: g.URL, CA: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.Certificate().Raw})}
+}
+
+func TestAnOperationMakesFewRequestsToItsCluster(t *testing.T) {
+	c := newClusterRig(t)
+	var asked atomic.Int64
+	s := gateway(t, c.URL, c.CA, "127.0.0.1:0", func(answer func()) { asked.Add(1); answer() })
+	c.kubeconfig = string(s.Kubeconfig(c.Token(adapterUser)))
+	c.ok(c.apply(on("other", "first"))) // after which it is known what the cluster serves
+	for _, op := range []struct {
+		what    string
+		objects int64
+		q       operation.Request
+	}{
+		{"making two", 2, c.apply(on("web", "a"), on("web", "b"))},
+		{"changing two", 2, c.apply(on("web", "a", "config: {response: {x-other: a}}"), on("web", "b", "config: {response: {x-other: b}}"))},
+		{"changing nothing", 2, c.apply(on("web", "a", "config: {response: {x-other: a}}"), on("web", "b", "config: {response: {x-other: b}}"))},
+		{"removing one of two", 2, c.request("remove_filter", doc("a"))},
+		{"removing one", 1, c.request("remove_filter", doc("b"))},
+	} {
+		asked.Store(0)
+		c.ok(op.q)
+		n, most := asked.Load(), 3*op.objects+4
+		if t.Logf("%s: %d requests", op.what, n); n > most {
+			t.Errorf("%s took %d requests, and %d are enough", op.what, n, most)
+		}
 	}
 }

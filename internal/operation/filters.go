@@ -246,15 +246,12 @@ func meets(c filter.Chain) string {
 
 // takeFrom removes filters from one chain.
 func (r *Runner) takeFrom(ctx context.Context, s *story, pl place, held filter.Chain, keys []filter.Key, pt patience) (outcome, error) {
-	e := edit{removal: true}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(k filter.Key) bool { _, ok := held.Find(k); return !ok })
+	e := edit{removal: true, subject: listed(texts(keys))}
 	next, l, _, err := r.revise(ctx, s, pl, held.Mesh, held.Target, pt, func(c filter.Chain) (filter.Chain, edit) {
-		var names []string
 		for _, k := range keys {
-			if _, ok := c.Find(k); ok {
-				c, names = c.Without(k), append(names, k.String())
-			}
+			c = c.Without(k)
 		}
-		e.subject = listed(names)
 		return c, e
 	})
 	if err != nil {
