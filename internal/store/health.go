@@ -37,7 +37,7 @@ func (s *Store) Watch(ctx context.Context, changed func(error)) {
 		switch {
 		case err != nil && was == nil:
 			s.log.Error("nothing can be kept, so no operation is accepted", "error", err)
-			s.ailing.Store(&ailment{passing{err}, time.Now()})
+			s.ailing.Store(&ailment{asAway(err), time.Now()})
 			changed(err)
 		case err == nil && was != nil:
 			s.log.Info("operations are accepted again")

@@ -107,6 +107,13 @@ type passing struct{ error }
 func (p passing) Unwrap() error        { return p.error }
 func (p passing) Is(target error) bool { return target == ErrAway }
 
+// asAway makes an error one that is ErrAway, and so is whatever is made of its Problem.
+func asAway(err error) error {
+	p := *problem.Of(err)
+	p.Err = passing{err}
+	return &p
+}
+
 // Open takes the state directory, starts or connects to JetStream, and takes over what an earlier version kept in
 // the directory. problem.StoreFailed when a part is missing or damaged, or when the external server does not answer
 // within 30 s.
