@@ -183,6 +183,49 @@ func TestAFloodOfCallsIsRefusedBeyondTheBoundsAndLeavesNothing(t *testing.T) {
 	mustCall(t, f.conn, meshService+"ApplyOperation", text(1, "apply_filter"))
 }
 
+func TestACallCountsUntilItHasEndedEvenWhenItsClientHasHungUp(t *testing.T) {
+	f := start(t, func(o *server.Options) { o.Calls = limit.Bounds{PerClient: 2} })
+	finish := make(chan struct{})
+	var running atomic.Int64
+	f.ops.submit = func(_ context.Context, r operation.Request) (string, error) {
+		running.Add(1)
+		defer running.Add(-1)
+		<-finish
+		return r.ID, nil
+	}
+	hangUp := func() error {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		answer := make(chan error, 1)
+		before := running.Load()
+		go func() {
+			req, resp := text(1, "apply_filter"), raw{}
+			answer <- f.conn.Invoke(ctx, meshService+"ApplyOperation", &req, &resp)
+		}()
+		for deadline := time.Now().Add(patience); running.Load() == before && time.Now().Before(deadline); {
+			select {
+			case err := <-answer:
+				return err
+			case <-time.After(time.Millisecond):
+			}
+		}
+		cancel()
+		return <-answer
+	}
+	for range 2 {
+		if err := hangUp(); status.Code(err) != codes.Canceled {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		if err := hangUp(); !tooMuch(err) {
+			t.Errorf("%d calls of a client run at once, while it may have 2: %v", running.Load(), err)
+		}
+	}
+	close(finish)
+	until(t, "what has ended counts no more", func() bool { _, err := call(t, f.conn, meshService+"MeshName"); return err == nil })
+}
+
 func TestAClientThatCallsTooOftenIsRefusedAndAnotherIsNot(t *testing.T) {
 	a := newAuthority(t)
 	f := start(t, a.serving, func(o *server.Options) { o.Calls = limit.Bounds{Rate: 20} })
