@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/meshery/meshery-filters/internal/event"
@@ -224,6 +225,21 @@ func TestACallCountsUntilItHasEndedEvenWhenItsClientHasHungUp(t *testing.T) {
 	}
 	close(finish)
 	until(t, "what has ended counts no more", func() bool { _, err := call(t, f.conn, meshService+"MeshName"); return err == nil })
+}
+
+func TestAStreamWithLargeHeadersIsNotTaken(t *testing.T) {
+	f := start(t)
+	for size, taken := range map[int]bool{16 << 10: true, 1 << 20: false} {
+		ctx := metadata.AppendToOutgoingContext(limited(t), "x", strings.Repeat("x", size))
+		s, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, meshService+"StreamEvents")
+		if err == nil {
+			_ = s.SendMsg(&raw{}) // what it ends with is received
+			_, err = s.Header()
+		}
+		if (err == nil) != taken {
+			t.Errorf("with headers of %d bytes: %v", size, err)
+		}
+	}
 }
 
 func TestAClientThatCallsTooOftenIsRefusedAndAnotherIsNot(t *testing.T) {
