@@ -77,7 +77,7 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	}
 	if s.Audit != nil {
 		p := problem.Of(err)
-		s.Audit.Count(audit.Entry{Result: audit.Refused, Code: p.Kind.Code, Problem: p.Kind.Summary, Call: info.FullMethodName, Who: who.asked().Who("")})
+		s.Audit.Count(audit.Entry{Result: audit.Refused, Code: p.Kind.Code, Problem: p.Kind.Summary, Call: info.FullMethodName, Who: who.asked(s.Roles).Who("")})
 	}
 	err = s.toStatus(ctx, info.FullMethodName, err)
 	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {
