@@ -51,6 +51,9 @@ type Server struct {
 	server *server.Server
 }
 
+// maxSubs bounds the subscriptions of one connection, which are in memory.
+const maxSubs = 10_000
+
 // insider is the user that this process connects as, outsider the one of everybody else.
 const (
 	insider  = "adapter"
@@ -71,6 +74,7 @@ func StartServer(o ServerOptions) (*Server, error) {
 		NoSigs:                 true,
 		DisableJetStreamBanner: true,
 		NoAuthUser:             outsider,
+		MaxSubs:                maxSubs,
 		Users: []*server.User{
 			{Username: insider, Password: s.password},
 			{Username: outsider, Password: rand.Text(), Permissions: &server.Permissions{
