@@ -243,3 +243,39 @@ func TestProxiesThatRejectDoNotPushEverythingElseOutOfTheEvents(t *testing.T) {
 		t.Errorf("%d proxies have rejected a chain: %d were told of, and %d are in the log", proxies, told, lines)
 	}
 }
+
+// A deployment whose bootstrap has a fixed node id.
+func TestThousandsOfProxiesMayHaveOneNodeID(t *testing.T) {
+	r := newRig(t)
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	g := r.b.group("edge")
+	const proxies = 20_000
+	all := make([]*proxy, proxies)
+	begun := time.Now()
+	for i := range all {
+		all[i] = &proxy{nodeID: "same"}
+		g.join(all[i])
+	}
+	if took := time.Since(begun); took > 5*time.Second || all[0].ID != "same" || all[proxies-1].ID != "same#20000" {
+		t.Errorf("they have joined in %s, from %s to %s", took, all[0].ID, all[proxies-1].ID)
+	}
+	for _, p := range []int{77, 5, 0} {
+		g.leave(all[p])
+	}
+	for _, want := range []string{"same", "same#6", "same#78", "same#20001"} {
+		p := &proxy{nodeID: "same"}
+		if g.join(p); p.ID != want {
+			t.Errorf("the next one is %s, not %s", p.ID, want)
+		}
+		all = append(all, p)
+	}
+	for _, p := range all {
+		if p.group != nil {
+			g.leave(p)
+		}
+	}
+	if len(g.proxies)+len(g.free) > 0 {
+		t.Errorf("%d proxies and %d numbers are left", len(g.proxies), len(g.free))
+	}
+}
