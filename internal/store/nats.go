@@ -250,8 +250,11 @@ func (l *natsLogger) Noticef(format string, v ...any) {
 func (l *natsLogger) Debugf(string, ...any) {}
 func (l *natsLogger) Tracef(string, ...any) {}
 func (l *natsLogger) Warnf(format string, v ...any) {
-	if strings.HasPrefix(format, "Plaintext passwords") {
+	switch {
+	case strings.HasPrefix(format, "Plaintext passwords"):
 		return // about this process's own, which is made up at each start and never leaves memory
+	case strings.HasPrefix(format, "Maximum payloads"):
+		return // about what modules need, and nobody can change
 	}
 	l.Warn("NATS", "message", fmt.Sprintf(format, v...))
 }

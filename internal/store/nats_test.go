@@ -153,6 +153,15 @@ func TestTheSubscriptionsOfAConnectionAreBounded(t *testing.T) {
 	exchange(t, connect(t, "", s.Connect()...), connect(t, s.ClientURL()), "story.of.one")
 }
 
+func TestAStartWarnsOfNothingThatNobodyCanChange(t *testing.T) {
+	var log bytes.Buffer
+	s := start(t, ServerOptions{Listen: "127.0.0.1:0", StoreDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s.Shutdown()
+	if log.Len() > 0 {
+		t.Errorf("%s", log.String())
+	}
+}
+
 func TestAnAddressIsRefusedWithItsReason(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
