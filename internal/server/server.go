@@ -197,6 +197,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stopped := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
+		s.listeners.saves.Wait()
 		<-served
 		close(stopped)
 	}()
