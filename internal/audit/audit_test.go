@@ -240,6 +240,49 @@ func TestAFloodOfRefusalsIsAFewLines(t *testing.T) {
 	}
 }
 
+func TestNobodyIsBlamedForWhatOthersWereRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	l := open(t, Options{File: file})
+	for i := range 5000 {
+		l.Count(Entry{Result: Refused, Code: "meshery-filters-1002", Operation: "x", Key: fmt.Sprint("made-up-", i), Who: Who{Certificate: "CN=mallory"}})
+	}
+	for range 2 {
+		l.Count(Entry{Result: Refused, Code: "meshery-filters-1002", Operation: "y", Key: "apply_filter", Who: Who{Certificate: "CN=alice"}})
+	}
+	l.Count(Entry{Result: Refused, Code: "meshery-filters-1044", Who: Who{Certificate: "CN=alice"}})
+	must(t, l.Close())
+	sum := map[string]int{}
+	for _, e := range entries(t, file) {
+		sum[e.Code] += max(e.Count, 1)
+		if e.Who.Certificate == "CN=alice" && e.Count > 2 || e.Count > 0 && e.Key != "" {
+			t.Errorf("%+v", e)
+		}
+	}
+	if sum["meshery-filters-1002"] != 5002 || sum["meshery-filters-1044"] != 1 {
+		t.Errorf("the lines tell of %v", sum)
+	}
+}
+
+// Adapters that share a store accept operations that others run.
+func TestWhatIsRememberedOfOperationsThatOthersEndIsBounded(t *testing.T) {
+	l := open(t, Options{Stream: io.Discard})
+	const many = 3 * rememberedAccepts
+	for i := range many {
+		must(t, l.Accepted(of(fmt.Sprint("op-", i))))
+	}
+	if n := len(l.accepted) + len(l.before); n > 2*rememberedAccepts {
+		t.Errorf("%d operations are remembered", n)
+	}
+	var b bytes.Buffer
+	l.opts.Stream = &b
+	for i := range rememberedAccepts {
+		must(t, l.Accepted(of(fmt.Sprint("op-", many-1-i))))
+	}
+	if b.Len() > 0 {
+		t.Error("the latest are written twice")
+	}
+}
+
 func TestRefusalsAreWrittenSoonWithoutBeingAskedFor(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	l := open(t, Options{File: file})

@@ -27,6 +27,9 @@ const (
 	// rememberedEnds is how many operations that have ended are remembered, of those that may be reported again after a
 	// crash: as many as ran then.
 	rememberedEnds = 4096
+	// rememberedAccepts bounds the operations that were accepted and have not ended, as far as this log knows: it does not
+	// hear of the end of those that another adapter runs. As many again, accepted earlier, are remembered too.
+	rememberedAccepts = 1 << 15
 	// maxLikes bounds the kinds of refusals that are counted apart.
 	maxLikes   = 256
 	flushEvery = time.Second
@@ -52,6 +55,7 @@ type Log struct {
 	mu       sync.Mutex
 	next     *batch            // what is written next
 	accepted map[string]*batch // lines of operations that have not ended; nil: it was there at the start
+	before   map[string]*batch // the same of those that were accepted earlier
 	ended    map[string]*batch // the same of those that have, the last of them
 	ends     []string          // their keys, oldest first
 	likes    map[string]*alike
@@ -197,11 +201,34 @@ func (l *Log) note(line []byte) {
 	at, _ := field(`,"accepted":"`)
 	key := operation + " " + at
 	if result == string(Accepted) {
-		l.accepted[key] = nil
+		l.accept(key, nil)
 		return
 	}
-	delete(l.accepted, key)
+	l.forget(key)
 	l.end(key, nil)
+}
+
+// accept remembers that the line of an operation that was accepted is in the batch, or was there at the start. The lock is
+// held.
+func (l *Log) accept(key string, b *batch) {
+	if len(l.accepted) >= rememberedAccepts {
+		l.accepted, l.before = map[string]*batch{}, l.accepted
+	}
+	l.accepted[key] = b
+}
+
+// wasAccepted is what accept was told. The lock is held.
+func (l *Log) wasAccepted(key string) (b *batch, found bool) {
+	if b, found = l.accepted[key]; !found {
+		b, found = l.before[key]
+	}
+	return b, found
+}
+
+// forget takes back what accept was told. The lock is held.
+func (l *Log) forget(key string) {
+	delete(l.accepted, key)
+	delete(l.before, key)
 }
 
 // end remembers that an operation's last line is in the batch, or was there at the start. The lock is held.
@@ -244,13 +271,13 @@ func (l *Log) once(e Entry) error {
 	l.mu.Lock()
 	b, written := l.ended[key]
 	if !written && e.Result == Accepted {
-		b, written = l.accepted[key]
+		b, written = l.wasAccepted(key)
 	}
 	if !written {
 		b = l.next
 		b.data = append(b.data, line...)
 		if e.Result == Accepted {
-			l.accepted[key] = b
+			l.accept(key, b)
 		} else {
 			l.end(key, b)
 		}
@@ -262,13 +289,14 @@ func (l *Log) once(e Entry) error {
 	err = l.commit(b)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	accepted, _ := l.wasAccepted(key)
 	switch {
 	case err == nil && e.Result != Accepted:
-		delete(l.accepted, key)
+		l.forget(key)
 	case err != nil && l.ended[key] == b:
 		delete(l.ended, key) // its place among ends stays until its turn comes
-	case err != nil && l.accepted[key] == b:
-		delete(l.accepted, key)
+	case err != nil && accepted == b:
+		l.forget(key)
 	}
 	return err
 }
@@ -349,7 +377,8 @@ func (l *Log) rotate() error {
 }
 
 // Count writes an entry down soon, unless one like it was written within a minute: then it is counted, and the number is
-// written when the minute is over. It does not wait.
+// written when the minute is over. It does not wait. Of more kinds than maxLikes only the codes are told apart, and nobody is
+// named, since they are of many.
 func (l *Log) Count(e Entry) {
 	e.Time = time.Now()
 	l.mu.Lock()
@@ -357,7 +386,8 @@ func (l *Log) Count(e Entry) {
 	like := e.like()
 	a := l.likes[like]
 	if a == nil && len(l.likes) >= maxLikes {
-		like = "others"
+		e = Entry{Result: e.Result, Time: e.Time, Code: e.Code, Problem: e.Problem}
+		like = e.like()
 		a = l.likes[like]
 	}
 	if a != nil {

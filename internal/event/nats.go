@@ -79,6 +79,7 @@ type NATS struct {
 
 	kept      bool        // by a JetStream, as far as Run knows
 	confirmed []confirmed // by a server without one, lately, oldest first
+	refused   error       // what the server said last about an event that may not be published
 
 	mu          sync.Mutex
 	connected   time.Time // last
@@ -248,6 +249,9 @@ func (n *NATS) dial(closed chan struct{}) (*nats.Conn, error) {
 		nats.ReconnectHandler(up),
 		nats.DisconnectErrHandler(down),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if refusesEvent(err) {
+				return // flush says so to whoever publishes
+			}
 			if text := err.Error(); text != last { // it may come with every attempt to connect
 				last = text
 				n.logger.Warn("NATS refused something", "error", err)
@@ -301,7 +305,7 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 			continue
 		}
 		if js == nil {
-			if err := flush(ctx, nc); err != nil {
+			if err := n.flush(ctx, nc); err != nil {
 				return err
 			}
 			n.confirm(begun)
@@ -320,10 +324,24 @@ func (n *NATS) deliver(ctx context.Context, nc *nats.Conn, position uint64, end,
 	return context.Cause(ctx)
 }
 
-func flush(ctx context.Context, nc *nats.Conn) error {
+// flush returns when the server has what was published.
+func (n *NATS) flush(ctx context.Context, nc *nats.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, serverAnswer)
 	defer cancel()
-	return nc.FlushWithContext(ctx)
+	if err := nc.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	// What it does not take it has said before it answered.
+	if err := nc.LastError(); refusesEvent(err) && err != n.refused {
+		n.refused = err
+		return err
+	}
+	return nil
+}
+
+// refusesEvent says whether an error is that events may not be published.
+func refusesEvent(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `Publish to "`+SubjectPrefix)
 }
 
 // confirm notes that the server had the events from a position on.
@@ -366,7 +384,7 @@ func (n *NATS) publishHeard(ctx context.Context, nc *nats.Conn, r store.Record) 
 		if err := n.publishTo(ctx, nc, nil, r, inbox); err != nil {
 			return err
 		}
-		if err := flush(ctx, nc); err != nil {
+		if err := n.flush(ctx, nc); err != nil {
 			return err
 		}
 		n.mu.Lock()
@@ -427,7 +445,7 @@ func (n *NATS) publishTo(ctx context.Context, nc *nats.Conn, js jetstream.JetStr
 		// One after the other: of several that are on their way together a later one could be kept before an earlier.
 		_, err = js.PublishMsg(ctx, m, jetstream.WithMsgID(fmt.Sprintf("%s-%d", r.Subject, r.Position)))
 	}
-	if errors.Is(err, nats.ErrMaxPayload) {
+	if errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum) {
 		// The same again would be refused for ever.
 		n.logger.Warn("NATS does not take an event of this size", "operation", r.Subject, "position", r.Position, "bytes", len(r.Data))
 		return nil

@@ -459,6 +459,70 @@ func TestAnEventTooLargeForTheBrokerDoesNotHoldUpTheOthers(t *testing.T) {
 	}
 }
 
+func TestAnEventTooLargeForTheStreamDoesNotHoldUpTheOthers(t *testing.T) {
+	_, url := startBroker(t, server.Options{JetStream: true, StoreDir: t.TempDir()})
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "events", Subjects: []string{Subject("*")}, MaxMsgSize: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	got := listen(t, url, Subject("op"))
+	var logged log
+	n, _ := run(t, Options{URL: url, Logger: logged.logger()})
+	emit(t, n, story("op", 1))
+	emit(t, n, Event{Operation: "op", Sequence: 2, Details: strings.Repeat("d", 5000)})
+	emit(t, n, story("op", 3))
+	eventually(t, "the third arrives", func() bool { return len(got()) > 0 && decode(t, got()[len(got())-1]).Sequence == 3 })
+	if !strings.Contains(logged.String(), "position=2") {
+		t.Errorf("log: %s", logged.String())
+	}
+}
+
+func TestEventsThatMayNotBePublishedWaitUntilTheyMay(t *testing.T) {
+	t.Parallel()
+	options := func(deny ...string) server.Options {
+		return server.Options{NoAuthUser: "anybody", Users: []*server.User{
+			{Username: "anybody", Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: deny}}},
+			{Username: "reader", Password: "secret"}}}
+	}
+	broker, url := startBroker(t, options("meshery.>"))
+	got := listen(t, strings.Replace(url, "//", "//reader:secret@", 1), Subject("*"))
+	var logged log
+	n, _ := run(t, Options{URL: url, Logger: logged.logger()})
+	for i := range 300 {
+		emit(t, n, Event{Operation: fmt.Sprint("op-", i), Sequence: 1, Summary: "a step"})
+	}
+	eventually(t, "that is logged", func() bool {
+		return strings.Contains(logged.String(), "they wait") && strings.Contains(logged.String(), "ermissions Violation for Publish")
+	})
+	if n.Published() != 0 || !n.waiting() {
+		t.Errorf("%d events count as published", n.Published())
+	}
+	if lines := strings.Count(logged.String(), "\n"); lines > 10 {
+		t.Errorf("%d lines in the log", lines)
+	}
+	mended := options()
+	mended.Host, mended.Port, mended.NoSigs, mended.NoLog = "127.0.0.1", broker.Addr().(*net.TCPAddr).Port, true, true
+	if err := broker.ReloadOptions(&mended); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "everything is published", func() bool { return !n.waiting() })
+	seen := map[string]bool{}
+	eventually(t, "everything arrives", func() bool {
+		for _, m := range got() {
+			seen[m.Subject] = true
+		}
+		return len(seen) == 300
+	})
+}
+
 func TestTheLargestEventFitsTheUsualBroker(t *testing.T) {
 	_, url := startBroker(t, server.Options{})
 	got := listen(t, url, Subject("op"))

@@ -30,6 +30,8 @@ type Caller struct {
 	Remote      string `json:"remote,omitempty"`      // address and port
 	// Foreign is a caller from another host without a verified certificate.
 	Foreign bool `json:"foreign,omitempty"`
+	// Reader may only look: nothing is fetched or kept for it.
+	Reader bool `json:"reader,omitempty"`
 }
 
 // Who is the caller, with the name that it claims, as the audit log has them.

@@ -1,7 +1,10 @@
 package operation_test
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -38,6 +41,43 @@ func TestACallerOfAnotherHostNeedsACertificateToUseTheAdaptersOwnRights(t *testi
 	open := newRig(t, func(o *operation.Options) { o.AllowUnauthenticated = true })
 	open.ok(by(stranger, apply(doc("hello"))))
 	open.ok(by(stranger, operation.Request{Operation: "imagehub"}))
+}
+
+func TestNothingIsFetchedOrKeptForWhoMayOnlyLook(t *testing.T) {
+	r := newRig(t)
+	reader := operation.Caller{Remote: "192.0.2.7:4242", Certificate: "CN=auditor", Serial: "1", Reader: true}
+	inline := func(n int) string { return doc("x", "module: {inline: "+variant(t, n)+"}") }
+	plan := func(c operation.Caller, body string) error {
+		q := apply(body)
+		q.Caller = c
+		_, err := r.runner.Plan(t.Context(), q)
+		return err
+	}
+	const away = "module: {url: https://127.0.0.1:1/x.wasm, sha256: "
+	before := r.dir.Sizes(t.Context())["modules"]
+	for why, body := range map[string]string{"bytes that are new": inline(1), "an address": doc("x", away+strings.Repeat("ab", 32)+"}")} {
+		if err := plan(reader, body); !errors.Is(err, problem.RoleMissing) || !strings.Contains(err.Error(), "default/x") {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+	if after := r.dir.Sizes(t.Context())["modules"]; after != before {
+		t.Errorf("the modules take %d bytes, and took %d before", after, before)
+	}
+	r.ok(apply(inline(2)))
+	wasm, err := base64.StdEncoding.DecodeString(variant(t, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for why, body := range map[string]string{"bytes that are there": inline(2), "a module of the program": doc("x"),
+		"an address whose module is there": doc("x", fmt.Sprintf("%s%x}", away, sha256.Sum256(wasm)))} {
+		if err := plan(reader, body); err != nil {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+	reader.Reader = false
+	if err := plan(reader, inline(1)); err != nil {
+		t.Errorf("with the role operate: %v", err)
+	}
 }
 
 func TestAWideTargetIsTakenOnlyWhereTheConfigurationAllowsIt(t *testing.T) {

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -19,7 +21,7 @@ import (
 )
 
 // Plan says what an operation would make hold, target by target, without doing it. Modules from https are fetched and
-// kept, so that applying afterwards needs no fetch.
+// kept, so that applying afterwards needs no fetch; a Reader's have to be there already.
 func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	if q.ID == "" {
 		q.ID = "preview"
@@ -40,7 +42,11 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	}
 	keys := slices.Clone(j.Remove)
 	for i, f := range j.Filters {
-		module, _, err := r.resolve(ctx, f)
+		find := r.resolve
+		if q.Caller.Reader {
+			find = r.known
+		}
+		module, _, err := find(ctx, f)
 		if err != nil {
 			return nil, named(f, err)
 		}
@@ -93,6 +99,30 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		previews = append(previews, p)
 	}
 	return previews, nil
+}
+
+// known finds a module whose bytes are kept already, or ship with the program.
+func (r *Runner) known(ctx context.Context, f filter.Filter) (filter.Module, []byte, error) {
+	m := f.Spec.Module
+	if m.Inline != "" {
+		data, err := m.Bytes()
+		sum := sha256.Sum256(data)
+		if digest := hex.EncodeToString(sum[:]); err == nil && m.SHA256 == "" {
+			m.SHA256 = digest
+		} else if err != nil || !strings.EqualFold(m.SHA256, digest) {
+			return r.resolve(ctx, f) // which says what is wrong with it
+		}
+	}
+	if m.Inline == "" && m.URL == "" || m.SHA256 == "" {
+		return r.resolve(ctx, f)
+	}
+	f.Spec.Module = filter.Module{SHA256: m.SHA256}
+	found, data, err := r.resolve(ctx, f)
+	if errors.Is(err, problem.ModuleUnavailable) {
+		return found, nil, problem.RoleMissing.New("the adapter does not have the module yet, and neither fetches nor keeps one for the role read")
+	}
+	found.URL = m.URL
+	return found, data, err
 }
 
 func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {

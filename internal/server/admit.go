@@ -45,6 +45,16 @@ func callsOf(g *grpc.Server) map[string]call {
 // refusal is the key of a context whose call is not to be answered.
 type refusal struct{}
 
+// place is what a call takes of the limits.
+type place struct {
+	// keep makes the place outlive the context, unless that has ended.
+	keep    func() bool
+	release func()
+}
+
+// placeKey is the key of a context for its call's place.
+type placeKey struct{}
+
 // maxAbandoned is how long a call's own deadline may keep its remains in memory when it is refused unread: grpc leaves
 // the deadline's timer running then.
 const maxAbandoned = time.Minute
@@ -61,14 +71,13 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 		}
 		var release func()
 		if release, err = clients.Take(limit.Key(who.certificate, who.remote)); err == nil {
-			context.AfterFunc(ctx, release) // which ends with the call
-			return ctx, nil
+			return context.WithValue(ctx, placeKey{}, &place{context.AfterFunc(ctx, release), release}), nil
 		}
 		err = problem.TooMuch.New("%s: %w", info.FullMethodName, err)
 	}
 	if s.Audit != nil {
 		p := problem.Of(err)
-		s.Audit.Count(audit.Entry{Result: audit.Refused, Code: p.Kind.Code, Problem: p.Kind.Summary, Call: info.FullMethodName, Who: who.asked().Who("")})
+		s.Audit.Count(audit.Entry{Result: audit.Refused, Code: p.Kind.Code, Problem: p.Kind.Summary, Call: info.FullMethodName, Who: who.asked(s.Roles).Who("")})
 	}
 	err = s.toStatus(ctx, info.FullMethodName, err)
 	if d, ok := ctx.Deadline(); !ok || time.Until(d) < maxAbandoned {
@@ -87,10 +96,20 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	return ctx, nil
 }
 
-// refused is the error of a call that tap let through only to be refused.
-func refused(ctx context.Context) error {
-	err, _ := ctx.Value(refusal{}).(error)
-	return err
+// begin is called when a call's handler begins, and end when it has ended: what it takes of the limits is taken until then,
+// even if its client has long hung up. It fails for a call that tap let through only to be refused.
+func begin(ctx context.Context) (end func(), err error) {
+	if err, ok := ctx.Value(refusal{}).(error); ok {
+		return nil, err
+	}
+	p, ok := ctx.Value(placeKey{}).(*place)
+	if !ok {
+		return func() {}, nil
+	}
+	if !p.keep() {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	return p.release, nil
 }
 
 // permit says whether the caller has the role that the call needs.

@@ -170,6 +170,18 @@ func TestACertificateMayDoWhatItsRoleAllows(t *testing.T) {
 	}
 }
 
+func TestAPlanSaysWhetherItsCallerMayOnlyLook(t *testing.T) {
+	a := newAuthority(t)
+	f := start(t, a.serving)
+	raw := grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{}))
+	for name, reader := range map[string]bool{"auditor": true, "operators-berlin": false} {
+		mustCall(t, a.dial(f.addr, a.issue(name), raw), filterService+"Plan", text(1, "apply_filter"))
+		if got := f.ops.last(t).Caller.Reader; got != reader {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // refusals are what the audit log is told.
 type refusals struct {
 	mu   sync.Mutex

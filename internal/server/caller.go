@@ -121,9 +121,10 @@ func (c caller) local() bool {
 }
 
 // asked is the caller as operations know it.
-func (c caller) asked() operation.Caller {
+func (c caller) asked(r Roles) operation.Caller {
 	o := operation.Caller{Certificate: c.name(), Foreign: c.certificate == nil && !c.local()}
 	if c.certificate != nil {
+		o.Reader = r.of(c.certificate) < operate
 		o.Serial = c.certificate.SerialNumber.Text(16)
 	}
 	if c.remote != nil {

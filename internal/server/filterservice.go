@@ -44,7 +44,7 @@ func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*fil
 		Namespace: r.GetNamespace(),
 		Body:      r.GetBody(),
 		Delete:    r.GetDelete(),
-		Caller:    callerOf(ctx).asked(),
+		Caller:    callerOf(ctx).asked(f.server.Roles),
 	})
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/meshery/meshery-filters/internal/event"
@@ -181,6 +182,64 @@ func TestAFloodOfCallsIsRefusedBeyondTheBoundsAndLeavesNothing(t *testing.T) {
 	back(t, goroutines, heap)
 	until(t, "what has ended counts no more", func() bool { _, err := call(t, f.conn, meshService+"MeshName"); return err == nil })
 	mustCall(t, f.conn, meshService+"ApplyOperation", text(1, "apply_filter"))
+}
+
+func TestACallCountsUntilItHasEndedEvenWhenItsClientHasHungUp(t *testing.T) {
+	f := start(t, func(o *server.Options) { o.Calls = limit.Bounds{PerClient: 2} })
+	finish := make(chan struct{})
+	var running atomic.Int64
+	f.ops.submit = func(_ context.Context, r operation.Request) (string, error) {
+		running.Add(1)
+		defer running.Add(-1)
+		<-finish
+		return r.ID, nil
+	}
+	hangUp := func() error {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		answer := make(chan error, 1)
+		before := running.Load()
+		go func() {
+			req, resp := text(1, "apply_filter"), raw{}
+			answer <- f.conn.Invoke(ctx, meshService+"ApplyOperation", &req, &resp)
+		}()
+		for deadline := time.Now().Add(patience); running.Load() == before && time.Now().Before(deadline); {
+			select {
+			case err := <-answer:
+				return err
+			case <-time.After(time.Millisecond):
+			}
+		}
+		cancel()
+		return <-answer
+	}
+	for range 2 {
+		if err := hangUp(); status.Code(err) != codes.Canceled {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		if err := hangUp(); !tooMuch(err) {
+			t.Errorf("%d calls of a client run at once, while it may have 2: %v", running.Load(), err)
+		}
+	}
+	close(finish)
+	until(t, "what has ended counts no more", func() bool { _, err := call(t, f.conn, meshService+"MeshName"); return err == nil })
+}
+
+func TestAStreamWithLargeHeadersIsNotTaken(t *testing.T) {
+	f := start(t)
+	for size, taken := range map[int]bool{16 << 10: true, 1 << 20: false} {
+		ctx := metadata.AppendToOutgoingContext(limited(t), "x", strings.Repeat("x", size))
+		s, err := f.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, meshService+"StreamEvents")
+		if err == nil {
+			_ = s.SendMsg(&raw{}) // what it ends with is received
+			_, err = s.Header()
+		}
+		if (err == nil) != taken {
+			t.Errorf("with headers of %d bytes: %v", size, err)
+		}
+	}
 }
 
 func TestAClientThatCallsTooOftenIsRefusedAndAnotherIsNot(t *testing.T) {

@@ -35,9 +35,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer func() {
 		err = s.conclude(ctx, info.FullMethod, begun, recover(), err)
 	}()
-	if err := refused(ctx); err != nil {
+	end, err := begin(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer end()
 	return next(ctx, req)
 }
 
@@ -54,9 +56,11 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		}
 		err = s.conclude(ss.Context(), info.FullMethod, begun, panicked, err)
 	}()
-	if err := refused(ss.Context()); err != nil {
+	end, err := begin(ss.Context())
+	if err != nil {
 		return err
 	}
+	defer end()
 	return next(srv, stream{ss, ctx})
 }
 

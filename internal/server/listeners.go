@@ -37,6 +37,9 @@ type listeners struct {
 	left  uint64 // the farthest position that a client had received when it left
 	saved *uint64
 	tried time.Time // when saving was last considered
+
+	saving sync.Mutex     // of Left, taken before mu: what takes long must hold up no client that is there
+	saves  sync.WaitGroup // of what saves while clients are there
 }
 
 // listener is one of them.
@@ -57,11 +60,21 @@ type mark struct {
 func (l *listeners) join(ctx context.Context, conn *life) *listener {
 	events := l.server.Events
 	l.mu.Lock()
+	alone := len(l.all) == 0
+	l.mu.Unlock()
+	if alone { // so that Left is read
+		l.saving.Lock()
+		defer l.saving.Unlock()
+	}
+	l.mu.Lock()
 	defer l.mu.Unlock()
 	from := events.Cursor()
-	if len(l.all) > 0 {
+	switch {
+	case len(l.all) > 0:
 		from = min(from, l.settle())
-	} else if l.server.Left != nil {
+	case !alone: // the last one has left just now
+		from = min(from, l.left)
+	case l.server.Left != nil:
 		left, found, err := l.server.Left.Load(ctx)
 		if err != nil {
 			l.server.Log.Warn("what happened before a client of StreamEvents came is not sent", "err", err)
@@ -114,7 +127,13 @@ func (c *listener) settled() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if time.Since(l.tried) >= settleEvery {
-		l.save(l.settle())
+		l.tried = time.Now()
+		if position := l.settle(); l.saving.TryLock() {
+			l.saves.Go(func() {
+				defer l.saving.Unlock()
+				l.save(position)
+			})
+		}
 	}
 	return len(c.marks) == 0 && (l.server.Left == nil || l.saved != nil && *l.saved >= c.received)
 }
@@ -122,13 +141,16 @@ func (c *listener) settled() bool {
 // leave is the client's end.
 func (c *listener) leave() {
 	l := c.of
+	l.saving.Lock()
+	defer l.saving.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.settle()
 	delete(l.all, c)
 	l.left = max(l.left, c.received)
-	if len(l.all) == 0 {
-		l.save(l.left)
+	last, position := len(l.all) == 0, l.left
+	l.mu.Unlock()
+	if last {
+		l.save(position)
 	}
 }
 
@@ -145,10 +167,12 @@ func (l *listeners) settle() uint64 {
 	return position
 }
 
-// save keeps where the next client begins after a restart. The lock is held.
+// save keeps where the next client begins after a restart. saving is held.
 func (l *listeners) save(position uint64) {
-	l.tried = time.Now()
-	if l.server.Left == nil || l.saved != nil && *l.saved == position {
+	l.mu.Lock()
+	same := l.saved != nil && *l.saved == position
+	l.mu.Unlock()
+	if l.server.Left == nil || same {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -157,5 +181,7 @@ func (l *listeners) save(position uint64) {
 		l.server.Log.Warn("where the clients of StreamEvents stand is not kept", "err", err)
 		return
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.saved = &position
 }

@@ -120,7 +120,7 @@ func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequ
 		Body:        r.GetCustomBody(),
 		Delete:      r.GetDeleteOp(),
 		Kubeconfigs: r.GetKubeConfigs(),
-		Caller:      callerOf(ctx).asked(),
+		Caller:      callerOf(ctx).asked(m.server.Roles),
 	})
 	if err != nil {
 		return nil, err

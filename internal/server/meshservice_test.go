@@ -272,6 +272,50 @@ func (p *place) is(at uint64) func() bool {
 	return func() bool { now, _, _ := p.Load(context.Background()); return now == at }
 }
 
+// stuck is a place that is not written to before its end.
+type stuck struct {
+	place
+	tried chan struct{}
+	end   chan struct{}
+}
+
+func (s *stuck) Save(_ context.Context, at uint64) error {
+	select {
+	case s.tried <- struct{}{}:
+	default:
+	}
+	<-s.end
+	return s.place.Save(context.Background(), at)
+}
+
+func TestAPlaceThatCannotBeWrittenHoldsUpNoStream(t *testing.T) {
+	t.Parallel()
+	left := &stuck{tried: make(chan struct{}, 1), end: make(chan struct{})}
+	f := start(t, func(o *server.Options) { o.Left = left })
+	end := sync.OnceFunc(func() { close(left.end) })
+	t.Cleanup(end)
+	one, another := follow(t, f.conn, meshService+"StreamEvents"), follow(t, dial(t, f.addr), meshService+"StreamEvents")
+	for i := range 10 {
+		emit(t, f.hub, event.Event{Operation: numbered("op", i), Sequence: 1})
+		if i == 0 {
+			select {
+			case <-left.tried:
+			case <-time.After(patience):
+				t.Fatal("nobody has tried to write")
+			}
+		}
+		for _, s := range []stream{one, another} {
+			if got := s.next(t).text(4); got != numbered("op", i) {
+				t.Fatalf("got %s", got)
+			}
+		}
+	}
+	end()
+	one.close()
+	another.close()
+	until(t, "it is written at the end", func() bool { _, found, _ := left.Load(context.Background()); return found })
+}
+
 func TestWhoComesBackToStreamEventsGetsWhatHappenedMeanwhile(t *testing.T) {
 	t.Parallel()
 	left := &place{}

@@ -33,6 +33,8 @@ import (
 const (
 	// maxMessage bounds a request, in bytes: a module of 20 MiB in base64 and its document fit.
 	maxMessage = 32 << 20
+	// maxHeaders bounds a call's headers, in bytes. They are held as long as it runs.
+	maxHeaders = 64 << 10
 	// maxStreams bounds the calls that run at once on one connection.
 	maxStreams = 1000
 	// straggle is how long a call whose context has ended may take to notice.
@@ -134,6 +136,7 @@ func New(o Options) *Server {
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	settings := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(20 * time.Second),
 		// Most connections carry little, and thousands may be open: a large buffer for reading would be most of what each
@@ -194,6 +197,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	stopped := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
+		s.listeners.saves.Wait()
 		<-served
 		close(stopped)
 	}()

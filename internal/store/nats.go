@@ -51,6 +51,9 @@ type Server struct {
 	server *server.Server
 }
 
+// maxSubs bounds the subscriptions of one connection, which are in memory.
+const maxSubs = 10_000
+
 // insider is the user that this process connects as, outsider the one of everybody else.
 const (
 	insider  = "adapter"
@@ -71,6 +74,7 @@ func StartServer(o ServerOptions) (*Server, error) {
 		NoSigs:                 true,
 		DisableJetStreamBanner: true,
 		NoAuthUser:             outsider,
+		MaxSubs:                maxSubs,
 		Users: []*server.User{
 			{Username: insider, Password: s.password},
 			{Username: outsider, Password: rand.Text(), Permissions: &server.Permissions{
@@ -246,8 +250,11 @@ func (l *natsLogger) Noticef(format string, v ...any) {
 func (l *natsLogger) Debugf(string, ...any) {}
 func (l *natsLogger) Tracef(string, ...any) {}
 func (l *natsLogger) Warnf(format string, v ...any) {
-	if strings.HasPrefix(format, "Plaintext passwords") {
+	switch {
+	case strings.HasPrefix(format, "Plaintext passwords"):
 		return // about this process's own, which is made up at each start and never leaves memory
+	case strings.HasPrefix(format, "Maximum payloads"):
+		return // about what modules need, and nobody can change
 	}
 	l.Warn("NATS", "message", fmt.Sprintf(format, v...))
 }

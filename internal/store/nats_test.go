@@ -9,12 +9,14 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,6 +123,42 @@ func TestOthersReadWhatTheyMayAndPublishNothing(t *testing.T) {
 	if nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("adapter", "guess")); err == nil {
 		nc.Close()
 		t.Error("a wrong password was taken")
+	}
+}
+
+func TestTheSubscriptionsOfAConnectionAreBounded(t *testing.T) {
+	s := start(t, ServerOptions{Listen: "127.0.0.1:0", Readable: []string{"story.>"}})
+	var refused atomic.Bool
+	outside := connect(t, s.ClientURL(), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrMaxSubscriptionsExceeded) {
+			refused.Store(true)
+		}
+	}))
+	for i := range maxSubs + 5000 {
+		if _, err := outside.Subscribe(fmt.Sprint("story.", i), func(*nats.Msg) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := outside.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.server.NumSubscriptions(); n > maxSubs+1000 { // the server's own are among them
+		t.Errorf("there are %d subscriptions", n)
+	}
+	for end := time.Now().Add(5 * time.Second); !refused.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody was told")
+		}
+	}
+	exchange(t, connect(t, "", s.Connect()...), connect(t, s.ClientURL()), "story.of.one")
+}
+
+func TestAStartWarnsOfNothingThatNobodyCanChange(t *testing.T) {
+	var log bytes.Buffer
+	s := start(t, ServerOptions{Listen: "127.0.0.1:0", StoreDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s.Shutdown()
+	if log.Len() > 0 {
+		t.Errorf("%s", log.String())
 	}
 }
 

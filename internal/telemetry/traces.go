@@ -2,10 +2,10 @@ package telemetry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -91,9 +91,16 @@ func newExporter(ctx context.Context, of func(names ...string) string) (sdktrace
 	if kinds != "" && !slices.Contains(strings.Split(kinds, ","), "otlp") {
 		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER is %.100q; use otlp or none", kinds)
 	}
-	if u, err := url.Parse(endpoint); endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-		// It may hold a password, and so may the parser's error.
-		return nil, errors.New("the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT is no address; write http://HOST:PORT or https://HOST:PORT")
+	// The SDK writes what it cannot read to standard error as it is, with the passwords and tokens that are in it.
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
+		if u, err := url.Parse(of(name)); of(name) != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+			return nil, fmt.Errorf("the endpoint in %s is no address; write http://HOST:PORT or https://HOST:PORT", name)
+		}
+	}
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"} {
+		if of(name) != "" && !headers(of(name)) {
+			return nil, fmt.Errorf("%s are no headers; write NAME=VALUE, several separated by commas, and %%25 for %% in a value", name)
+		}
 	}
 	switch protocol := of("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); protocol {
 	case "grpc":
@@ -103,6 +110,19 @@ func newExporter(ctx context.Context, of func(names ...string) string) (sdktrace
 	default:
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %.100q; use grpc or http/protobuf", protocol)
 	}
+}
+
+var headerName = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
+
+// headers says whether the SDK can read all of a text with headers.
+func headers(text string) bool {
+	for header := range strings.SplitSeq(text, ",") {
+		name, value, found := strings.Cut(header, "=")
+		if _, err := url.PathUnescape(value); err != nil || !found || !headerName.MatchString(strings.TrimSpace(name)) {
+			return false
+		}
+	}
+	return true
 }
 
 // Tracer makes spans.

@@ -56,7 +56,7 @@ func traces(t *testing.T, env map[string]string) (*Traces, string) {
 
 func TestTracesGoOverHTTPWhereNothingElseIsSaid(t *testing.T) {
 	receiver := newOverHTTP(t)
-	tr, _ := traces(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.URL})
+	tr, _ := traces(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.URL, "OTEL_EXPORTER_OTLP_HEADERS": "x-a=b, x-c=Bearer%20d=="})
 	_, span := tr.Tracer().Start(t.Context(), "a step")
 	span.End()
 	tr.Close()
@@ -103,6 +103,14 @@ func TestNothingIsMadeUnlessTracesAreAskedFor(t *testing.T) {
 		"no address":           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"}, "write http://HOST:PORT"},
 		"no address, and a password": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:hunter-of-secrets@%zz"},
 			"write http://HOST:PORT"},
+		"no address that another overrides": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:hunter-of-secrets@%zz",
+			"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"}, "the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT"},
+		"a header without a name": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+			"OTEL_EXPORTER_OTLP_HEADERS": "hunter-of-secrets"}, "OTEL_EXPORTER_OTLP_HEADERS are no headers"},
+		"a header whose value cannot be read": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+			"OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=b,authorization=Bearer%20hunter-of-secrets%"}, "write NAME=VALUE"},
+		"a header's name with a space": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+			"OTEL_EXPORTER_OTLP_HEADERS": "Bearer hunter-of-secrets="}, "write NAME=VALUE"},
 	} {
 		t.Run(why, func(t *testing.T) {
 			before := runtime.NumGoroutine()

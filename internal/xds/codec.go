@@ -14,10 +14,11 @@ import (
 
 // ServerOptions are for the grpc.Server that a Backend is registered on: responses share the bytes of their chain, so
 // that a chain of megabytes for thousands of proxies is in memory once; and a proxy that vanished without closing its
-// connection is noticed within a minute.
+// connection is noticed within a minute. A stream's headers, which are held as long as it is open, are small.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		grpc.MaxHeaderListSize(64 << 10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}

@@ -11,14 +11,17 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/meshery/meshery-filters/internal/limit"
+	"github.com/meshery/meshery-filters/internal/plan"
 )
 
 func asking(id string) *discovery.DiscoveryRequest {
@@ -137,5 +140,142 @@ func TestTheRequestsOfAllProxiesTogetherAreBoundedToo(t *testing.T) {
 	leave()
 	if answered < 100 || refused == 0 || answered+refused != 1000 {
 		t.Errorf("%d streams were answered, and %d refused", answered, refused)
+	}
+}
+
+func TestWhatProxiesSendIsNotKept(t *testing.T) {
+	r := newRig(t)
+	large := strings.Repeat("x", 9<<10)
+	names := slices.Repeat([]string{large}, maxNames-1)
+	const proxies = 20
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	r.put(r.plan(all, "a"))
+	before := heap()
+	for i := range proxies {
+		s := r.open(r.conn())
+		q := asking(fmt.Sprintf("large-%d", i))
+		q.ResourceNames = append(slices.Clone(names), Slot)
+		s.send(q)
+		m := s.next()
+		for n := range maxTypes - 1 {
+			s.send(&discovery.DiscoveryRequest{TypeUrl: fmt.Sprint("another-", n), ResourceNames: names})
+		}
+		s.nack(m, strings.Repeat(large, 100))
+		r.stats("edge", uint64(i)+1, map[plan.ProxyState]int{plan.Rejected: i + 1})
+	}
+	eventually(t, "what proxies sent is let go of", func() bool { return heap() < before+proxies<<20 })
+}
+
+func TestARequestOfUnusualSizeEndsTheStream(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	large := strings.Repeat("x", maxText+1)
+	for _, change := range []func(*discovery.DiscoveryRequest){
+		func(q *discovery.DiscoveryRequest) { q.TypeUrl = large },
+		func(q *discovery.DiscoveryRequest) { q.VersionInfo = large },
+		func(q *discovery.DiscoveryRequest) { q.ResponseNonce = large },
+	} {
+		s := r.open(r.conn())
+		q := asking("a")
+		change(q)
+		s.send(q)
+		select {
+		case <-s.ended:
+		case <-time.After(patience):
+			t.Fatal("it goes on")
+		}
+		if status.Code(s.err) != codes.InvalidArgument {
+			t.Errorf("it ends with %v", s.err)
+		}
+	}
+}
+
+func TestACallThatSendsNoRequestIsAnsweredAllTheSame(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, method := range []string{extension.ExtensionConfigDiscoveryService_FetchExtensionConfigs_FullMethodName,
+		extension.ExtensionConfigDiscoveryService_DeltaExtensionConfigs_FullMethodName} {
+		s, err := r.conn().NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RecvMsg(&discovery.DiscoveryResponse{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "api_type GRPC") {
+			t.Errorf("%s ends with %v", method, err)
+		}
+	}
+}
+
+func TestAStreamWithLargeHeadersIsNotTaken(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x", strings.Repeat("x", 1<<20))
+	s, err := discovery.NewAggregatedDiscoveryServiceClient(r.conn()).StreamAggregatedResources(ctx)
+	if err == nil {
+		_ = s.Send(asking("a"))
+		_, err = s.Recv()
+	}
+	if err == nil {
+		t.Error("it is answered")
+	}
+}
+
+func TestProxiesThatRejectDoNotPushEverythingElseOutOfTheEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.put(r.plan(all, "a"))
+	conn := r.conn()
+	const proxies = 300
+	for i := range proxies {
+		s := r.open(conn)
+		s.send(asking(fmt.Sprint("p-", i)))
+		s.nack(s.next(), "no")
+	}
+	r.stats("edge", proxies, map[plan.ProxyState]int{plan.Rejected: proxies})
+	lines := strings.Count(r.log.String(), "proxy rejected a chain")
+	if told := len(r.lateRejections()); told < 100 || told > 200 || lines < 100 || lines > 200 {
+		t.Errorf("%d proxies have rejected a chain: %d were told of, and %d are in the log", proxies, told, lines)
+	}
+}
+
+// A deployment whose bootstrap has a fixed node id.
+func TestThousandsOfProxiesMayHaveOneNodeID(t *testing.T) {
+	r := newRig(t)
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	g := r.b.group("edge")
+	const proxies = 20_000
+	all := make([]*proxy, proxies)
+	begun := time.Now()
+	for i := range all {
+		all[i] = &proxy{nodeID: "same"}
+		g.join(all[i])
+	}
+	if took := time.Since(begun); took > 5*time.Second || all[0].ID != "same" || all[proxies-1].ID != "same#20000" {
+		t.Errorf("they have joined in %s, from %s to %s", took, all[0].ID, all[proxies-1].ID)
+	}
+	for _, p := range []int{77, 5, 0} {
+		g.leave(all[p])
+	}
+	for _, want := range []string{"same", "same#6", "same#78", "same#20001"} {
+		p := &proxy{nodeID: "same"}
+		if g.join(p); p.ID != want {
+			t.Errorf("the next one is %s, not %s", p.ID, want)
+		}
+		all = append(all, p)
+	}
+	for _, p := range all {
+		if p.group != nil {
+			g.leave(p)
+		}
+	}
+	if len(g.proxies)+len(g.free) > 0 {
+		t.Errorf("%d proxies and %d numbers are left", len(g.proxies), len(g.free))
 	}
 }

@@ -36,6 +36,7 @@ type group struct {
 	good     *version     // the committed one; nil while only the stored chain is known
 	offer    *offer       // nil when none is open
 	proxies  map[string]*proxy
+	free     map[string]int             // by node id that several streams have: no lower number of it is free
 	watchers map[chan struct{}]struct{} // of capacity 1: told that something changed
 	reported map[string]string          // by proxy: the version whose late rejection was reported
 	refusals map[string]refusal         // by node id: they outlive streams, as what Envoy remembers does
@@ -61,6 +62,7 @@ type member struct {
 type proxy struct {
 	plan.Proxy        // its ID is unique in the group
 	nodeID     string // what the node calls itself
+	number     int    // tells it from others of that nodeID, from 1
 	group      *group // nil while it does not subscribe to the slot
 	request    *discovery.DiscoveryRequest
 	out        chan cache.Response // of capacity 1, read by the stream; replaced with each request
@@ -83,6 +85,7 @@ func newGroup(name string) *group {
 		target:   t,
 		chain:    filter.Chain{Mesh: meshName, Target: t},
 		proxies:  map[string]*proxy{},
+		free:     map[string]int{},
 		watchers: map[chan struct{}]struct{}{},
 		reported: map[string]string{},
 		refusals: map[string]refusal{},
@@ -198,9 +201,16 @@ func (g *group) wants(p *proxy) *version {
 
 // join takes a proxy in. A node id that another stream of the group has already is told apart by #2, #3 and so on.
 func (g *group) join(p *proxy) {
-	p.ID = p.nodeID
-	for n := 2; g.proxies[p.ID] != nil; n++ {
-		p.ID = p.nodeID + "#" + strconv.Itoa(n)
+	p.ID, p.number = p.nodeID, 1
+	if n := g.free[p.nodeID]; n > 1 {
+		p.ID, p.number = p.nodeID+"#"+strconv.Itoa(n), n
+	}
+	for g.proxies[p.ID] != nil {
+		p.number++
+		p.ID = p.nodeID + "#" + strconv.Itoa(p.number)
+	}
+	if p.number > 1 {
+		g.free[p.nodeID] = p.number + 1
 	}
 	p.group = g
 	g.proxies[p.ID] = p
@@ -213,6 +223,12 @@ func (g *group) join(p *proxy) {
 // leave lets a proxy go, because its stream ended or it unsubscribed.
 func (g *group) leave(p *proxy) {
 	delete(g.proxies, p.ID)
+	switch {
+	case p.number == 1:
+		delete(g.free, p.nodeID)
+	case p.number < g.free[p.nodeID]:
+		g.free[p.nodeID] = p.number
+	}
 	p.group, p.out, p.request = nil, nil, nil
 	p.sent, p.acked, p.refused, p.text, p.answered = "", "", "", "", true
 	if o := g.offer; o != nil && o.canary == p {

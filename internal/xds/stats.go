@@ -18,8 +18,8 @@ type Stats struct {
 	Rejections uint64
 }
 
-// maxCounted bounds the groups that are counted by name. Proxies name their groups themselves, so names are no measure of
-// what is configured.
+// maxCounted bounds the groups that are counted by name, half of it those that their proxies made up. A group keeps its place
+// for good: proxies name their groups themselves, and each name that came and went would be a series in whoever scrapes.
 const maxCounted = 200
 
 // Stats counts by group: by name those that have a chain or are offered one, as far as there is place others that have
@@ -31,23 +31,17 @@ func (b *Backend) Stats() []Stats {
 	slices.SortStableFunc(groups, func(x, y *group) int { return cmp.Compare(y.rank(), x.rank()) })
 	byName := map[string]*Stats{}
 	entry := func(name string) *Stats {
-		s := byName[name]
-		if s == nil && name != "" && len(byName) >= maxCounted {
-			name = ""
-			s = byName[name]
+		if byName[name] == nil {
+			byName[name] = &Stats{Group: name, Proxies: map[plan.ProxyState]int{}}
 		}
-		if s == nil {
-			s = &Stats{Group: name, Proxies: map[plan.ProxyState]int{}}
-			byName[name] = s
-		}
-		return s
+		return byName[name]
 	}
 	entry("")
 	for name, n := range b.rejections {
-		entry(name).Rejections += n // counts must not go down, so these have their place first
+		entry(name).Rejections += n
 	}
 	for _, g := range groups {
-		s := entry(g.target.Name)
+		s := entry(b.countedAs(g))
 		for _, p := range g.proxies {
 			s.Proxies[g.state(p, g.due(p))]++
 		}
@@ -60,14 +54,20 @@ func (b *Backend) Stats() []Stats {
 	return all
 }
 
-// countRejection must be called with the lock held.
-func (b *Backend) countRejection(g *group) {
+// countedAs is the name that a group is counted by. It must be called with the lock held.
+func (b *Backend) countedAs(g *group) string {
 	name := g.target.Name
-	if _, counted := b.rejections[name]; !counted && (g.rank() == 0 || len(b.rejections) >= maxCounted/2) {
-		name = ""
+	if _, has := b.counted[name]; !has {
+		if place := maxCounted / (2 - g.rank()); len(b.counted) >= place {
+			return ""
+		}
+		b.counted[name] = struct{}{}
 	}
-	b.rejections[name]++
+	return name
 }
+
+// countRejection must be called with the lock held.
+func (b *Backend) countRejection(g *group) { b.rejections[b.countedAs(g)]++ }
 
 // rank is 1 of a group that somebody has configured, and 0 of one that its proxies made up.
 func (g *group) rank() int {

@@ -81,3 +81,25 @@ func TestStatsOfGroupsThatProxiesMakeUpAreBounded(t *testing.T) {
 		return proxies == madeUp+1 && rejections == madeUp+1
 	})
 }
+
+func TestStatsNameFewGroupsHoweverManyProxiesMakeUpOneAfterAnother(t *testing.T) {
+	r := newRig(t)
+	conn := r.conn()
+	names := map[string]bool{}
+	for i := range 3 * maxCounted {
+		s := r.open(conn)
+		s.send(&discovery.DiscoveryRequest{Node: withGroup(node("a"), structpb.NewStringValue(fmt.Sprintf("a-%d", i))),
+			TypeUrl: resource.ExtensionConfigType, ResourceNames: []string{Slot}})
+		s.next()
+		for _, g := range r.b.Stats() {
+			names[g.Group] = true
+		}
+		s.leave()
+	}
+	if len(names) > maxCounted+1 {
+		t.Errorf("%d groups were counted by name", len(names))
+	}
+	last := filter.Target{Kind: filter.ProxyGroup, Name: "z"}
+	r.put(r.planOf(r.chain(last, "one"), filter.RolloutAll))
+	r.stats("z", 0, map[plan.ProxyState]int{})
+}

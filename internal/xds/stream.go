@@ -16,6 +16,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
 	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -32,9 +33,13 @@ const (
 	maxMetadata = 64 << 10 // bytes
 	maxNames    = 100      // resource names in a request
 	maxTypes    = 20       // type URLs on a stream
+	maxText     = 1 << 10  // bytes of a type URL, of a version and of a nonce
 )
 
-var errDelta = status.Error(codes.Unimplemented, "incremental xDS is not offered: use api_type GRPC (state of the world)")
+var (
+	errDelta = status.Error(codes.Unimplemented, "incremental xDS is not offered: use api_type GRPC (state of the world)")
+	errFetch = status.Error(codes.Unimplemented, "polling is not offered: use api_type GRPC")
+)
 
 // service is what gRPC calls.
 type service struct{ b *Backend }
@@ -61,7 +66,19 @@ func (s service) DeltaExtensionConfigs(extension.ExtensionConfigDiscoveryService
 }
 
 func (s service) FetchExtensionConfigs(context.Context, *discovery.DiscoveryRequest) (*discovery.DiscoveryResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "polling is not offered: use api_type GRPC")
+	return nil, errFetch
+}
+
+// extensionConfigs is the service of extension configurations, where polling is a stream, too: a call that is none would wait
+// for its request, which may never come, outside of all limits.
+func extensionConfigs() *grpc.ServiceDesc {
+	d := extension.ExtensionConfigDiscoveryService_ServiceDesc
+	for _, m := range d.Methods {
+		d.Streams = append(slices.Clone(d.Streams), grpc.StreamDesc{StreamName: m.MethodName, ClientStreams: true,
+			Handler: func(any, grpc.ServerStream) error { return errFetch }})
+	}
+	d.Methods = nil
+	return &d
 }
 
 // serve runs one stream. The protocol is go-control-plane's; a server of its own for each stream ties the library's
@@ -148,6 +165,11 @@ func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error 
 	case !s.b.requests.Allow():
 		return s.b.tooMuch(fmt.Errorf("all proxies together send more than %d discovery requests a second", s.b.opts.Rate))
 	}
+	for _, text := range []string{r.GetTypeUrl(), r.GetVersionInfo(), r.GetResponseNonce()} {
+		if len(text) > maxText {
+			return status.Errorf(codes.InvalidArgument, "a type URL, a version and a nonce may each have %d bytes", maxText)
+		}
+	}
 	s.types[r.GetTypeUrl()] = struct{}{}
 	if len(r.GetResourceNames()) > maxNames || len(s.types) > maxTypes {
 		return status.Errorf(codes.InvalidArgument, "a request may name %d resources and a stream %d types", maxNames, maxTypes)
@@ -157,8 +179,7 @@ func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error 
 			return err
 		}
 	}
-	// The library holds on to the node, whose list of extensions is by far the largest thing that a proxy costs.
-	proto.Reset(r.GetNode())
+	defer strip(r)
 	if r.GetTypeUrl() != resource.ExtensionConfigType {
 		return nil
 	}
@@ -172,14 +193,26 @@ func (s *session) OnStreamRequest(_ int64, r *discovery.DiscoveryRequest) error 
 	}
 	rejection := LateRejection{Version: s.proxy.refused, Proxy: s.proxy.Proxy, Text: s.proxy.text}
 	s.b.mu.Unlock()
-	if rejected {
+	if rejected && s.b.rejected.Allow() {
 		s.b.opts.Log.Warn("proxy rejected a chain", "group", s.group, "proxy", rejection.Proxy.ID, "version", rejection.Version, "late", late)
 	}
-	if late && s.b.opts.OnLateRejection != nil {
+	if late && s.b.opts.OnLateRejection != nil && s.b.late.Allow() {
 		rejection.Target = filter.Target{Kind: filter.ProxyGroup, Name: s.group}
 		s.b.opts.OnLateRejection(rejection)
 	}
 	return nil
+}
+
+// strip lets go of what nobody needs of a request any more. The library holds on to it and to its node, which may be large:
+// they would be most of what a proxy costs.
+func strip(r *discovery.DiscoveryRequest) {
+	needed := &discovery.DiscoveryRequest{TypeUrl: r.GetTypeUrl(), VersionInfo: r.GetVersionInfo(), ResponseNonce: r.GetResponseNonce()}
+	if slices.Contains(r.GetResourceNames(), Slot) {
+		needed.ResourceNames = []string{Slot}
+	}
+	proto.Reset(r.GetNode())
+	proto.Reset(r)
+	proto.Merge(r, needed)
 }
 
 // identify reads who the proxy is and which group it belongs to.
@@ -227,7 +260,7 @@ func (s *session) CreateWatch(r *cache.Request, _ cache.Subscription, out chan c
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if !slices.Contains(r.GetResourceNames(), Slot) {
-		lg.Debug("nothing is served for these names", "names", len(r.GetResourceNames()))
+		lg.Debug("nothing is served for these names")
 		s.unsubscribe()
 		return nil, nil
 	}

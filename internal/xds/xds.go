@@ -26,7 +26,6 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterchain "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -57,8 +56,9 @@ type Options struct {
 	// Modules gives the bytes of modules by digest.
 	Modules store.Blobs
 	Log     *slog.Logger
-	// OnLateRejection hears of a rejection that no operation waits for, once per proxy and version. It is called on
-	// the proxy's stream, which waits for it to return. Default: nobody hears.
+	// OnLateRejection hears of a rejection that no operation waits for, once per proxy and version, and after the first
+	// hundred at most of one a second: proxies that refuse must not push everything else out of the events. It is called
+	// on the proxy's stream, which waits for it to return. Default: nobody hears.
 	OnLateRejection func(LateRejection)
 	// Streams bounds the open streams of one client, told by its certificate or address, and of all; one more is
 	// refused with ResourceExhausted. Default: 20000 of all.
@@ -108,10 +108,13 @@ type Backend struct {
 	requests *rate.Limiter
 	refusals rate.Sometimes // of log lines about streams beyond a bound
 	refused  *rate.Limiter  // of log lines about proxies that may not join
+	rejected *rate.Limiter  // of log lines about proxies that reject
+	late     *rate.Limiter  // of what OnLateRejection hears
 
 	mu         sync.Mutex // guards all below, and every group and proxy
 	groups     map[string]*group
-	rejections map[string]uint64 // by group, as Stats tells them
+	rejections map[string]uint64   // by group, as Stats tells them
+	counted    map[string]struct{} // the groups that Stats tells by name
 }
 
 // New loads the stored chains. The streams end when ctx does. A record that cannot be understood is problem.StateDamaged.
@@ -125,8 +128,9 @@ func New(ctx context.Context, o Options) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{opts: o, streams: limit.New("discovery streams", o.Streams), requests: limiter(o.Rate),
-		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, refused: rate.NewLimiter(1, 100), groups: map[string]*group{},
-		rejections: map[string]uint64{}, recorded: map[string][sha256.Size]byte{}}
+		refusals: rate.Sometimes{First: 1, Interval: 10 * time.Second}, refused: rate.NewLimiter(1, 100),
+		rejected: rate.NewLimiter(1, 100), late: rate.NewLimiter(1, 100), groups: map[string]*group{},
+		rejections: map[string]uint64{}, counted: map[string]struct{}{}, recorded: map[string][sha256.Size]byte{}}
 	b.empty = b.version(empty)
 	records, err := o.Records.All(ctx)
 	if err != nil {
@@ -160,7 +164,7 @@ func (b *Backend) Close() { b.stop() }
 // Register offers the discovery services on s.
 func (b *Backend) Register(s *grpc.Server) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(s, service{b})
-	extension.RegisterExtensionConfigDiscoveryServiceServer(s, service{b})
+	s.RegisterService(extensionConfigs(), service{b})
 }
 
 // World gives the bytes of the chain's modules and the connected proxies of its target.
