@@ -54,6 +54,7 @@ type app struct {
 	adapter   address
 	output    outputForm
 	namespace string
+	servedAt  string // where an adapter serves modules to proxies
 }
 
 // env returns an environment variable, empty when it is not set.

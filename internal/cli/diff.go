@@ -103,6 +103,7 @@ another manager owns, an invalid value, a right that is missing.`,
 	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	k.flags(cmd, "that is asked")
+	a.servedFlag(cmd)
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)
 	return cmd

@@ -96,6 +96,7 @@ to be given by labels.`,
 	cmd.Flags().StringVar(&cluster, "cluster", "", "`file` with what a cluster serves and holds, as \"kubectl get -o yaml\" prints it; - for standard input")
 	_ = cmd.MarkFlagFilename("cluster", "yaml", "yml", "json")
 	k.flags(cmd, "that is asked")
+	a.servedFlag(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)

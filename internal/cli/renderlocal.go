@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
 
@@ -48,10 +50,18 @@ func (a *app) fromFile(m mesh.Mesh, file string) (surroundings, error) {
 	return func(_ context.Context, c filter.Chain) (plan.Cluster, filter.Chain, error) { return cluster, c, nil }, nil
 }
 
+// servedFlag says where the adapter that is not asked serves modules.
+func (a *app) servedFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.servedAt, "modules-url", "", "modulesURL of the adapter that will apply it: its `address` as proxies reach it (default: it serves no modules)")
+}
+
 // planLocally plans what documents make of their targets, a target at a time, without an adapter.
 func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings) ([]plan.Plan, error) {
 	world := plan.World{Modules: map[string]plan.Code{}}
-	modules := module.New(module.Options{Blobs: held(world.Modules), Builtin: filters.Builtin, BuiltinNames: filters.Names()})
+	if u, err := url.Parse(a.servedAt); a.servedAt != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		return nil, usage("--modules-url is the modulesURL of an adapter, such as http://HOST:PORT")
+	}
+	modules := module.New(module.Options{Blobs: held(world.Modules), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt})
 	named := func(f filter.Filter, err error) error {
 		p := *problem.Of(err)
 		p.Details = f.Key.String() + ": " + p.Details
@@ -95,6 +105,10 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 			if _, err := known(ctx, modules, f); err != nil { // one that was there before
 				return nil, named(f, err)
 			}
+		}
+		for digest, code := range world.Modules {
+			code.URL = modules.Address(digest)
+			world.Modules[digest] = code
 		}
 		world.Cluster = clusters[id]
 		p, err := m.Plan(chains[id], world)

@@ -192,3 +192,14 @@ func TestWhatCannotBeRenderedForIstioIsSaid(t *testing.T) {
 		})
 	}
 }
+
+func TestRenderingKnowsWhereAnAdapterServesModules(t *testing.T) {
+	body := istioDocument("x", "mesh: istio\n"+toLabels+headers+"phase: authz\n"+stamp)
+	runWith(t, body, nil, "render", "-f", "-").want(t, exitOK, "kind: EnvoyFilter", "Warning: a field has no effect")
+	r := runWith(t, body, nil, "render", "-f", "-", "--modules-url", "http://filters.example:10018").want(t, exitOK,
+		"kind: TrafficExtension", "phase: AUTHZ", "url: http://filters.example:10018/modules/")
+	if r.err != "" {
+		t.Errorf("said %s", r.err)
+	}
+	runWith(t, body, nil, "render", "-f", "-", "--modules-url", "filters.example").want(t, exitUsage, "--modules-url")
+}
