@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -42,6 +43,10 @@ func run(ctx context.Context, args []string) error {
 	}
 	if o.Break != "" && !slices.Contains(demo.Breaks, o.Break) {
 		return fmt.Errorf("--break is %q; use digest, nofilter or nack", o.Break)
+	}
+	var err error
+	if o.Program, err = filepath.Abs(o.Program); err != nil { // it is printed for use in other folders
+		return err
 	}
 	return demo.Run(ctx, &istio{}, o)
 }
