@@ -44,7 +44,7 @@ func (r *Resolver) fetchImage(ctx context.Context, u *url.URL, pullSecret string
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
 	began := time.Now()
-	ref, err := name.ParseReference(strings.TrimPrefix(u.Host+u.Path, "/"))
+	ref, err := name.ParseReference(u.Host + u.Path)
 	if err != nil {
 		return nil, mistake("url", "it is not the address of an image", "write oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:DIGEST")
 	}

@@ -195,8 +195,8 @@ func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, sour
 func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
 	u, err := url.Parse(m.URL)
 	switch {
-	case err != nil || u.Host == "" && u.Scheme == "https":
-		return nil, None, mistake("url", "it is not an address", "write https://HOST/PATH")
+	case err != nil || u.Host == "":
+		return nil, None, mistake("url", "it is not an address", "write https://HOST/PATH or oci://HOST/REPOSITORY:TAG")
 	case u.Scheme == "meshery":
 		return nil, None, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
 			Cause:  "meshery:// addresses are not supported by this version",

@@ -158,6 +158,7 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 		"http":                {filter.Module{URL: "http://host.example/a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"https"}},
 		"https without sum":   {filter.Module{URL: "https://host.example/a.wasm"}, problem.InvalidDocument, []string{"spec.module.sha256"}},
 		"https with password": {filter.Module{URL: "https://a:hunter2@host.example/a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"credentials"}},
+		"oci without host":    {filter.Module{URL: "oci:///filter:1"}, problem.InvalidDocument, []string{"spec.module.url"}},
 		"https without host":  {filter.Module{URL: "https:///a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"spec.module.url"}},
 		"nothing":             {filter.Module{}, problem.InvalidDocument, []string{"no source"}},
 	} {

@@ -251,3 +251,26 @@ func TestAnImageIsServedByItsModulesDigestOrFetchedByProxiesByItsOwn(t *testing.
 		t.Errorf("%v", err)
 	}
 }
+
+func TestModulesOfAClustersChainsAreServedAfterARestart(t *testing.T) {
+	_, digest := shippedModule(t)
+	state := t.TempDir()
+	c := startClusterRig(t, state)
+	live := func(c *clusterRig, want bool) {
+		t.Helper()
+		if all, err := c.runner.LiveModules(t.Context()); err != nil || all[digest] != want {
+			t.Errorf("live: %v, %v; want %v", all, err, want)
+		}
+	}
+	live(c, false)
+	c.ok(c.apply(on("web", "hello")))
+	live(c, true)
+	if err := c.rig.stop(); err != nil {
+		t.Fatal(err)
+	}
+	again := startClusterRig(t, state)
+	again.ns = c.ns
+	live(again, true)
+	again.ok(again.request("remove_filter", doc("hello")))
+	live(again, false)
+}
