@@ -100,7 +100,12 @@ func (r *Runner) readApply(ctx context.Context, j *job, q Request) (err error) {
 		}
 	}
 	j.Filters, err = r.read(q.Body, q.Namespace, r.Own != nil || len(q.Kubeconfigs) > 0,
-		sync.OnceValues(func() (string, error) { return r.shown(ctx, q.Kubeconfigs) }))
+		sync.OnceValues(func() (string, error) {
+			if q.Implied {
+				return r.shown(ctx, nil)
+			}
+			return r.shown(ctx, q.Kubeconfigs)
+		}))
 	return err
 }
 

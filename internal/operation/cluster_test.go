@@ -774,6 +774,22 @@ func TestTheAdaptersOwnClusterIsTheOneThatIsMeantWhateverARequestBrings(t *testi
 	c.holds("EnvoyFilter")
 }
 
+func TestAKubeconfigThatCameWithTheConnectionIsForDocumentsThatNameTheMesh(t *testing.T) {
+	c := newClusterRig(t)
+	implied := func(q operation.Request, kubeconfig string) operation.Request {
+		q.Implied, q.Kubeconfigs = true, []string{kubeconfig}
+		return q
+	}
+	c.ok(implied(c.apply(on("web", "hello")), c.kubeconfig))
+	c.holds("EnvoyFilter", "hello")
+	// Servers that send one with every connection send it for plain Envoys, too, whatever it is.
+	says(t, c.ok(implied(c.apply(doc("plain")), "whatever")), "kept for ProxyGroup default")
+	says(t, c.ok(implied(operation.Request{Operation: "filters_status"}, "whatever")), "1 target has filters")
+	c.ok(implied(c.request("remove_filter", doc("plain")), "whatever"))
+	c.ok(implied(c.request("remove_filter", on("web", "hello")), c.kubeconfig))
+	c.holds("EnvoyFilter")
+}
+
 func TestAStrangerMayUseTheRightsThatItBrings(t *testing.T) {
 	c := newClusterRig(t)
 	q := c.apply(on("web", "hello"))

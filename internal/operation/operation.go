@@ -20,7 +20,10 @@ type Request struct {
 	Body        string   `json:"body"`
 	Delete      bool     `json:"delete"`
 	Kubeconfigs []string `json:"-"` // never logged or shown, and stored sealed while the operation waits
-	Caller      Caller   `json:"-"`
+	// Implied says that the kubeconfigs came with the caller's connection, whatever it was to ask for. They then count for
+	// documents only that name a mesh of clusters.
+	Implied bool   `json:"-"`
+	Caller  Caller `json:"-"`
 }
 
 // Caller is who asks for an operation, as its connection tells. The zero value is the adapter itself.

@@ -156,19 +156,30 @@ func together(places []place, errs []error) error {
 	return &p
 }
 
-// places are those of a job.
-func (r *Runner) places(j job) ([]place, error) {
+// meshes are those that a job's documents are for; none where they leave it open.
+func (j job) meshes() []string {
 	meshes := slices.Clone(j.Meshes)
 	for _, f := range j.Filters {
 		meshes = append(meshes, f.Spec.Mesh)
 	}
+	return meshes
+}
+
+// namesCluster says whether a job is for a mesh of clusters by name.
+func (r *Runner) namesCluster(j job) bool {
+	return slices.ContainsFunc(j.meshes(), func(m string) bool { return r.Backends[m] == nil })
+}
+
+// places are those of a job.
+func (r *Runner) places(j job) ([]place, error) {
+	meshes := j.meshes()
 	everywhere := len(meshes) == 0 && (len(j.Remove) > 0 || j.Operation == opStatus)
 	driven := func(m string) bool { return r.Backends[m] != nil }
 	var places []place
 	if len(r.Backends) > 0 && len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
 		places = append(places, r.here())
 	}
-	if !everywhere && !slices.ContainsFunc(meshes, func(m string) bool { return !driven(m) }) {
+	if !everywhere && !r.namesCluster(j) {
 		return places, nil
 	}
 	clusters := r.clusters(j.kubeconfigs)

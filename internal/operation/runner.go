@@ -236,6 +236,9 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		return j, false, err
 	}
 	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
+	if q.Implied && !r.namesCluster(j) {
+		q.Kubeconfigs = nil
+	}
 	if err := r.permit(j, q); err != nil {
 		return j, false, err
 	}

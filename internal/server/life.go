@@ -12,11 +12,44 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// life is a connection that knows when its client was last heard of.
+// life is a connection that knows when its client was last heard of, and the kubeconfig that it brought.
 type life struct {
 	net.Conn
 	of    *lives
 	heard atomic.Int64 // since the lives' epoch
+
+	mu         sync.Mutex
+	kubeconfig string
+	closed     bool
+}
+
+// maxHeld bounds the kubeconfigs of all connections, in bytes.
+const maxHeld = 64 << 20
+
+// hold keeps a kubeconfig for the calls that follow on the connection, instead of the one before. It says whether there
+// was room.
+func (c *life) hold(kubeconfig string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	more := int64(len(kubeconfig) - len(c.kubeconfig))
+	if c.closed || c.of.held.Add(more) > maxHeld {
+		if !c.closed {
+			c.of.held.Add(-more)
+		}
+		return c.closed // nothing follows
+	}
+	c.kubeconfig = kubeconfig
+	return true
+}
+
+// holds is the kubeconfig; none where there is no connection.
+func (c *life) holds() string {
+	if c == nil {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kubeconfig
 }
 
 func (c *life) Read(p []byte) (int, error) {
@@ -30,6 +63,10 @@ func (c *life) Read(p []byte) (int, error) {
 
 func (c *life) Close() error {
 	c.of.all.CompareAndDelete(c.RemoteAddr().String(), c)
+	c.mu.Lock()
+	c.of.held.Add(-int64(len(c.kubeconfig)))
+	c.kubeconfig, c.closed = "", true
+	c.mu.Unlock()
 	return c.Conn.Close()
 }
 
@@ -46,6 +83,7 @@ type lives struct {
 	net.Listener
 	epoch time.Time
 	all   sync.Map // *life by remote address
+	held  atomic.Int64
 }
 
 func (l *lives) Accept() (net.Conn, error) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/layer5io/meshery-adapter-library/meshes"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
@@ -73,8 +74,9 @@ type meshServer struct {
 
 var _ meshService = (*meshServer)(nil)
 
-// CreateMeshInstance takes a kubeconfig that nothing here needs, and forgets it.
-func (m *meshServer) CreateMeshInstance(_ context.Context, r *filterspb.CreateMeshInstanceRequest) (*filterspb.CreateMeshInstanceResponse, error) {
+// CreateMeshInstance takes the kubeconfig for the operations that follow on this connection: older servers send it in no
+// other way, and on every connection. It is kept in memory until the connection ends.
+func (m *meshServer) CreateMeshInstance(ctx context.Context, r *filterspb.CreateMeshInstanceRequest) (*filterspb.CreateMeshInstanceResponse, error) {
 	var mistakes []problem.Field
 	if len(r.GetK8SConfig()) > maxKubeconfig {
 		mistakes = append(mistakes, problem.Field{Path: "k8sConfig", Cause: "it is larger than 1 MiB"})
@@ -84,6 +86,9 @@ func (m *meshServer) CreateMeshInstance(_ context.Context, r *filterspb.CreateMe
 	}
 	if err := problem.InvalidRequest.WithFields("", mistakes); err != nil {
 		return nil, err
+	}
+	if c := m.server.lives.of(ctx); c != nil && !c.hold(inContext(string(r.GetK8SConfig()), r.GetContextName())) {
+		return nil, problem.TooMuch.New("the kubeconfigs of all connections are larger than %d MiB", maxHeld>>20)
 	}
 	return &filterspb.CreateMeshInstanceResponse{}, nil
 }
@@ -112,6 +117,10 @@ func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequ
 	if err := validateKubeconfigs(r.GetKubeConfigs()); err != nil {
 		return nil, err
 	}
+	kubeconfigs, withConnection := r.GetKubeConfigs(), false
+	if came := m.server.lives.of(ctx).holds(); len(kubeconfigs) == 0 && came != "" {
+		kubeconfigs, withConnection = []string{came}, true
+	}
 	id, err := m.server.Operations.Submit(ctx, operation.Request{
 		Operation:   r.GetOpName(),
 		ID:          r.GetOperationId(),
@@ -119,7 +128,8 @@ func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequ
 		Username:    r.GetUsername(),
 		Body:        r.GetCustomBody(),
 		Delete:      r.GetDeleteOp(),
-		Kubeconfigs: r.GetKubeConfigs(),
+		Kubeconfigs: kubeconfigs,
+		Implied:     withConnection,
 		Caller:      callerOf(ctx).asked(m.server.Roles),
 	})
 	if err != nil {
@@ -194,6 +204,21 @@ func toEventsResponse(e event.Event) *meshes.EventsResponse {
 		Component:            e.Component,
 		ComponentName:        e.Name,
 	}
+}
+
+// inContext is a kubeconfig whose current context is that one. One that cannot be read is left as it is: who needs it says
+// what is wrong with it.
+func inContext(kubeconfig, name string) string {
+	var c map[string]any
+	if name == "" || yaml.Unmarshal([]byte(kubeconfig), &c) != nil || c == nil {
+		return kubeconfig
+	}
+	c["current-context"] = name
+	text, err := yaml.Marshal(c)
+	if err != nil {
+		return kubeconfig
+	}
+	return string(text)
 }
 
 func validateKubeconfigs(configs []string) error {

@@ -157,6 +157,51 @@ func TestTheServerOf2021IsServed(t *testing.T) {
 	}
 }
 
+func TestAKubeconfigOfAConnectionIsForItsOperationsAlone(t *testing.T) {
+	f := start(t)
+	apply := func(conn *grpc.ClientConn, more ...raw) operation.Request {
+		t.Helper()
+		mustCall(t, conn, meshService+"ApplyOperation", append([]raw{text(1, "apply_filter"), text(4, "kind: Filter\n")}, more...)...)
+		return f.ops.last(t)
+	}
+	one, other := dial(t, f.addr), dial(t, f.addr)
+	mustCall(t, one, meshService+"CreateMeshInstance", text(1, "current-context: a\ncontexts: [{name: a}, {name: b}]\n"), text(2, "b"))
+	if q := apply(one); len(q.Kubeconfigs) != 1 || !q.Implied || !strings.Contains(q.Kubeconfigs[0], "current-context: b") {
+		t.Errorf("on its connection: %q %v", q.Kubeconfigs, q.Implied)
+	}
+	if q := apply(one, text(7, "brought")); len(q.Kubeconfigs) != 1 || q.Implied || q.Kubeconfigs[0] != "brought" {
+		t.Errorf("beside one that the request brings: %q %v", q.Kubeconfigs, q.Implied)
+	}
+	if q := apply(other); len(q.Kubeconfigs) != 0 || q.Implied {
+		t.Errorf("on another connection: %q %v", q.Kubeconfigs, q.Implied)
+	}
+	mustCall(t, one, meshService+"CreateMeshInstance", text(1, "{"), text(2, "b"))
+	if q := apply(one); len(q.Kubeconfigs) != 1 || q.Kubeconfigs[0] != "{" {
+		t.Errorf("the one that came last: %q", q.Kubeconfigs)
+	}
+	// There is room for 64 of 1 MiB, and again when their connections have ended.
+	large := strings.Repeat("k", 1<<20)
+	var conns []*grpc.ClientConn
+	for range 63 {
+		c := dial(t, f.addr)
+		conns = append(conns, c)
+		mustCall(t, c, meshService+"CreateMeshInstance", text(1, large))
+	}
+	if _, err := call(t, other, meshService+"CreateMeshInstance", text(1, large)); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), problem.TooMuch.Code) {
+		t.Errorf("too many: %v", err)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := call(t, other, meshService+"CreateMeshInstance", text(1, large)); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestTheNewestServerIsServed(t *testing.T) {
 	f := start(t)
 	ops := mustCall(t, f.conn, meshService+"SupportedOperations")
