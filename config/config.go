@@ -133,6 +133,21 @@ type ImageHub struct {
 	// Secret that Image Hub's tokens are signed with, of 32 bytes or more. Empty: imagehub/token-key of secrets, else a
 	// key that is made up once and kept sealed.
 	Key SecretRef `yaml:"key"`
+	// Image of Image Hub's API in clusters, whose tokens anybody can forge.
+	APIImage string `yaml:"apiImage"`
+	// Image of Image Hub's page in clusters.
+	WebImage string `yaml:"webImage"`
+	// Image of this program, as make image writes it, that runs in clusters instead of apiImage and webImage. Its tokens are
+	// signed, with a key of each namespace. Empty: those two run.
+	Image string `yaml:"image"`
+	// Host that a cluster's gateway serves Image Hub for.
+	Host string `yaml:"host"`
+	// What of a cluster Image Hub stands behind. istio: Istio's Gateway, on Pods with the label istio=ingressgateway.
+	// gateway-api: a Gateway of the Gateway API, of class istio. auto: istio, or gateway-api where only that is served.
+	Gateway string `yaml:"gateway"`
+	// Label the namespace of Image Hub in a cluster with istio-injection=enabled, and make it where it is missing. Otherwise
+	// Image Hub's Pods alone ask for a sidecar.
+	LabelNamespace bool `yaml:"labelNamespace"`
 }
 
 // SecretRef names an entry of Secrets.
@@ -206,7 +221,8 @@ func Defaults() Config {
 		HTTPAddr:  "127.0.0.1:10016",
 		StateDir:  "~/.meshery/filters",
 		Sync:      "always",
-		ImageHub:  ImageHub{Addr: "127.0.0.1:10017"},
+		ImageHub: ImageHub{Addr: "127.0.0.1:10017", APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest",
+			Host: "imagehub.localhost", Gateway: "auto"},
 		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 1000, Calls: 2000, StreamsPerClient: 2000, Streams: 4000,
 			ConnectionsPerAddress: 4000, Connections: 8000, ProxiesPerClient: 20000, Proxies: 20000, ProxyRequestRate: 100, RequestRate: 50000,
 			ModuleBytes: maxModule, ModuleTimeout: time.Minute, ModuleKeep: time.Hour},

@@ -258,6 +258,11 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"kubeconfigAllow":      {"all", "exec,file"},
 		"imagehub.key.name":    {"one"},
 		"imagehub.key.key":     {"one"},
+		"imagehub.apiImage":    {"", "a b", "a\"b"},
+		"imagehub.webImage":    {""},
+		"imagehub.image":       {"-a"},
+		"imagehub.host":        {"", "*", "Hub", "hub.", "hub:80", "a/b"},
+		"imagehub.gateway":     {"", "consul"},
 	} {
 		for _, v := range values {
 			if _, err := Load("", home, map[string]string{path: v}); !errors.Is(err, problem.InvalidConfiguration) {

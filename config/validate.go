@@ -17,7 +17,11 @@ import (
 
 const maxModule = 20 << 20 // bytes, as the Filter document allows
 
-var variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var (
+	variable  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	imageForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}$`)
+	hostForm  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$`)
+)
 
 // Validate lists every mistake as one problem.InvalidConfiguration. It reads no files.
 func (c Config) Validate() error { return problem.InvalidConfiguration.WithFields("", c.mistakes()) }
@@ -193,6 +197,17 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	}
 	if !slices.Contains([]string{"text", "json"}, c.LogFormat) {
 		fail("logFormat", "write text or json", "%q is not a form of the log", c.LogFormat)
+	}
+	for path, image := range map[string]string{"imagehub.apiImage": c.ImageHub.APIImage, "imagehub.webImage": c.ImageHub.WebImage, "imagehub.image": c.ImageHub.Image} {
+		if !imageForm.MatchString(image) && (image != "" || path != "imagehub.image") {
+			fail(path, "write REGISTRY/NAME:TAG", "%q is not an image's name", image)
+		}
+	}
+	if !hostForm.MatchString(c.ImageHub.Host) || len(c.ImageHub.Host) > 253 {
+		fail("imagehub.host", "write a name such as imagehub.example.com", "%q is not a host's name", c.ImageHub.Host)
+	}
+	if !slices.Contains([]string{"auto", "istio", "gateway-api"}, c.ImageHub.Gateway) {
+		fail("imagehub.gateway", "write auto, istio or gateway-api", "%q names no gateway", c.ImageHub.Gateway)
 	}
 	for name, keys := range c.Secrets {
 		for key, s := range keys {

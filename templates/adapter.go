@@ -20,6 +20,8 @@ type Adapter struct {
 	Kubeconfigs bool
 	// Proof adds the roles that prove that proxies run a filter. Kubeconfigs goes without them.
 	Proof bool
+	// ImageHub adds the role that deploys Image Hub. Kubeconfigs goes without it.
+	ImageHub bool
 	// AllowUnauthenticated lets callers without a certificate use the adapter's own rights.
 	AllowUnauthenticated bool
 }
@@ -58,9 +60,15 @@ func (a Adapter) Manifests() (string, error) {
 	if a.Proof && a.Kubeconfigs {
 		return "", errors.New("the roles that prove something are for the user of a kubeconfig then; templates/rbac/proof.yaml has them")
 	}
+	if a.ImageHub && a.Kubeconfigs {
+		return "", errors.New("the role that deploys Image Hub is for the user of a kubeconfig then; templates/rbac/imagehub.yaml has it")
+	}
 	names := []string{"rbac/base"}
 	if a.Proof {
 		names = append(names, "rbac/proof")
+	}
+	if a.ImageHub {
+		names = append(names, "rbac/imagehub")
 	}
 	names = append(names, "adapter/configmap")
 	changes := []string{

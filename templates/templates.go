@@ -7,14 +7,19 @@ import "embed"
 //go:embed adapter imagehub rbac
 var files embed.FS
 
-// ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none.
+// ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none. In a
+// cluster it is the one for the public images.
 func ImageHubLimiter(mesh string) (string, bool) {
-	b, err := files.ReadFile("imagehub/" + mesh + ".yaml")
+	if mesh == "istio" {
+		text, err := ImageHub{}.Limiter()
+		return text, err == nil
+	}
+	b, err := files.ReadFile("imagehub/limiter-" + mesh + ".yaml")
 	return string(b), err == nil
 }
 
-// RBAC is one set of roles as YAML documents: "base", to apply filters, or "proof", to see that proxies run them. It is
-// false for any other name.
+// RBAC is one set of roles as YAML documents: "base", to apply filters, "proof", to see that proxies run them, or
+// "imagehub", to deploy Image Hub. It is false for any other name.
 func RBAC(name string) (string, bool) {
 	b, err := files.ReadFile("rbac/" + name + ".yaml")
 	return string(b), err == nil

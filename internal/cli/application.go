@@ -11,8 +11,10 @@ import (
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/internal/imagehub"
+	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
+	"github.com/meshery/meshery-filters/templates"
 )
 
 // The name and key of the secret that the limiter's document refers to: what Image Hub's tokens are signed with.
@@ -60,6 +62,16 @@ func hubKey(ctx context.Context, c config.Config, records store.Records, seal *s
 		}
 		return key, nil
 	}
+}
+
+// hubIn is Image Hub as clusters get it.
+func hubIn(c config.ImageHub) operation.ImageHubIn {
+	h := operation.ImageHubIn{ImageHub: templates.ImageHub{APIImage: c.APIImage, WebImage: c.WebImage, Image: c.Image, Host: c.Host,
+		LabelNamespace: c.LabelNamespace}}
+	if c.Gateway != "auto" {
+		h.Gateway = operation.HubGateway(c.Gateway)
+	}
+	return h
 }
 
 // application runs Image Hub inside the adapter when an operation asks for it, and again after a restart. Its users

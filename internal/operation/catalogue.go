@@ -45,15 +45,15 @@ func (r *Runner) useCases() ([]useCase, error) {
 		{Row{opCustom, "Apply Filter documents", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters, true},
 		{Row{opApply, "Apply filter", Custom, bodyDocuments, "removes them"}, r.readApply, r.readRemove, r.runFilters, true},
 		{Row{opRemove, "Remove filter", Custom, bodyDocuments, "refused"}, r.readRemove, nil, r.runFilters, true},
-		{Row{opImageHub, "Image Hub", SampleApplication, bodyNone, "removes the application"}, nothing, nothing, r.runImageHub, false},
-		r.prepared(opLimiter, "Image Hub rate limit filter", "removes the limiter", r.Limiter),
+		{Row{opImageHub, "Image Hub", SampleApplication, bodyNone, "removes the application"}, r.readImageHub, r.readImageHub, r.runImageHub, true},
+		r.limiter(),
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.Prepared)) {
 		all = append(all, r.prepared(key, "Filter: "+strings.ReplaceAll(key, "_", " "), "removes that filter", r.Prepared[key]))
 	}
 	limiter := all[4]
 	all = append(all,
-		useCase{Row{ComponentName, "Image Hub with its rate limit filter", Install, bodyNone, "removes both"}, limiter.apply, limiter.remove, r.runInstall, false},
+		useCase{Row{ComponentName, "Image Hub with its rate limit filter", Install, bodyNone, "removes both"}, limiter.apply, limiter.remove, r.runInstall, true},
 		useCase{Row{opStatus, "Status of filters", Validate, bodyNone, "refused"}, nothing, nil, r.runStatus, true},
 	)
 	seen := map[string]bool{}
@@ -184,7 +184,7 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		if f, err = m.Complete(f); err != nil {
 			return nil, err
 		}
-		if refs := f.Secrets(); len(refs) > 0 && !m.OwnRights() {
+		if refs := f.Secrets(); len(refs) > 0 && !m.OwnRights() && body != r.hubLimiter {
 			// Whoever brings a cluster could have the adapter's own secrets written into it.
 			return nil, problem.NotSupported.New("%s refers to %s, and secrets of the adapter are not given to clusters", f.Key, refs[0])
 		}

@@ -20,7 +20,7 @@ import (
 
 // plan makes the plan of a chain in the backend's world now. The plan's Chain keeps its references.
 func (r *Runner) plan(ctx context.Context, b Backend, c filter.Chain) (plan.Plan, error) {
-	resolved, err := c.Resolved(r.lookup)
+	resolved, err := c.Resolved(r.lookupFor(b, c))
 	if err != nil {
 		return plan.Plan{}, err
 	}
@@ -57,6 +57,12 @@ func (r *Runner) lookup(ref filter.SecretRef) (string, error) {
 	if err != nil || len(v) < leastHidden {
 		return v, err
 	}
+	r.hide(v)
+	return v, nil
+}
+
+// hide has a value hidden wherever it is quoted.
+func (r *Runner) hide(v string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// A proxy quotes the configuration as it got it, which is JSON.
@@ -68,7 +74,6 @@ func (r *Runner) lookup(ref filter.SecretRef) (string, error) {
 	if over := len(r.secrets) - rememberedSecrets; over > 0 {
 		r.secrets = slices.Delete(r.secrets, 0, over)
 	}
-	return v, nil
 }
 
 const (

@@ -51,8 +51,9 @@ const (
 // servers are what the tests of clusters share: one API server with Istio's kinds, started by the first of them.
 type servers struct {
 	*k8stest.Server
-	dir    string
-	client *http.Client
+	dir     string
+	client  *http.Client
+	options k8stest.Options // with Users, if they are others than usual
 }
 
 var startServer = sync.OnceValues(func() (*servers, error) {
@@ -77,16 +78,17 @@ func newAPIServer(t *testing.T) *servers {
 
 // start gives the server Istio's kinds, and the adapter's user its rights.
 func (s *servers) start(ctx context.Context) (err error) {
-	if s.Server, err = k8stest.Start(ctx, s.dir, k8stest.Options{Users: []string{adapterUser, nobody}}); err != nil {
+	if s.options.Users == nil {
+		s.options.Users = []string{adapterUser, nobody}
+	}
+	if s.Server, err = k8stest.Start(ctx, s.dir, s.options); err != nil {
 		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA)
 	s.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
 	base, _ := templates.RBAC("base")
-	base = strings.ReplaceAll(base, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
-		"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+adapterUser+"}")
-	if err := s.post(base, ""); err != nil {
+	if err := s.post(bound(base, adapterUser), ""); err != nil {
 		return err
 	}
 	if err := s.make("../mesh/testdata/istio/crds.yaml", ""); err != nil {
@@ -98,6 +100,12 @@ func (s *servers) start(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// bound has roles bound to a user.
+func bound(roles, user string) string {
+	return strings.ReplaceAll(roles, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
+		"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+user+"}")
 }
 
 // serves waits until a path is served.
@@ -334,7 +342,7 @@ func (c *clusterRig) inventories() (all []map[string]any) {
 	}
 	for _, o := range list["items"].([]any) {
 		data, _ := o.(map[string]any)["data"].(map[string]any)
-		if target, _ := data["target"].(string); strings.Contains(target, c.ns+" ") || strings.HasSuffix(target, c.ns) {
+		if target, _ := data["target"].(string); strings.Contains(target, c.ns+" ") || strings.Contains(target, " "+c.ns+"/") || strings.HasSuffix(target, c.ns) {
 			all = append(all, o.(map[string]any))
 		}
 	}

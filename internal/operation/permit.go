@@ -2,6 +2,7 @@ package operation
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
@@ -22,12 +23,16 @@ func (r *Runner) ownRights(j job, q Request) bool {
 	if j.Operation == opStatus {
 		return false // it only looks
 	}
+	meshes := slices.Clone(j.Meshes)
 	for _, f := range j.Filters {
-		if m, err := mesh.Find(f.Spec.Mesh); err != nil || m.OwnRights() {
+		meshes = append(meshes, f.Spec.Mesh)
+	}
+	for _, name := range meshes {
+		if m, err := mesh.Find(name); err != nil || m.OwnRights() {
 			return true
 		}
 	}
-	return len(j.Filters) == 0 || len(q.Kubeconfigs) == 0 || r.Own != nil
+	return len(meshes) == 0 || len(q.Kubeconfigs) == 0 || r.Own != nil
 }
 
 // wide says what makes a filter's target too wide for a request in that namespace; an empty cause, that nothing does.

@@ -59,7 +59,9 @@ type Options struct {
 	Modules     Modules
 	ModuleNames []string // those that builtin can name
 	ImageHub    Application
-	Limiter     string // the document of imagehub_rate_limit
+	Limiter     string // the document of imagehub_rate_limit on plain Envoys
+	// ImageHubIn is Image Hub in the clusters that requests bring, or in Own.
+	ImageHubIn ImageHubIn
 	// Prepared are documents that each become an operation, by the key of that operation.
 	Prepared  map[string]string
 	Secret    func(name, key string) (string, error)
@@ -123,8 +125,9 @@ type Seal interface {
 // restart: an operation that was cut off is run again from its beginning, and tells what it has not told before.
 type Runner struct {
 	Options
-	catalogue []useCase
-	byKey     map[string]useCase
+	catalogue  []useCase
+	byKey      map[string]useCase
+	hubLimiter string // the document of imagehub_rate_limit in clusters
 
 	mu    sync.Mutex
 	locks map[string]*chainLock
@@ -147,7 +150,11 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	r := &Runner{Options: o, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
+	limiter, err := o.ImageHubIn.Limiter()
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{Options: o, hubLimiter: limiter, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err
@@ -177,7 +184,7 @@ type job struct {
 	Delete    bool              `json:"delete"`
 	Filters   []filter.Filter   `json:"filters,omitempty"` // to apply
 	Remove    []filter.Key      `json:"remove,omitempty"`
-	Meshes    []string          `json:"meshes,omitempty"`  // that a removal is for; all when empty
+	Meshes    []string          `json:"meshes,omitempty"`  // that a removal or Image Hub is for; all when empty
 	Rollout   filter.Rollout    `json:"rollout,omitempty"` // of a removal
 	Wait      filter.Wait       `json:"wait"`              // of a removal
 	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
@@ -370,6 +377,13 @@ func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, er
 		for _, k := range filters {
 			keys = append(keys, pl.key("filter|"+k.String()))
 		}
+		if j.Operation == opImageHub || j.Operation == ComponentName {
+			if pl.cluster != nil {
+				touch(hubMesh, hubTarget(j.Namespace))
+			} else {
+				keys = append(keys, "imagehub")
+			}
+		}
 		if pl.cluster != nil {
 			continue
 		}
@@ -380,9 +394,6 @@ func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, er
 		for _, c := range held {
 			touch(c.Mesh, c.Target)
 		}
-	}
-	if j.Operation == opImageHub || j.Operation == ComponentName {
-		keys = append(keys, "imagehub")
 	}
 	slices.Sort(keys)
 	slices.Sort(targets)

@@ -205,6 +205,9 @@ var (
 	SourceUnproved = &Kind{"meshery-filters-1090", codes.FailedPrecondition, "proxies would not get the module",
 		"The address that proxies are to fetch it from did not give the adapter the module's bytes. A proxy without its module serves errors, so nothing was changed.",
 		"Check the address from where proxies run: it is modulesURL of the adapter's configuration, or the document's module.url with delivery {mode: direct}."}
+	HubGateway = &Kind{"meshery-filters-1095", codes.FailedPrecondition, "Image Hub finds no gateway in the cluster",
+		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, or not those that imagehub.gateway of the adapter's configuration asks for.",
+		"Install Istio with its gateway, or the Gateway API's kinds; or set imagehub.gateway to auto."}
 )
 
 // All lists the table in the order of its codes.
@@ -218,5 +221,5 @@ func All() []*Kind {
 		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
-		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved}
+		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway}
 }
