@@ -40,7 +40,7 @@ func manifests(t *testing.T, flags ...string) (text string, objects []*unstructu
 // manifestCases are the flags by the name of their golden.
 var manifestCases = map[string][]string{
 	"default.yaml": {"--image", "meshery-filters:v1"},
-	"everything-set.yaml": {"--namespace", "y", "--image", "registry.example:5000/a/filters@sha256:" + strings.Repeat("0a", 32), "--proof",
+	"everything-set.yaml": {"--namespace", "y", "--image", "registry.example:5000/a/filters@sha256:" + strings.Repeat("0a", 32), "--proof", "--imagehub",
 		"--meshery-namespace", "123", "--storage", "20Gi", "--allow-unauthenticated"},
 	"nothing-kept.yaml": {"--image", "meshery-filters:v1", "--storage", "none"},
 	"kubeconfigs.yaml":  {"--image", "meshery-filters:v1", "--clusters", "kubeconfigs"},
@@ -53,7 +53,7 @@ func TestManifestsAreGolden(t *testing.T) {
 	}
 	golden(t, "manifests", want)
 	for _, flags := range [][]string{{"--namespace", "A"}, {"--namespace", "a b"}, {"--image", "x\ny: z"}, {"--image", "a b"}, {"--image", `a"`},
-		{"--storage", "much"}, {"--clusters", "all"}, {"--clusters", "kubeconfigs", "--proof"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
+		{"--storage", "much"}, {"--clusters", "all"}, {"--clusters", "kubeconfigs", "--proof"}, {"--clusters", "kubeconfigs", "--imagehub"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
 		run(t, append([]string{"manifests"}, flags...)...).want(t, exitUsage, flags[1][:1])
 	}
 }
