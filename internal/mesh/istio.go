@@ -338,10 +338,13 @@ func (at site) selection(k plan.Kind) map[string]any {
 	return map[string]any{"selector": map[string]any{"matchLabels": values}}
 }
 
-// losses are what the site makes of fields that no kind has a word for there.
+// losses are what no kind has a word for, there or anywhere.
 func (at site) losses(f filter.Filter) (losses []plan.Loss) {
 	if f.Spec.Match.Direction != "" && (at.gateway || at.waypoint) {
 		losses = append(losses, plan.Loss{Filter: f.Key, Field: "spec.match.direction", Reason: "a gateway or waypoint has one direction only"})
+	}
+	if f.Spec.Rollout == filter.RolloutCanary {
+		losses = append(losses, plan.Loss{Filter: f.Key, Field: "spec.rollout", Reason: "istiod gives a filter to all proxies of its target at once"})
 	}
 	return losses
 }
