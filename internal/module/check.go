@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -37,6 +39,30 @@ func (r *Resolver) Check(ctx context.Context, address, digest string) error {
 	return err
 }
 
+const (
+	// startTime is how long the adapter's own address may lead nowhere, in all: an operation may go on before the Service
+	// knows of the Pod that has just started.
+	startTime  = 20 * time.Second
+	startPause = 200 * time.Millisecond
+)
+
+// fetchOwn fetches from the adapter's own address, and waits while nobody is there.
+func (r *Resolver) fetchOwn(ctx context.Context, u *url.URL) ([]byte, error) {
+	for begun := time.Now(); ; {
+		data, err := r.fetch(ctx, r.own, u)
+		var nobody *net.OpError
+		var unknown *net.DNSError
+		if !errors.As(err, &nobody) && !errors.As(err, &unknown) || time.Since(begun) > min(startTime, r.Timeout) {
+			return data, err
+		}
+		select {
+		case <-time.After(startPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 func (r *Resolver) check(ctx context.Context, address, digest string) ([]byte, error) {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -45,7 +71,7 @@ func (r *Resolver) check(ctx context.Context, address, digest string) ([]byte, e
 	var data []byte
 	switch {
 	case address == r.Address(digest):
-		data, err = r.fetch(ctx, r.own, u)
+		data, err = r.fetchOwn(ctx, u)
 	case u.Scheme == "oci" && u.User == nil:
 		data, err = r.fetchImage(ctx, u, "")
 	case u.Scheme == "https" && u.User == nil:

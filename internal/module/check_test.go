@@ -1,7 +1,10 @@
 package module_test
 
 import (
+	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -54,7 +57,7 @@ func TestACheckGoesNowhereThatAFetchMayNotGo(t *testing.T) {
 	clear := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(wasm) }))
 	t.Cleanup(clear.Close)
 	d := digest(wasm)
-	r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool, ServedAt: "http://filters.invalid"})
+	r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool, ServedAt: "http://filters.invalid", Timeout: 2 * time.Second})
 	if err := r.Check(t.Context(), u+"/a.wasm", d); err != nil {
 		t.Errorf("an author's own address: %v", err)
 	}
@@ -92,4 +95,45 @@ func TestACheckIsBoundedInTime(t *testing.T) {
 	r := resolver(t, module.Options{ServedAt: own.URL, Timeout: 200 * time.Millisecond})
 	wants(t, r.Check(t.Context(), r.Address(digest(wasm)), digest(wasm)), problem.SourceUnproved, "within 200ms")
 	wants(t, r.Check(t.Context(), "://", digest(wasm)), problem.SourceUnproved, "not an address")
+}
+
+func TestTheAdaptersOwnAddressMayTakeAWhileToLeadThere(t *testing.T) {
+	var there atomic.Bool
+	var turned atomic.Int32
+	own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if there.Load() {
+			w.Write(wasm)
+			return
+		}
+		turned.Add(1)
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		_ = c.(*net.TCPConn).SetLinger(0) // the connection is reset
+		c.Close()
+	}))
+	t.Cleanup(own.Close)
+	r := resolver(t, module.Options{ServedAt: own.URL})
+	checked := make(chan error, 1)
+	go func() { checked <- r.Check(t.Context(), r.Address(digest(wasm)), digest(wasm)) }()
+	for deadline := time.Now().Add(30 * time.Second); turned.Load() < 3; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it has asked %d times", turned.Load())
+		}
+	}
+	there.Store(true)
+	if err := <-checked; err != nil {
+		t.Error(err)
+	}
+	there.Store(false)
+
+	// It does not wait for one who does not come, nor longer than whoever asks.
+	hasty := resolver(t, module.Options{ServedAt: own.URL, Timeout: 300 * time.Millisecond})
+	wants(t, hasty.Check(t.Context(), hasty.Address(digest(wasm)), digest(wasm)), problem.SourceUnproved, "reset")
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := r.Check(ctx, r.Address(digest(wasm)), digest(wasm)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
 }
