@@ -44,7 +44,7 @@ func (s resourceState) answered() bool { return s.Sent == s.Acked || s.LastError
 
 // acknowledged says whether the proxy has taken the last of everything.
 func (s synced) acknowledged() bool {
-	return s.errors() == "" && s.listeners.Sent == s.listeners.Acked && s.extensions.Sent == s.extensions.Acked
+	return s.errors() == "" && s.listeners.Sent != "" && s.listeners.Sent == s.listeners.Acked && s.extensions.Sent == s.extensions.Acked
 }
 
 // errors are the proxy's own texts of what it refused last.
@@ -79,7 +79,7 @@ func (w *watch) connected(ctx context.Context) (map[plan.Pod]connection, error) 
 			Resources map[string]resourceState `json:"resources"`
 		}
 		if err := json.Unmarshal(body, &proxies); status != http.StatusOK || err != nil {
-			return nil, fmt.Errorf("ask istiod %s: it answers %d to /debug/syncz, and not as Istio 1.22 and later do", istiod, status)
+			return nil, fmt.Errorf("ask istiod %s: it answers %d to /debug/syncz, and nothing that istiod says", istiod, status)
 		}
 		for _, p := range proxies {
 			dot := strings.LastIndex(p.Proxy, ".")

@@ -10,6 +10,7 @@
 package istiod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ const (
 	parallel      = 4 // Pods that are asked at once
 	patience      = 3 // looks in a row that may fail
 	mostPushes    = 3
-	settling      = 3 * time.Second // after which istiod is taken to have pushed what it has
+	settling      = 3 * time.Second  // after which an istiod that has sent the plan to one proxy has sent it to others
+	debouncing    = 11 * time.Second // after which it pushes what it has, however busy it is, unless it is told otherwise
 )
 
 // Cluster is how the mesh is reached; kube.Cluster is one.
@@ -62,7 +64,7 @@ const pushAnnotation = "istio.io.filters.meshery.io/pushed"
 // The texts of proxies may quote their configuration, resolved secrets included.
 func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}}
+		w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}}
 		if p.Chain.Target.Kind == filter.Mesh {
 			w.root = p.Chain.Target.Namespace
 		}
@@ -73,7 +75,9 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 		var last *plan.Loaded
 		failures := 0
 		for pause := firstPause; ; pause = min(pause*3/2, lastPause) {
+			begun := time.Now()
 			err := w.look(ctx)
+			took := time.Since(begun)
 			if err != nil {
 				if failures++; failures >= patience || ctx.Err() != nil || errors.Is(err, problem.RightMissing) {
 					yield(plan.Loaded{}, w.unverified(ctx, err))
@@ -88,7 +92,8 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 					pause = firstPause
 				}
 			}
-			if err := sleep(ctx, pause); err != nil {
+			// Half of the time at least is left to others.
+			if err := sleep(ctx, max(pause, took)); err != nil {
 				yield(plan.Loaded{}, err)
 				return
 			}
@@ -126,13 +131,13 @@ type watch struct {
 	wants   []want // in the order that requests meet them
 	begun   time.Time
 	looked  bool // once at least
-	pushes  int  // that we asked for
-	pushed  time.Time
+	pushes  int  // that we asked for, the last of them at asked
+	asked   time.Time
 	proxies map[plan.Pod]*proxy
 
 	mu     sync.Mutex
-	silent map[string]error // namespaces whose proxies we may not ask
-	shown  time.Time        // when an istiod first had the whole plan for a proxy
+	silent map[string]error       // namespaces whose proxies we may not ask
+	shown  map[plan.Pod]time.Time // by istiod: when it first had the whole plan for a proxy
 }
 
 // proxy is what is known of one.
@@ -145,6 +150,7 @@ type proxy struct {
 	before   synced   // and at the look before
 	proved   *synced  // what istiod said when the proxy was found to run the plan
 	planned  bool     // istiod's own view held the plan at the look before
+	shown    int      // and of so many filters the proxy's own
 	failures *uint64  // of its fetching modules, before it had the plan
 	state    plan.ProxyState
 	proof    plan.Proof
@@ -237,12 +243,12 @@ func (w *watch) look(ctx context.Context) error {
 // free has istiod push again to proxies that hold on to what they refused, a few times, and with patience for each.
 func (w *watch) free(ctx context.Context, proxies []*proxy) {
 	stuck := slices.DeleteFunc(proxies, func(p *proxy) bool { return !p.stuck })
-	if len(stuck) == 0 || w.pushes == mostPushes || time.Since(w.pushed) < settling {
+	if len(stuck) == 0 || w.pushes == mostPushes || time.Since(w.asked) < settling {
 		return
 	}
-	w.pushed = time.Now()
+	w.asked = time.Now()
 	w.pushes++
-	if err := w.cluster.Annotate(ctx, w.wants[0].ref, pushAnnotation, w.pushed.UTC().Format(time.RFC3339Nano)); err != nil {
+	if err := w.cluster.Annotate(ctx, w.wants[0].ref, pushAnnotation, w.asked.UTC().Format(time.RFC3339Nano)); err != nil {
 		for _, p := range stuck {
 			p.detail += "; that cannot be brought about: " + reason(err)
 		}
@@ -279,8 +285,8 @@ func (w *watch) judge(ctx context.Context, p *proxy) error {
 		return ctx.Err()
 	}
 	late := time.Since(w.begun) > settling
-	if err == nil && !late && p.said.errors() == "" && !v.replaced(wants) {
-		p.say(plan.Waiting, "", v.missing(wants, w.plan.Dropped))
+	if err == nil && !late && p.said.errors() == "" && v.replaced(wants) == "" {
+		p.say(plan.Waiting, "", cmp.Or(v.missing(wants, w.plan.Dropped), unconfirmed))
 		return nil
 	}
 	// istiod's own view tells whether what it sent, or what was refused, was the plan.
@@ -301,18 +307,20 @@ func (w *watch) judge(ctx context.Context, p *proxy) error {
 		p.say(plan.Waiting, "", "istiod is sending it")
 	case p.said.errors() != "":
 		p.refuse(wants)
-	case err == nil && p.said.acknowledged() && v.replaced(wants):
-		p.say(plan.Rejected, "", v.missing(wants, nil))
+	case err == nil && p.said.acknowledged() && v.replaced(wants) != "":
+		p.say(plan.Rejected, "", v.replaced(wants))
 	case err == nil: // istiod has sent it, and the proxy does not show it
-		p.say(plan.Waiting, "", "it was sent, but "+v.missing(wants, w.plan.Dropped))
+		p.say(plan.Waiting, "", "it was sent, but "+cmp.Or(v.missing(wants, w.plan.Dropped), unconfirmed))
 	case p.said.acknowledged():
-		w.show()
+		w.show(p)
 		p.say(plan.Running, plan.Acknowledged, "its own state was not seen: "+reason(err))
 	default:
 		p.say(plan.Waiting, "", "it has not answered istiod yet")
 	}
 	return nil
 }
+
+const unconfirmed = "istiod has not heard of it what it took"
 
 // refuse tells of the proxy's refusal. Plugins come by discovery, and a listener that names one is refused only where the
 // proxy still has a plugin of that name that it refused before: then it takes the listener with istiod's next push.
@@ -337,25 +345,43 @@ func (w *watch) complete(v *view, p *proxy, wants []want) bool {
 		p.say(plan.Rejected, "", why)
 		return true
 	}
-	if !p.said.listeners.answered() || v.missing(wants, w.plan.Dropped) != "" || v.doubtful(wants, p.said) {
+	shows := v.missing(wants, w.plan.Dropped) == ""
+	// Where the proxy does not tell what it accepted, istiod does, if nothing happened since the look before.
+	taken := !v.untold(wants) || p.shown == len(wants) && p.said == p.before && p.said.acknowledged()
+	if shows {
+		p.shown = len(wants)
+	} else if p.shown == len(wants) {
+		p.shown = 0
+	}
+	if !shows || !taken || !p.said.listeners.answered() || v.failing(wants) {
 		return false
 	}
 	if why := v.unloaded(wants); why != "" {
 		p.say(plan.Waiting, "", why)
 		return true
 	}
-	w.show()
+	if len(wants) == len(w.wants) {
+		w.show(p)
+	}
 	p.say(plan.Running, plan.Seen, "")
 	return true
 }
 
-// show notes that istiod has the plan.
-func (w *watch) show() {
+// show notes that the proxy's istiod has the plan.
+func (w *watch) show(p *proxy) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.shown.IsZero() {
-		w.shown = time.Now()
+	if w.shown[p.istiod].IsZero() {
+		w.shown[p.istiod] = time.Now()
 	}
+}
+
+// pushed says whether the proxy's istiod has surely sent it all that it gets of the plan, and whether any proxy has all.
+func (w *watch) pushed(p *proxy) (sent, anywhere bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := w.shown[p.istiod]
+	return !at.IsZero() && time.Since(at) > settling || time.Since(w.begun) > debouncing, len(w.shown) > 0
 }
 
 // partial judges a proxy that istiod gives less than the plan, long after it was applied: filters for ports that the proxy
@@ -367,14 +393,12 @@ func (w *watch) partial(p *proxy, v *view, err error, planned *view) error {
 			some = append(some, x)
 		}
 	}
-	w.mu.Lock()
-	elsewhere := !w.shown.IsZero() && time.Since(w.shown) > settling
-	w.mu.Unlock()
+	sent, anywhere := w.pushed(p)
 	switch {
-	case len(some) == 0 && elsewhere:
+	case len(some) == 0 && sent && anywhere:
 		p.expected = false
 		p.say(plan.Waiting, "", "it has no listener that any of the filters is for")
-	case len(some) == 0 || planned.missing(some, w.plan.Dropped) != "":
+	case len(some) == 0 || !sent || planned.missing(some, w.plan.Dropped) != "":
 		p.say(plan.Waiting, "", "istiod does not give it to the proxy: "+planned.missing(w.wants, w.plan.Dropped))
 	case err == nil && w.complete(v, p, some):
 		if p.state == plan.Running {

@@ -361,6 +361,18 @@ func TestWhatIstiosAgentMakesOfAPlanIsSeenToo(t *testing.T) {
 			r.await(r.cluster, r.apply(), running(1, plan.Seen))
 			r.header(p, "x-a", "")
 
+			// The agent's Envoys do not tell which configuration they accepted.
+			l := r.await(r.cluster, r.apply(r.filter("refused", "{response: 7}", "")), func(l plan.Loaded) bool {
+				if l.Count(plan.Running) > 0 {
+					t.Error(describe(l))
+				}
+				return l.Count(plan.Rejected) == 1
+			})
+			if got := l.Proxies[0].Detail; !strings.Contains(got, "Unable to create Wasm plugin") {
+				t.Errorf("it says %q", got)
+			}
+			r.await(r.cluster, r.apply(), running(1, plan.Seen))
+
 			for i, why := range []string{"another digest", "no module"} {
 				f := r.filter(fmt.Sprintf("bad-%d", i), "{response: {x-a: one}}", "")
 				f.Spec.Module.SHA256 = strings.Repeat(fmt.Sprint(i), 64)
@@ -452,15 +464,24 @@ func TestATargetWithoutProxiesHasNobodyToWaitFor(t *testing.T) {
 func TestAFilterForAPortIsNotWaitedForWhereThatPortIsNot(t *testing.T) {
 	for _, kind := range []string{"TrafficExtension", "EnvoyFilter"} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel() // it waits for istiod's patience
 			r := newRig(t, kind)
-			p, other := r.sidecar("api-1", 0), r.sidecar("api-2", 0)
-			port := p.URL[strings.LastIndex(p.URL, ":")+1:]
-			l := r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: one}}", ", match: {ports: ["+port+"]}")), running(1, plan.Seen))
+			p, other := r.sidecar("api-1", 0), r.proxy(istiotest.ProxyOptions{Pod: "api-2", Agent: true})
+			one := r.filter("hello", "{response: {x-a: one}}", ", match: {ports: ["+p.URL[strings.LastIndex(p.URL, ":")+1:]+"]}")
+			l := r.await(r.cluster, r.apply(one), running(1, plan.Seen))
 			if l.Proxies[1].Expected || !strings.Contains(l.Proxies[1].Detail, "no listener") {
 				t.Error(describe(l))
 			}
 			r.header(p, "x-a", "one")
 			r.header(other, "x-a", "")
+			l = r.await(r.cluster, r.apply(one, r.filter("everywhere", "{response: {x-b: b}}", "")), running(2, plan.Seen))
+			if got := l.Proxies[1].Detail; !strings.Contains(got, "1 of 2 filters") {
+				t.Error(describe(l))
+			}
+			for proxy, a := range map[*istiotest.Proxy]string{p: "one", other: ""} {
+				r.header(proxy, "x-a", a)
+				r.header(proxy, "x-b", "b")
+			}
 			r.await(r.cluster, r.apply(), running(2, plan.Seen))
 		})
 	}

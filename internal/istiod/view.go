@@ -117,9 +117,14 @@ func (v *view) differs(x want, l listed) string {
 
 const replacement = "Istio's agent could not fetch its module, and has put a filter into its place that denies every request or, with failurePolicy open, none"
 
-// replaced says whether one of the filters has another in its place.
-func (v *view) replaced(wants []want) bool {
-	return slices.ContainsFunc(wants, func(x want) bool { e := v.configs[x.subject]; return e != nil && e.kind == "RBAC" })
+// replaced says which of the filters has another in its place, and why.
+func (v *view) replaced(wants []want) string {
+	for _, x := range wants {
+		if e := v.configs[x.subject]; e != nil && e.kind == "RBAC" {
+			return x.subject + ": " + replacement
+		}
+	}
+	return ""
 }
 
 // refused says why the proxy cannot run the filters, which it has; before is how often it had failed to fetch modules
@@ -143,24 +148,26 @@ func (v *view) refused(wants []want, before uint64) string {
 	return ""
 }
 
-// doubtful says whether a refusal that istiod knows of may be about the filters, although the proxy shows them: of a
-// listener that has them, or of a configuration, where the proxy does not tell which it accepted.
-func (v *view) doubtful(wants []want, said synced) bool {
-	for _, x := range wants {
-		for _, f := range v.failed {
-			for _, list := range f.lists {
-				if slices.ContainsFunc(list, func(l listed) bool { return l.subject == x.subject }) {
-					return true
-				}
-			}
+// failing says whether the proxy has refused a listener that has one of the filters.
+func (v *view) failing(wants []want) bool {
+	return slices.ContainsFunc(v.failed, func(f failure) bool {
+		return slices.ContainsFunc(slices.Concat(f.lists...), func(l listed) bool {
+			return slices.ContainsFunc(wants, func(x want) bool { return x.subject == l.subject })
+		})
+	})
+}
+
+// untold says whether the proxy does not tell of one of the filters which configuration it accepted. It may then show one
+// that it refused.
+func (v *view) untold(wants []want) bool {
+	return slices.ContainsFunc(wants, func(x want) bool {
+		e := v.configs[x.subject]
+		if e == nil {
+			return false
 		}
-		if e := v.configs[x.subject]; e != nil && said.extensions.LastError != "" {
-			if _, told := v.stats.accepted[e.name]; !told {
-				return true
-			}
-		}
-	}
-	return false
+		_, told := v.stats.accepted[e.name]
+		return !told
+	})
 }
 
 // unloaded says why the filters, which the proxy has, cannot be running yet.
