@@ -486,7 +486,12 @@ func TestTwoClustersAreChangedSideBySide(t *testing.T) {
 	}
 	q.Body = doc("hello")
 	q.Operation = "filters_status"
-	says(t, c.ok(q), "2 targets have filters")
+	status := strings.Join(texts(c.ok(q)), "\n") // of all targets that other tests have left, too
+	for _, s := range []*servers{c.servers, other} {
+		if want := "cluster " + strings.TrimPrefix(s.URL, "https://") + ": Workload " + c.ns + " {app=web}: version "; !strings.Contains(status, want) {
+			t.Errorf("nothing says %q:\n%s", want, status)
+		}
+	}
 	q.Operation = "remove_filter"
 	says(t, c.ok(q), "1 filters removed from 2 targets")
 
