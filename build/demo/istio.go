@@ -2,16 +2,18 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
 	"github.com/meshery/meshery-filters/internal/demo"
@@ -21,17 +23,18 @@ import (
 
 const (
 	namespace = "shop"
-	user      = "demo" // of the cluster
+	user      = "demo"                 // of the cluster
+	image     = "meshery-filters:demo" // of Image Hub
 )
 
-// istio is the stage: an API server, istiod, and the sidecars of two Pods of app api, whose container is one Image Hub that
-// runs here. The Pods are objects, as everywhere in istiotest.
+// istio is the stage: an API server, istiod, and the sidecars of two Pods of Image Hub's API. No node runs them. Where the
+// adapter deploys Image Hub, the stage does what a node would: it runs the API, here and once for both Pods, with the key
+// from the Secret, and says that the Pods run.
 type istio struct {
 	mesh       *istiotest.Mesh
 	kubeconfig string // file
-	hub        string // Image Hub's address
+	hub        string // address of the API
 	key        string // of its tokens
-	limiter    string // file
 }
 
 var _ demo.Stage = (*istio)(nil)
@@ -53,11 +56,21 @@ func (s *istio) Opening(d *demo.Demo) []demo.Step {
 			fmt.Fprintf(d.Out, "    API server %s, kubeconfig %s\n", s.mesh.URL, s.kubeconfig)
 			return nil
 		}},
-		{Name: "The adapter starts, with its embedded NATS", Do: d.StartAdapter},
-		{Name: "Image Hub starts", Do: func(ctx context.Context) error { return s.startHub(ctx, d) }},
+		{Name: "The adapter starts, with its embedded NATS", Do: func(ctx context.Context) error {
+			return d.StartAdapter(ctx, "--imagehub-image", image)
+		}},
+		{Name: "Image Hub is deployed", Do: func(ctx context.Context) error {
+			g, ctx := errgroup.WithContext(ctx)
+			g.Go(func() error { return s.runHub(ctx, d) })
+			g.Go(func() error {
+				_, err := d.Operate(ctx, "imagehub", "")
+				return err
+			})
+			return g.Wait()
+		}},
 		{Name: "Two Envoys start in front of it, as sidecars that istiod configures", Do: func(ctx context.Context) error {
-			for _, pod := range []string{"api-1", "api-2"} {
-				p, err := s.mesh.Proxy(ctx, istiotest.ProxyOptions{Namespace: namespace, Pod: pod, Labels: map[string]string{"app": "api"}, Upstream: s.hub})
+			for _, pod := range []string{"imagehub-api-1", "imagehub-api-2"} {
+				p, err := s.mesh.Proxy(ctx, istiotest.ProxyOptions{Namespace: namespace, Pod: pod, Labels: map[string]string{"app": "imagehub-api"}, Upstream: s.hub})
 				if err != nil {
 					return err
 				}
@@ -70,9 +83,12 @@ func (s *istio) Opening(d *demo.Demo) []demo.Step {
 	}
 }
 
-// grant gives the user the rights that templates/rbac has, and no others.
+// grant makes the namespace, and gives the user the rights that templates/rbac has, and no others.
 func (s *istio) grant(ctx context.Context) error {
-	for _, name := range []string{"base", "proof"} {
+	if err := s.mesh.Apply(ctx, map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": namespace}}); err != nil {
+		return err
+	}
+	for _, name := range []string{"base", "proof", "imagehub"} {
 		text, _ := templates.RBAC(name)
 		text = strings.ReplaceAll(text, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
 			"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+user+"}")
@@ -93,11 +109,23 @@ func (s *istio) grant(ctx context.Context) error {
 
 var hubAddress = regexp.MustCompile(`Image Hub answers at http://(\S+)`)
 
-// startHub runs Image Hub with a key that the limiter gets too.
-func (s *istio) startHub(ctx context.Context, d *demo.Demo) error {
-	s.key = rand.Text() + rand.Text()
+// runHub waits for Image Hub's Deployment, runs it, and says that its Pods are there.
+func (s *istio) runHub(ctx context.Context, d *demo.Demo) error {
+	const deployment = "/apis/apps/v1/namespaces/" + namespace + "/deployments/imagehub-api"
+	for s.mesh.Send(ctx, http.MethodGet, deployment, nil) != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	var secret struct{ Data map[string][]byte }
+	if err := s.mesh.Get(ctx, "/api/v1/namespaces/"+namespace+"/secrets/imagehub", &secret); err != nil {
+		return err
+	}
+	s.key = string(secret.Data["token-key"])
 	file := filepath.Join(d.Dir, "token-key")
-	if err := os.WriteFile(file, []byte(s.key), 0o600); err != nil {
+	if err := os.WriteFile(file, secret.Data["token-key"], 0o600); err != nil {
 		return err
 	}
 	pid, err := d.Start(ctx, "Image Hub", func(log []byte) error {
@@ -111,15 +139,17 @@ func (s *istio) startHub(ctx context.Context, d *demo.Demo) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.Out, "    PID %d: http://%s\n", pid, s.hub)
-	_, document := s.Limiter()
-	s.limiter = filepath.Join(d.Dir, "limiter.yaml")
-	return os.WriteFile(s.limiter, []byte(document), 0o600)
+	fmt.Fprintf(d.Out, "    Image Hub: PID %d, http://%s\n", pid, s.hub)
+	if err := s.mesh.Send(ctx, http.MethodPatch, deployment, map[string]any{"spec": map[string]any{"replicas": 2}}); err != nil {
+		return err
+	}
+	return s.mesh.Send(ctx, http.MethodPatch, deployment+"/status", map[string]any{"status": map[string]any{
+		"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2, "availableReplicas": 2}})
 }
 
-// Place is the workload whose Pods have the label app: api.
+// Place is the workload of the API.
 func (s *istio) Place() demo.Place {
-	p := demo.Place{Namespace: namespace, Spec: []string{"mesh: istio", "target: {kind: Workload, labels: {app: api}}"},
+	p := demo.Place{Namespace: namespace, Spec: []string{"mesh: istio", "target: {kind: Workload, labels: {app: imagehub-api}}"},
 		Refusals: `listener_manager\.lds\.update_rejected`}
 	if s.mesh != nil {
 		p.Kubeconfigs = []string{string(s.mesh.Kubeconfig(s.mesh.Token(user)))}
@@ -127,25 +157,15 @@ func (s *istio) Place() demo.Place {
 	return p
 }
 
-// Limiter is Image Hub's, with the key itself: secrets of the adapter's do not go into clusters. It has no phase, so it
-// stands right before the router, where an EnvoyFilter can put it.
+// Limiter is Image Hub's, by the operation that has no body of its own. The document has the key itself, since other
+// operations on clusters take no reference to it.
 func (s *istio) Limiter() (operation, document string) {
-	return "apply_filter", fmt.Sprintf(`apiVersion: filters.meshery.io/v1alpha1
-kind: Filter
-metadata: {name: %s, namespace: %s}
-spec:
-  %s
-  module: {builtin: ratelimit}
-  failurePolicy: reload
-  config:
-    plans: {Personal: 10, Team: 100, Enterprise: 1000}
-    paths: [/pull]
-    auth: {mode: jwt, key: %s}
-`, demo.LimiterName, namespace, strings.Join(s.Place().Spec, "\n  "), s.key)
+	document, _ = templates.ImageHub{Image: image}.Limiter()
+	return "imagehub_rate_limit", strings.Replace(document, "{$secret: {name: imagehub, key: token-key}}", s.key, 1)
 }
 
-// ours is what an Envoy calls a filter of an EnvoyFilter for the Pods of app api.
-var ours = regexp.MustCompile(`^meshery\.filters/` + namespace + `\.(.+)-api-[0-9a-f]{10}$`)
+// ours is what an Envoy calls a filter of an EnvoyFilter for the Pods of the API.
+var ours = regexp.MustCompile(`^meshery\.filters/` + namespace + `\.(.+)-imagehub-api-[0-9a-f]{10}$`)
 
 // Running is what the listener has that istiod made of the Pod's Sidecar.
 func (s *istio) Running(ctx context.Context, e *demo.Envoy) (_ string, filters []envoy.SlotFilter, err error) {
@@ -162,14 +182,14 @@ func (s *istio) Running(ctx context.Context, e *demo.Envoy) (_ string, filters [
 func (s *istio) Invite(d *demo.Demo) string {
 	a, b := d.Envoys[0], d.Envoys[1]
 	return fmt.Sprintf(`  export MESHERY_FILTERS_SERVER=%s
-  %s apply -f %s --kubeconfig %s
+  %s run imagehub_rate_limit --namespace %s --kubeconfig %s
   %[2]s list --kubeconfig %[4]s
   curl -i http://%s/pull
   curl -i http://%s/pull
 Image Hub's page through the first Envoy is http://%[5]s, the adapter's page http://%[7]s.
 Image Hub itself is http://%[8]s, NATS %[9]s, the Envoys' admin http://%[10]s and http://%[11]s.
 The API server is %[12]s; its kubeconfig may do what templates/rbac says.`,
-		d.Addresses.GRPC, d.Program, s.limiter, s.kubeconfig, a.Addr, b.Addr, d.Addresses.HTTP, s.hub, d.Addresses.NATS,
+		d.Addresses.GRPC, d.Program, namespace, s.kubeconfig, a.Addr, b.Addr, d.Addresses.HTTP, s.hub, d.Addresses.NATS,
 		a.AdminAddr(), b.AdminAddr(), s.mesh.URL)
 }
 

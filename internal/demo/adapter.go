@@ -38,8 +38,8 @@ type adapter struct {
 	filters filterspb.FilterServiceClient
 }
 
-// StartAdapter runs an adapter on free ports until it is ready, and listens to its events.
-func (d *Demo) StartAdapter(ctx context.Context) error {
+// StartAdapter runs an adapter on free ports, with more flags, until it is ready, and listens to its events.
+func (d *Demo) StartAdapter(ctx context.Context, flags ...string) error {
 	state := filepath.Join(d.Dir, "state")
 	pid, err := d.Start(ctx, "adapter", func([]byte) error {
 		data, err := os.ReadFile(filepath.Join(state, "addresses.json"))
@@ -47,8 +47,8 @@ func (d *Demo) StartAdapter(ctx context.Context) error {
 			return err
 		}
 		return json.Unmarshal(data, &d.Addresses)
-	}, "serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0",
-		"--state-dir", state, "--imagehub-addr", "127.0.0.1:0")
+	}, append([]string{"serve", "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0",
+		"--nats-listen", "127.0.0.1:0", "--state-dir", state}, flags...)...)
 	if err != nil {
 		return err
 	}

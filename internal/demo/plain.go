@@ -24,7 +24,9 @@ var _ Stage = (*PlainEnvoy)(nil)
 // Opening has the adapter start Image Hub, and Envoys with a slot.
 func (p *PlainEnvoy) Opening(d *Demo) []Step {
 	return []Step{
-		{"The adapter starts, with its embedded NATS", d.StartAdapter},
+		{"The adapter starts, with its embedded NATS", func(ctx context.Context) error {
+			return d.StartAdapter(ctx, "--imagehub-addr", "127.0.0.1:0")
+		}},
 		{"Image Hub is deployed", func(ctx context.Context) error {
 			last, err := d.Operate(ctx, "imagehub", "")
 			if err != nil {

@@ -23,12 +23,10 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 )
 
-// LimiterName is what a Stage's limiter has to be called.
-const LimiterName = "imagehub-rate-limit"
-
 const (
-	ownName   = "my-headers"
-	ownHeader = "x-my-module"
+	limiterName = "imagehub-rate-limit"
+	ownName     = "my-headers"
+	ownHeader   = "x-my-module"
 )
 
 // story is what follows the opening.
@@ -50,7 +48,7 @@ func (d *Demo) story() []Step {
 			if err := d.applyLimiter(ctx); err != nil {
 				return err
 			}
-			return d.holds(ctx, LimiterName)
+			return d.holds(ctx, limiterName)
 		}},
 		{"A Personal user gets 10 pulls, then 429", func(ctx context.Context) error {
 			return d.pulls(ctx, 0, personal, 15, append(repeat(200, 10), repeat(429, 5)...))
@@ -68,7 +66,7 @@ func (d *Demo) story() []Step {
 			if _, err := d.Operate(ctx, "custom", d.ownModule(`config: {response: {`+ownHeader+`: loaded}}`)); err != nil {
 				return err
 			}
-			if err := d.holds(ctx, ownName, LimiterName); err != nil {
+			if err := d.holds(ctx, ownName, limiterName); err != nil {
 				return err
 			}
 			// The limiter's 401 passes the filters before it on its way back, and no others.
@@ -85,7 +83,7 @@ func (d *Demo) story() []Step {
 			if n, err := d.refusals(ctx); err != nil || n != refusals {
 				return errors.Join(err, fmt.Errorf("a proxy saw a configuration that the dry run refuses"))
 			}
-			return errors.Join(d.holds(ctx, ownName, LimiterName), d.headerIs(ctx, "loaded", 401), d.pulls(ctx, 0, team, 5, repeat(200, 5)))
+			return errors.Join(d.holds(ctx, ownName, limiterName), d.headerIs(ctx, "loaded", 401), d.pulls(ctx, 0, team, 5, repeat(200, 5)))
 		}},
 		{"What only an Envoy can refuse is taken back, and the chain keeps working", func(ctx context.Context) error {
 			refusals, err := d.refusals(ctx)
@@ -104,10 +102,10 @@ func (d *Demo) story() []Step {
 			case n > refusals+1 && d.stage.Place().OneFirst:
 				return fmt.Errorf("%d rejections by the Envoys, want exactly 1: only one of them tries a change first", n-refusals)
 			}
-			return errors.Join(d.holds(ctx, ownName, LimiterName), d.headerIs(ctx, "loaded", 401), d.pulls(ctx, 0, team, 5, repeat(200, 5)))
+			return errors.Join(d.holds(ctx, ownName, limiterName), d.headerIs(ctx, "loaded", 401), d.pulls(ctx, 0, team, 5, repeat(200, 5)))
 		}},
 		{"Remove filter: both are unloaded, and nothing limits pulls", func(ctx context.Context) error {
-			last, err := d.Operate(ctx, "remove_filter", document(ownName)+"---\n"+document(LimiterName))
+			last, err := d.Operate(ctx, "remove_filter", document(ownName)+"---\n"+document(limiterName))
 			if err != nil {
 				return err
 			}
@@ -316,7 +314,7 @@ func (d *Demo) holds(ctx context.Context, names ...string) error {
 		sum := sha256.Sum256(wasm)
 		return hex.EncodeToString(sum[:])
 	}
-	digests := map[string]string{LimiterName: digest("ratelimit"), ownName: digest("headers")}
+	digests := map[string]string{limiterName: digest("ratelimit"), ownName: digest("headers")}
 	for i, e := range d.Envoys {
 		_, filters, err := d.stage.Running(ctx, e)
 		if err != nil {

@@ -66,13 +66,27 @@ func (k *Kubelet) Stop() {
 
 // Send makes a request as Admin. A PATCH is a merge patch, or with fieldManager in its path a server-side apply.
 func (s *Server) Send(ctx context.Context, method, path string, object any) error {
-	data, err := json.Marshal(object)
+	_, err := s.exchange(ctx, method, path, object)
+	return err
+}
+
+// Get reads an object as Admin.
+func (s *Server) Get(ctx context.Context, path string, object any) error {
+	answer, err := s.exchange(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
+	return json.Unmarshal(answer, object)
+}
+
+func (s *Server) exchange(ctx context.Context, method, path string, object any) ([]byte, error) {
+	data, err := json.Marshal(object)
+	if err != nil {
+		return nil, err
+	}
 	req, err := http.NewRequestWithContext(ctx, method, s.URL+path, bytes.NewReader(data))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+s.Token(Admin))
 	req.Header.Set("Content-Type", "application/json")
@@ -84,14 +98,14 @@ func (s *Server) Send(ctx context.Context, method, path string, object any) erro
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
 		err = fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
 	}
-	return err
+	return answer, err
 }
 
 // forwarder copies between a stream and the port of a Pod in one namespace.
