@@ -150,10 +150,16 @@ func (s *Server) Health() error {
 	if !s.opts.JetStream {
 		return nil
 	}
-	if h := s.server.Healthz(&server.HealthzOptions{}); h.StatusCode != http.StatusOK {
-		return errors.New(h.Error)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		h := s.server.Healthz(&server.HealthzOptions{})
+		if h.StatusCode == http.StatusOK {
+			return nil
+		}
+		// It gives itself a millisecond to find that it takes connections, which a busy machine may not.
+		if !strings.HasPrefix(h.Error, "failed to be ready") || time.Now().After(deadline) {
+			return errors.New(h.Error)
+		}
 	}
-	return nil
 }
 
 // InProcessConn connects through memory to the server as it is now.
