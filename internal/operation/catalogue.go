@@ -124,6 +124,10 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 				return err
 			}
 		}
+		// With the rights of a request's own kubeconfig whoever sends it could do it without the adapter.
+		if r.Own != nil && !r.AllowWideTargets && f.Spec.Mesh != (mesh.Envoy{}).Name() && q.Namespace != "" && f.Key.Namespace != q.Namespace {
+			return problem.TargetTooWide.New("%s is in another namespace than the request, which is in %s", f.Key, q.Namespace)
+		}
 		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)
 	}
 	if slices.Contains(j.Meshes, meshAuto) {

@@ -783,6 +783,11 @@ func TestTheAdaptersOwnClusterIsTheOneThatIsMeantWhateverARequestBrings(t *testi
 	if _, err := c.runner.Submit(t.Context(), stranger); !errors.Is(err, problem.CallerUnknown) {
 		t.Errorf("a stranger who uses the adapter's rights: %v", err)
 	}
+	elsewhere := ours(c.request("remove_filter", strings.Replace(doc("hello"), "{name: hello}", "{name: hello, namespace: "+c.ns+"}", 1)))
+	elsewhere.Namespace = "elsewhere"
+	if _, err := c.runner.Submit(t.Context(), elsewhere); !errors.Is(err, problem.TargetTooWide) {
+		t.Errorf("a removal from another namespace: %v", err)
+	}
 	c.ok(ours(c.request("remove_filter", doc("hello"), doc("other"), doc("prepared"))))
 	c.holds("EnvoyFilter")
 }
