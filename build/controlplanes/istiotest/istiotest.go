@@ -35,10 +35,11 @@ const (
 	// Version is what the proxies say they are of.
 	Version = "1.31.0"
 
-	startTimeout = 2 * time.Minute // of istiod or a proxy, on a machine that is busy with other things
-	pollInterval = 20 * time.Millisecond
-	attempts     = 4 // a port that was free may be taken before it is used
-	node         = "node-1"
+	startTimeout  = 3 * time.Minute  // of istiod or a proxy, on a machine that is busy with other things
+	listenTimeout = 40 * time.Second // of a proxy on one port
+	pollInterval  = 20 * time.Millisecond
+	attempts      = 4 // a port that was free may be taken before it is used
+	node          = "node-1"
 )
 
 // The ports by which a Pod's parts are known.

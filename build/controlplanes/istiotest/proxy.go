@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -58,10 +59,6 @@ func (b bare) Stop() error { return b.Process.Stop(context.Background()) }
 func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	ports, err := stack.FreePorts(1)
-	if err != nil {
-		return nil, err
-	}
 	// The label chooses this Pod alone, whatever labels others share.
 	labels := map[string]string{"istiotest/pod": o.Pod}
 	for k, v := range o.Labels {
@@ -71,17 +68,10 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects, err := m.route(o, ports[0])
-	if err != nil {
-		return nil, err
-	}
-	if err := m.Apply(ctx, objects...); err != nil {
-		return nil, err
-	}
 	m.mu.Lock()
 	xds := m.istiods[o.Replica].xds
 	m.mu.Unlock()
-	p := &Proxy{Namespace: o.Namespace, Pod: o.Pod, URL: "http://127.0.0.1:" + ports[0]}
+	p := &Proxy{Namespace: o.Namespace, Pod: o.Pod}
 	dir := filepath.Join(m.dir, o.Namespace, o.Pod)
 	var admin string
 	if o.Agent {
@@ -99,16 +89,43 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	m.proxies = append(m.proxies, p)
 	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = admin
 	m.mu.Unlock()
+	for n := 1; ; n++ {
+		err := m.listen(ctx, p, o)
+		if err == nil {
+			return p, nil
+		}
+		if n == attempts || ctx.Err() != nil || p.running.Err() != nil {
+			return nil, fmt.Errorf("%s/%s does not answer requests: %w; istiod's log ends:\n%s", o.Namespace, o.Pod, err, m.Log())
+		}
+	}
+}
+
+// listen gives a proxy a listener on a free port, and waits until requests are answered there.
+func (m *Mesh) listen(ctx context.Context, p *Proxy, o ProxyOptions) error {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
+	ports, err := stack.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	objects, err := m.route(o, ports[0])
+	if err != nil {
+		return err
+	}
+	if err := m.Apply(ctx, objects...); err != nil {
+		return err
+	}
+	p.URL = "http://127.0.0.1:" + ports[0]
 	for {
 		r, err := p.Get(ctx, "/healthz")
-		if err == nil && r.Status == 200 {
-			return p, nil
+		if err == nil && r.Status == http.StatusOK {
+			return nil
 		}
 		select {
 		case <-p.running.Done():
-			return nil, p.running.Err()
+			return p.running.Err()
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s/%s does not answer requests: %w: %w; istiod's log ends:\n%s", o.Namespace, o.Pod, ctx.Err(), err, m.Log())
+			return fmt.Errorf("port %s: %w: %d %w", ports[0], ctx.Err(), r.Status, err)
 		case <-time.After(pollInterval):
 		}
 	}
