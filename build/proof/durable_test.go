@@ -420,6 +420,7 @@ func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	onRealParts(t)
 	x := newTorture(t, newSubscriber(t))
 	x.start()
+	x.ready()
 	x.startProxies()
 	stop := x.load()
 	var slowest time.Duration

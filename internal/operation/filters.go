@@ -266,6 +266,9 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 	if err != nil {
 		return "", "", err
 	}
+	if len(j.Meshes) == 0 {
+		places = opened(s, places)
+	}
 	var mu sync.Mutex
 	missing := map[filter.Key]bool{}
 	for _, k := range j.Remove {
@@ -339,6 +342,7 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 	if err != nil {
 		return "", "", err
 	}
+	places = opened(s, places)
 	var drifted atomic.Int32
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
 		statuses, err := r.list(ctx, pl)

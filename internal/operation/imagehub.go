@@ -47,9 +47,10 @@ func hubTarget(namespace string) filter.Target {
 	return filter.Target{Kind: "ImageHub", Namespace: cmp.Or(namespace, "default"), Name: "imagehub"}
 }
 
-// brings says whether a request is about clusters.
+// brings says whether a request is about clusters. What came with the connection, whatever it was to ask for, counts only
+// where there are no proxies of the adapter's own.
 func (r *Runner) brings(q Request) bool {
-	return r.Own != nil || r.Clusters != nil && len(q.Kubeconfigs) > 0
+	return r.Own != nil || r.Clusters != nil && len(q.Kubeconfigs) > 0 && (!q.Implied || len(r.Backends) == 0)
 }
 
 // limiter is the operation of Image Hub's limiter: in the clusters that a request brings in front of the API itself, else on

@@ -198,6 +198,19 @@ func (r *Runner) places(j job) ([]place, error) {
 	return append(places, clusters...), nil
 }
 
+// opened leaves out, with a warning, the clusters whose kubeconfigs are refused: who names no mesh may mean none of them.
+func opened(s *story, places []place) []place {
+	return slices.DeleteFunc(places, func(pl place) bool {
+		u, refused := pl.cluster.(unopened)
+		if refused {
+			p := *problem.Of(u.err)
+			p.Details = u.name + " is left out: " + p.Details
+			s.warn(&p)
+		}
+		return refused
+	})
+}
+
 // lookTimeout bounds finding out which meshes an operation's clusters have.
 const lookTimeout = 10 * time.Second
 

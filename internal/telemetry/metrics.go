@@ -97,6 +97,7 @@ func New(b Build) *Metrics {
 	}
 
 	m.served = m.counter("module_requests_total", "Requests for modules to modulesAddr, by HTTP status code.", "code")
+	m.served.WithLabelValues("200")
 	m.servedBytes = m.counter("module_served_bytes_total", "Bytes of modules that proxies were sent from modulesAddr.").WithLabelValues()
 
 	m.spans = m.counter("spans_total", "Spans of traces that have ended and are to be exported.").WithLabelValues()
