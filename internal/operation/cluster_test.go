@@ -240,6 +240,16 @@ func startClusterRig(t *testing.T, state string, change ...func(*operation.Optio
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := s.rigOf(t, state, "shop", adapterUser, change...)
+	if code, answer, err := c.ask("POST", "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": c.ns}}); code != http.StatusCreated {
+		t.Fatal(code, answer["message"], err)
+	}
+	return c
+}
+
+// rigOf starts one whose requests bring the kubeconfig of a user, and names a namespace of its own, which is not there yet.
+func (s *servers) rigOf(t *testing.T, state, namespace, user string, change ...func(*operation.Options)) *clusterRig {
+	t.Helper()
 	pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(pool.Close)
 	r := startRig(t, state, append([]func(*operation.Options){func(o *operation.Options) {
@@ -252,14 +262,9 @@ func startClusterRig(t *testing.T, state string, change ...func(*operation.Optio
 		}
 	}}, change...)...)
 	namespaces.Lock()
+	defer namespaces.Unlock()
 	namespaces.n++
-	ns := fmt.Sprintf("shop-%d", namespaces.n)
-	namespaces.Unlock()
-	c := &clusterRig{rig: r, servers: s, ns: ns, kubeconfig: string(s.Kubeconfig(s.Token(adapterUser)))}
-	if code, answer, err := c.ask("POST", "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": ns}}); code != http.StatusCreated {
-		t.Fatal(code, answer["message"], err)
-	}
-	return c
+	return &clusterRig{rig: r, servers: s, ns: fmt.Sprintf("%s-%d", namespace, namespaces.n), kubeconfig: string(s.Kubeconfig(s.Token(user)))}
 }
 
 // opened is a cluster as operations want it.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 	"github.com/meshery/meshery-filters/build/controlplanes/stack"
-	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/templates"
@@ -39,24 +37,8 @@ var hubPaths = []string{"/api/v1/namespaces/%s/serviceaccounts", "/api/v1/namesp
 // hubRig is a clusterRig whose cluster runs Deployments, in a namespace that takes restricted Pods only.
 func hubRig(t *testing.T, s *servers, hub operation.ImageHubIn, change ...func(*operation.Options)) *clusterRig {
 	t.Helper()
-	pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
-	t.Cleanup(pool.Close)
-	r := startRig(t, t.TempDir(), append([]func(*operation.Options){func(o *operation.Options) {
-		o.ImageHubIn = hub
-		o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
-			c, err := pool.Open(kubeconfig)
-			if err != nil {
-				return nil, err
-			}
-			return opened{c}, nil
-		}
-	}}, change...)...)
-	namespaces.Lock()
-	namespaces.n++
-	ns := fmt.Sprintf("hub-%d", namespaces.n)
-	namespaces.Unlock()
-	c := &clusterRig{rig: r, servers: s, ns: ns, kubeconfig: string(s.Kubeconfig(s.Token(hubUser)))}
-	c.create("/api/v1/namespaces", fmt.Sprintf(`{"metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}`, ns))
+	c := s.rigOf(t, t.TempDir(), "hub", hubUser, append([]func(*operation.Options){func(o *operation.Options) { o.ImageHubIn = hub }}, change...)...)
+	c.create("/api/v1/namespaces", fmt.Sprintf(`{"metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}`, c.ns))
 	return c
 }
 
