@@ -23,13 +23,38 @@ type istioMesh struct {
 	proxies []*istiotest.Proxy
 }
 
-// Users of the mesh's cluster, with the rights of templates/rbac: both roles, and the one without which nothing is proved.
+// Users of the mesh's cluster, with the rights of templates/rbac: all roles, and those without which nothing is proved.
 const (
 	wholeUser = "whole"
 	baseUser  = "base"
 )
 
 func newIstioMesh(t *testing.T, change ...func(*istiotest.ProxyOptions)) istioMesh {
+	t.Helper()
+	m := startIstio(t)
+	for _, pod := range []string{"api-1", "api-2"} {
+		o := istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": "api"}}
+		for _, c := range change {
+			c(&o)
+		}
+		m.add(t, o)
+	}
+	return *m
+}
+
+// add starts a proxy.
+func (m *istioMesh) add(t *testing.T, o istiotest.ProxyOptions) *istiotest.Proxy {
+	t.Helper()
+	p, err := m.Proxy(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.proxies = append(m.proxies, p)
+	return p
+}
+
+// startIstio starts a mesh without proxies.
+func startIstio(t *testing.T) *istioMesh {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a Kubernetes API server, istiod and Envoys")
@@ -47,7 +72,7 @@ func newIstioMesh(t *testing.T, change ...func(*istiotest.ProxyOptions)) istioMe
 	user := func(name string) string {
 		return "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: " + name + "}"
 	}
-	for role, subjects := range map[string]string{"base": user(wholeUser) + "\n" + user(baseUser), "proof": user(wholeUser)} {
+	for role, subjects := range map[string]string{"base": user(wholeUser) + "\n" + user(baseUser), "proof": user(wholeUser), "imagehub": user(wholeUser)} {
 		text, _ := templates.RBAC(role)
 		text = strings.ReplaceAll(text, "- {kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}", subjects)
 		for d := yaml.NewDecoder(strings.NewReader(text)); ; {
@@ -62,19 +87,7 @@ func newIstioMesh(t *testing.T, change ...func(*istiotest.ProxyOptions)) istioMe
 			}
 		}
 	}
-	out := istioMesh{Mesh: m}
-	for _, pod := range []string{"api-1", "api-2"} {
-		o := istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": "api"}}
-		for _, c := range change {
-			c(&o)
-		}
-		p, err := m.Proxy(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out.proxies = append(out.proxies, p)
-	}
-	return out
+	return &istioMesh{Mesh: m}
 }
 
 // as writes the kubeconfig of a user.

@@ -83,11 +83,7 @@ func TestProxiesFetchModulesFromTheAdapter(t *testing.T) {
 	// A proxy that starts later fetches it, too.
 	later := istiotest.ProxyOptions{Namespace: "shop", Pod: "api-3", Labels: map[string]string{"app": "api"}}
 	agent(&later)
-	p, err := m.Proxy(t.Context(), later)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.proxies = append(m.proxies, p)
+	m.add(t, later)
 	m.answer(t, "two")
 	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "removed from", "3 of 3 proxies")
 	m.answer(t, "")

@@ -824,8 +824,7 @@ func TestAStrangerMayUseTheRightsThatItBrings(t *testing.T) {
 // TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd kills a process around its requests to the
 // cluster, and looks at what its successor makes of what it finds.
 func TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd(t *testing.T) {
-	const variable = "OPERATION_TEST_CLUSTER"
-	if text := os.Getenv(variable); text != "" {
+	if text := os.Getenv(killedVariable); text != "" {
 		var k killed
 		if err := json.Unmarshal([]byte(text), &k); err != nil {
 			t.Fatal(err)
@@ -843,33 +842,11 @@ func TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd(t *tes
 	kills := 0
 	for fuse := int64(1); ; fuse += step {
 		c := newClusterRig(t)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		k := killed{Server: c.URL, CA: c.CA, Token: c.Token(adapterUser), Address: l.Addr().String(), Namespace: c.ns, State: t.TempDir()}
-		l.Close()
-		run := func(fuse int64) (killed bool) {
-			k.Fuse = fuse
-			text, err := json.Marshal(k)
-			if err != nil {
-				t.Fatal(err)
-			}
-			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=60s")
-			child.Env = append(os.Environ(), variable+"="+string(text))
-			out, err := child.CombinedOutput()
-			if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGKILL {
-				return true
-			}
-			if err != nil {
-				t.Fatalf("killed at moment %d, and then: %v\n%s", fuse, err, out)
-			}
-			return false
-		}
-		again := run(fuse)
+		k := killed{Server: c.URL, CA: c.CA, Token: c.Token(adapterUser), Address: freeAddress(t), Namespace: c.ns, State: t.TempDir()}
+		again := k.in(t, fuse)
 		if again {
 			kills++
-			run(1 << 40)
+			k.in(t, 1<<40)
 		}
 		if n := len(c.inventories()); n != 1 {
 			t.Errorf("killed at moment %d: %d inventories", fuse, n)
@@ -896,6 +873,40 @@ type killed struct {
 	Namespace     string
 	State         string
 	Fuse          int64
+	Hub           bool // deploys Image Hub, and does nothing else
+}
+
+// killedVariable has a process of the tests be one of these.
+const killedVariable = "OPERATION_TEST_CLUSTER"
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// in runs it in a process of its own that ends at a moment, and says whether it came to that.
+func (k killed) in(t *testing.T, fuse int64) (killed bool) {
+	t.Helper()
+	k.Fuse = fuse
+	text, err := json.Marshal(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd$", "-test.timeout=60s")
+	child.Env = append(os.Environ(), killedVariable+"="+string(text))
+	out, err := child.CombinedOutput()
+	if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGKILL {
+		return true
+	}
+	if err != nil {
+		t.Fatalf("killed at moment %d, and then: %v\n%s", fuse, err, out)
+	}
+	return false
 }
 
 func (k killed) run(t *testing.T) {
@@ -913,14 +924,19 @@ func (k killed) run(t *testing.T) {
 			c, err := pool.Open(kubeconfig)
 			return opened{c}, err
 		}
+		o.ImageHubIn = publicHub
 	})
 	c := &clusterRig{rig: r, ns: k.Namespace, kubeconfig: string(s.Kubeconfig(k.Token))}
-	var ids []string
-	for i, q := range []operation.Request{
+	requests := []operation.Request{
 		c.apply(on("web", "a"), on("web", "b")),
 		c.apply(on("web", "b", "priority: 3"), on("web", "c")),
 		c.request("remove_filter", doc("a")),
-	} {
+	}
+	if k.Hub {
+		requests = []operation.Request{c.imagehub()}
+	}
+	var ids []string
+	for i, q := range requests {
 		q.ID = fmt.Sprintf("op-%d", i)
 		if _, err := r.runner.Submit(t.Context(), q); err != nil {
 			t.Fatal(err)

@@ -26,6 +26,8 @@ type ImageHubIn struct {
 	templates.ImageHub
 	// Gateway says which gateways it stands behind. Default: Istio's where they are served, else those of the Gateway API.
 	Gateway HubGateway
+	// Patience bounds a deployment: its images have to be pulled. Default: 3 minutes.
+	Patience time.Duration
 }
 
 // HubGateway is a family of gateways.
@@ -79,7 +81,7 @@ func (r *Runner) readImageHub(_ context.Context, j *job, q Request) error {
 	return nil
 }
 
-// Bounds of starting and stopping Image Hub. In a cluster images have to be pulled.
+// Bounds of starting and stopping Image Hub, here and in a cluster.
 const (
 	applicationTimeout = 15 * time.Second
 	deployTimeout      = 3 * time.Minute
@@ -130,7 +132,7 @@ func (r *Runner) deploy(ctx context.Context, s *story, pl place, j job) (outcome
 	target := hubTarget(j.Namespace)
 	chain := filter.Chain{Mesh: hubMesh, Target: target}
 	defer r.lock(pl.key(chain.ID()))()
-	ctx, cancel := context.WithTimeout(ctx, deployTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(r.ImageHubIn.Patience, deployTimeout))
 	defer cancel()
 	p, through := plan.Plan{Chain: chain}, ""
 	if !j.Delete {

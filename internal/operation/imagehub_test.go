@@ -84,7 +84,10 @@ func (c *clusterRig) names() (all []string) {
 	return all
 }
 
-// kubelet says that every Pod is ready, as one with a node would after it has started the containers.
+// unpullable is an image that no registry has.
+const unpullable = "registry.example/none:v1"
+
+// kubelet says that every Pod is ready, as one with a node would after it has started the containers, if it can pull them.
 func (s *servers) kubelet(ctx context.Context) {
 	for ctx.Err() == nil {
 		_, list, _ := s.ask("GET", "/api/v1/pods", nil)
@@ -92,7 +95,8 @@ func (s *servers) kubelet(ctx context.Context) {
 		for _, o := range items {
 			pod := o.(map[string]any)
 			status := pod["status"].(map[string]any)
-			if status["phase"] == "Running" {
+			containers := pod["spec"].(map[string]any)["containers"].([]any)
+			if status["phase"] == "Running" || containers[0].(map[string]any)["image"] == unpullable {
 				continue
 			}
 			status["phase"], status["conditions"] = "Running", []any{map[string]any{"type": "Ready", "status": "True"}}
@@ -388,6 +392,48 @@ func TestImageHubRunsInACluster(t *testing.T) {
 		c.ns += "-new"
 		c.ok(c.imagehub())
 		says(t, c.ok(c.imagehub(deletion)), "its users and tokens are gone with it; Namespace/"+c.ns+" stays")
+	})
+
+	t.Run("one that does not get ready stays, until it is finished or taken away", func(t *testing.T) {
+		broken := publicHub
+		broken.APIImage, broken.Patience = unpullable, time.Second
+		c := hubRig(t, s, broken)
+		e := c.fails(problem.NotReady, c.imagehub())
+		for _, want := range []string{"Deployment/" + c.ns + "/imagehub-api", "0 of 1 replicas are available", "What was written stays", "deleting takes it away"} {
+			if !strings.Contains(e.Details, want) {
+				t.Errorf("no %q in: %s", want, e.Details)
+			}
+		}
+		apart(c, "gateways/imagehub", " virtualservices/imagehub")
+		again := hubRig(t, s, publicHub)
+		again.ns = c.ns
+		says(t, again.ok(again.imagehub()), "Deployment/"+c.ns+"/imagehub-api updated", "Image Hub runs at")
+		c.fails(problem.NotReady, c.imagehub())
+		says(t, c.ok(c.imagehub(deletion)), "Image Hub removed from the namespace "+c.ns)
+		if names := c.names(); len(names) > 0 || len(c.inventories()) > 0 {
+			t.Errorf("%v and %d inventories are left", names, len(c.inventories()))
+		}
+	})
+
+	t.Run("one that is cut off is finished after the restart", func(t *testing.T) {
+		for _, fuse := range []int64{30, 38, 44} {
+			c := hubRig(t, s, publicHub)
+			k := killed{Server: s.URL, CA: s.CA, Token: s.Token(hubUser), Address: freeAddress(t), Namespace: c.ns, State: t.TempDir(), Hub: true}
+			if !k.in(t, fuse) {
+				t.Fatalf("it was not killed at moment %d", fuse)
+			}
+			before := c.names()
+			k.in(t, 1<<40)
+			t.Logf("killed at moment %d there were %v", fuse, before)
+			apart(c, "gateways/imagehub", " virtualservices/imagehub")
+			if n := len(c.inventories()); n != 1 || version(c.inventories()[0]) == "" {
+				t.Errorf("killed at moment %d: %d inventories", fuse, n)
+			}
+			says(t, c.ok(c.imagehub()), "Image Hub is unchanged")
+			if err := c.rig.stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 
 	t.Run("a stranger may use the rights of a kubeconfig", func(t *testing.T) {

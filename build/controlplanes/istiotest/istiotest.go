@@ -236,10 +236,7 @@ func path(o map[string]any) string {
 	if ns, ok := meta["namespace"].(string); ok {
 		p += "/namespaces/" + ns
 	}
-	plural := strings.ToLower(o["kind"].(string)) + "s"
-	if plural == "serviceentrys" {
-		plural = "serviceentries"
-	}
+	plural := strings.Replace(strings.ToLower(o["kind"].(string))+"s", "entrys", "entries", 1)
 	return p + "/" + plural + "/" + meta["name"].(string)
 }
 
