@@ -27,6 +27,22 @@ func (c operated) Target(ctx context.Context, mesh string, t filter.Target) (ope
 	return read, nil
 }
 
+// Targets reads what holds on every target.
+func (c operated) Targets(ctx context.Context) (operation.ClusterTargets, error) {
+	read, err := c.Cluster.Targets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return targets{read}, nil
+}
+
+// targets are a cluster's as operations want them.
+type targets struct{ *kube.Targets }
+
+func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
+	return t.Targets.Target(mesh, of)
+}
+
 // Loaded asks istiod and the proxies.
 func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return istiod.Loaded(ctx, c.Cluster, p)

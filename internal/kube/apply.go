@@ -96,6 +96,7 @@ func (t *Target) plan(ctx context.Context, ch *change) error {
 			return problem.Internal.New("the plan has %s as shared: %v, and the inventory has not", s.item, o.Shared)
 		}
 		s.item.Shared, s.item.UID, s.item.Created, s.old = o.Shared, had.UID, had.Created, had.Edits
+		s.item.Applied, s.item.Version = had.Applied, had.Version
 		if o.Shared {
 			s.live = t.shared[s.item.key()]
 		}
@@ -259,6 +260,14 @@ func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
 	o, made, err := c.send(ctx, s, s.body, true, ch.force)
 	if err != nil {
 		return c.problemOf(err)
+	}
+	// What we wrote last, and nobody since, is what we wrote. By force an entry of others might go, which has to be seen.
+	if known := !made && s.item.Version != "" && s.item.Version == revision(o) && s.item.UID == uid(o); known && !ch.force {
+		s.live = o
+		if s.action = plan.Updated; s.item.Applied == digest(s.body) {
+			s.action = plan.Unchanged
+		}
+		return nil
 	}
 	if !made {
 		if err := c.get(ctx, s); err != nil {
@@ -574,6 +583,7 @@ func (c *Cluster) apply(ctx context.Context, ch *change, s *step) error {
 		s.action, s.item.Created = plan.Updated, false
 	}
 	s.live, s.item.UID = o, uid(o)
+	s.item.Applied, s.item.Version = digest(s.body), revision(o)
 	return nil
 }
 
@@ -620,6 +630,8 @@ func (ch *change) changes() []plan.Change {
 func metadataOf(o map[string]any) map[string]any { return descend(o, []string{"metadata"}) }
 
 func uid(o map[string]any) string { v, _ := metadataOf(o)["uid"].(string); return v }
+
+func revision(o map[string]any) string { v, _ := metadataOf(o)["resourceVersion"].(string); return v }
 
 // ours says whether we made the object that is there. Of one that was being made when a run was cut off, its managed fields
 // tell: we have applied it, when it was new. That could be wrong only if somebody else had made it within the moment

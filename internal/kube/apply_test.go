@@ -400,11 +400,11 @@ func TestListTellsEveryChainOfTheClusterPageByPage(t *testing.T) {
 		}
 		return nil
 	}
-	chains, err := c.List(t.Context())
+	read, err := c.Targets(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, chain := range chains {
+	for _, chain := range read.Chains() {
 		delete(want, chain.ID())
 	}
 	if len(want) > 0 || len(r.requests()) < 3 {

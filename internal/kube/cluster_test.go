@@ -31,6 +31,8 @@ func TestAMissingRightIsNamedBeforeAnythingIsWritten(t *testing.T) {
 	ns := namespace(t)
 	plugins := func(verbs ...string) map[string]any { return rule("extensions.istio.io", "wasmplugins", verbs...) }
 	apply(t, base(t), planOf(ns, "a"))
+	// What somebody has changed since has to be read.
+	must(t, "PATCH", pluginPath(ns, "a"), map[string]any{"metadata": map[string]any{"annotations": map[string]any{"somebody": "was here"}}})
 	was := there(t, pluginPath(ns, "a"))
 	for _, c := range []struct {
 		name      string

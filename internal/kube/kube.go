@@ -70,7 +70,7 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	served  map[string]known[served] // by the root of the API
-	schemas map[schema.GroupVersionKind]known[map[string][]string]
+	schemas map[schema.GroupVersion]known[fieldsOf]
 }
 
 // Open makes a Cluster of a kubeconfig, without a request. One that has what is not allowed is
@@ -159,7 +159,7 @@ func newCluster(config *rest.Config, o Options) (*Cluster, error) {
 	upgrades.Protocols.SetHTTP1(true)
 	c := &Cluster{
 		Host: server.Host, server: server, transport: t, opts: o,
-		memory: memory, served: map[string]known[served]{}, schemas: map[schema.GroupVersionKind]known[map[string][]string]{},
+		memory: memory, served: map[string]known[served]{}, schemas: map[schema.GroupVersion]known[fieldsOf]{},
 	}
 	for _, of := range []struct {
 		client    **http.Client

@@ -71,7 +71,7 @@ func TestOperationsAtOnceShareOneClusterOfAPool(t *testing.T) {
 	}
 	before := len(r.requests())
 	apply(t, c, planOf(namespaces[0], "a"))
-	if n := len(r.requests()) - before; n != 3 { // the inventory, the dry run and the object
+	if n := len(r.requests()) - before; n != 2 { // the inventory and the dry run
 		t.Errorf("%d requests for what does not change: %q", n, r.requests()[before:])
 	}
 }

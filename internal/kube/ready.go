@@ -92,9 +92,9 @@ func (c *Cluster) watch(ctx context.Context, steps []*step) error {
 		k.query.Set("fieldSelector", "metadata.name="+steps[0].item.Name)
 	}
 	// From the oldest version that is known, so that nothing is missed.
-	version, _ := metadataOf(steps[0].live)["resourceVersion"].(string)
+	version := revision(steps[0].live)
 	for _, s := range steps {
-		if v, _ := metadataOf(s.live)["resourceVersion"].(string); len(v) < len(version) || len(v) == len(version) && v < version {
+		if v := revision(s.live); len(v) < len(version) || len(v) == len(version) && v < version {
 			version = v
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"path"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -122,7 +123,7 @@ func (c *Cluster) resource(ctx context.Context, kind schema.GroupVersionKind) (r
 // problem.RightMissing.
 func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, error) {
 	var found plan.Cluster
-	for _, gk := range reads.Kinds {
+	for i, gk := range slices.Concat(reads.Kinds, reads.Served) {
 		s, err := c.kinds(ctx, root(gk.Group))
 		if err != nil {
 			return plan.Cluster{}, err
@@ -130,34 +131,46 @@ func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, err
 		if len(s[gk]) == 0 {
 			continue
 		}
-		fields, err := c.fields(ctx, s[gk][0].GroupVersionKind)
-		if err != nil {
-			return plan.Cluster{}, err
+		kind := plan.Kind{GroupVersionKind: s[gk][0].GroupVersionKind}
+		if i < len(reads.Kinds) {
+			if kind.Fields, err = c.fields(ctx, kind.GroupVersionKind); err != nil {
+				return plan.Cluster{}, err
+			}
 		}
-		found.Kinds = append(found.Kinds, plan.Kind{GroupVersionKind: s[gk][0].GroupVersionKind, Fields: fields})
+		found.Kinds = append(found.Kinds, kind)
 	}
 	for _, ref := range reads.Objects {
-		s, err := c.kinds(ctx, root(ref.Group))
-		if err != nil {
+		if _, err := c.find(ctx, ref, &found); err != nil {
 			return plan.Cluster{}, err
 		}
-		if len(s[ref.GroupKind]) == 0 {
-			continue
-		}
-		kind := s[ref.GroupKind][0]
-		version, name := kind.ToAPIVersionAndKind()
-		o := &step{kind: kind, item: Item{APIVersion: version, Kind: name, Namespace: ref.Namespace, Name: ref.Name}}
-		if !o.item.fit() || kind.namespaced != (ref.Namespace != "") {
-			continue // there can be none
-		}
-		if err := c.get(ctx, o); err != nil {
+	}
+	for _, ref := range reads.FirstOf {
+		if ok, err := c.find(ctx, ref, &found); err != nil {
 			return plan.Cluster{}, err
-		}
-		if o.live != nil {
-			found.Objects = append(found.Objects, plan.Object{Content: o.live})
+		} else if ok {
+			break
 		}
 	}
 	return found, nil
+}
+
+// find adds an object to what was found, if it is there.
+func (c *Cluster) find(ctx context.Context, ref plan.Ref, found *plan.Cluster) (bool, error) {
+	s, err := c.kinds(ctx, root(ref.Group))
+	if err != nil || len(s[ref.GroupKind]) == 0 {
+		return false, err
+	}
+	kind := s[ref.GroupKind][0]
+	version, name := kind.ToAPIVersionAndKind()
+	o := &step{kind: kind, item: Item{APIVersion: version, Kind: name, Namespace: ref.Namespace, Name: ref.Name}}
+	if !o.item.fit() || kind.namespaced != (ref.Namespace != "") {
+		return false, nil // there can be none
+	}
+	if err := c.get(ctx, o); err != nil || o.live == nil {
+		return false, err
+	}
+	found.Objects = append(found.Objects, plan.Object{Content: o.live})
+	return true, nil
 }
 
 // A kind that was just installed is served a moment before its schema is published.
@@ -166,23 +179,26 @@ const (
 	schemaPause = 250 * time.Millisecond
 )
 
-// fields reads the schema of a kind, once a minute.
+// fieldsOf are those of every kind of one version of a group.
+type fieldsOf map[string]map[string][]string
+
+// fields reads the schema of a kind, and of all kinds of its version and group, once a minute.
 func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
 	c.mu.Lock()
-	k := c.schemas[kind]
+	k := c.schemas[kind.GroupVersion()]
 	c.mu.Unlock()
-	if time.Since(k.since) < c.memory {
-		return k.what, nil
+	if fields := k.what[kind.Kind]; fields != nil && time.Since(k.since) < c.memory {
+		return fields, nil
 	}
 	for n := 0; ; n++ {
-		fields, err := c.schema(ctx, kind)
+		all, err := c.schema(ctx, kind.GroupVersion())
 		if err != nil {
 			return nil, err
 		}
-		if fields != nil {
+		if fields := all[kind.Kind]; fields != nil {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.schemas[kind] = known[map[string][]string]{fields, time.Now()}
+			c.schemas[kind.GroupVersion()] = known[fieldsOf]{all, time.Now()}
 			return fields, nil
 		}
 		if n == schemaTries {
@@ -194,9 +210,9 @@ func (c *Cluster) fields(ctx context.Context, kind schema.GroupVersionKind) (map
 	}
 }
 
-// schema asks for the fields of a kind; nil when they are not published.
-func (c *Cluster) schema(ctx context.Context, kind schema.GroupVersionKind) (map[string][]string, error) {
-	at := path.Join("/openapi/v3", root(kind.Group), kind.Group, kind.Version)
+// schema asks for the fields of all kinds of a version and group, as far as they are published.
+func (c *Cluster) schema(ctx context.Context, of schema.GroupVersion) (fieldsOf, error) {
+	at := path.Join("/openapi/v3", root(of.Group), of.Group, of.Version)
 	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "get", raw: at})
 	if _, ok := refusedWith(err, http.StatusNotFound); ok {
 		return nil, nil
@@ -210,15 +226,18 @@ func (c *Cluster) schema(ctx context.Context, kind schema.GroupVersionKind) (map
 		} `json:"components"`
 	}
 	if err := json.Unmarshal(body, &api); err != nil {
-		return nil, problem.ClusterAnswer.New("%s: the schema of %s cannot be read", c.Host, kind.GroupVersion())
+		return nil, problem.ClusterAnswer.New("%s: the schema of %s cannot be read", c.Host, of)
 	}
+	all := fieldsOf{}
 	for _, s := range api.Components.Schemas {
 		names, _ := s["x-kubernetes-group-version-kind"].([]any)
 		for _, n := range names {
-			if n, ok := n.(map[string]any); ok && n["group"] == kind.Group && n["version"] == kind.Version && n["kind"] == kind.Kind {
-				return plan.Fields(s), nil
+			if n, ok := n.(map[string]any); ok && n["group"] == of.Group && n["version"] == of.Version {
+				if kind, ok := n["kind"].(string); ok {
+					all[kind] = plan.Fields(s)
+				}
 			}
 		}
 	}
-	return nil, nil
+	return all, nil
 }

@@ -107,6 +107,18 @@ func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) 
 // was to be, if that Apply failed.
 func (t *Target) Written() bool { return t.written }
 
+// Versions are the resourceVersions of the objects as the last Apply left them, by Change.Subject.
+func (t *Target) Versions() map[string]string {
+	if t.applied == nil {
+		return nil
+	}
+	versions := map[string]string{}
+	for _, s := range t.applied.steps {
+		versions[s.item.String()] = revision(s.live)
+	}
+	return versions
+}
+
 // Commit has the inventory say that what was applied last holds.
 func (t *Target) Commit(ctx context.Context) error {
 	if t.applied == nil {

@@ -100,22 +100,27 @@ func (Istio) Complete(f filter.Filter) (filter.Filter, error) {
 
 // Reads names the kinds that carry filters, and what the target's name may stand for.
 func (Istio) Reads(c filter.Chain) plan.Reads {
-	r := plan.Reads{Kinds: []schema.GroupKind{trafficExtension, wasmPlugin, envoyPatch}}
+	var r plan.Reads
 	t := c.Target
-	add := func(kinds ...schema.GroupKind) {
+	named := len(t.Labels) == 0 && t.Name != ""
+	if named && t.Kind != filter.Workload {
+		r.Kinds = []schema.GroupKind{trafficExtension, wasmPlugin, envoyPatch}
+	} else { // what an EnvoyFilter can refer to does not matter
+		r.Kinds, r.Served = []schema.GroupKind{trafficExtension, wasmPlugin}, []schema.GroupKind{envoyPatch}
+	}
+	first := func(kinds ...schema.GroupKind) {
 		for _, k := range kinds {
-			r.Objects = append(r.Objects, plan.Ref{GroupKind: k, Namespace: t.Namespace, Name: t.Name})
+			r.FirstOf = append(r.FirstOf, plan.Ref{GroupKind: k, Namespace: t.Namespace, Name: t.Name})
 		}
 	}
 	switch {
-	case len(t.Labels) > 0:
+	case !named:
 	case t.Kind == filter.Workload:
-		add(workloads...)
+		first(workloads...)
 	case t.Kind == filter.Service:
-		add(service)
-		r.Objects = append(r.Objects, plan.Ref{GroupKind: namespace, Name: t.Namespace})
+		r.Objects = []plan.Ref{{GroupKind: service, Namespace: t.Namespace, Name: t.Name}, {GroupKind: namespace, Name: t.Namespace}}
 	case t.Kind == filter.Gateway:
-		add(gateway, istioGateway)
+		first(gateway, istioGateway)
 	}
 	return r
 }

@@ -140,7 +140,7 @@ func istioCase(t *testing.T, file string, kinds []plan.Kind) (filter.Chain, plan
 	}
 	reads := Istio{}.Reads(c)
 	w.Cluster.Objects = slices.DeleteFunc(w.Cluster.Objects, func(o plan.Object) bool {
-		return !slices.ContainsFunc(reads.Objects, func(r plan.Ref) bool {
+		return !slices.ContainsFunc(slices.Concat(reads.Objects, reads.FirstOf), func(r plan.Ref) bool {
 			_, ok := plan.Cluster{Objects: []plan.Object{o}}.Object(r)
 			return ok
 		})

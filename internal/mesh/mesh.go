@@ -62,7 +62,7 @@ var signs = []struct {
 // Signs are what of a cluster tells its meshes.
 func Signs() (r plan.Reads) {
 	for _, s := range signs {
-		r.Kinds = append(r.Kinds, s.kinds...)
+		r.Served = append(r.Served, s.kinds...)
 	}
 	return r
 }

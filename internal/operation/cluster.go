@@ -10,6 +10,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -24,12 +25,20 @@ type Cluster interface {
 	fmt.Stringer
 	// Read gives what the cluster serves and holds of what is asked.
 	Read(context.Context, plan.Reads) (plan.Cluster, error)
-	// List returns every chain that we put there.
-	List(context.Context) ([]filter.Chain, error)
+	// Targets reads what holds on every target.
+	Targets(context.Context) (ClusterTargets, error)
 	// Target reads what holds on a target.
 	Target(ctx context.Context, mesh string, t filter.Target) (ClusterTarget, error)
 	// Loaded is that of a Backend, by whatever proof the plan's mesh has. What cannot be looked at is problem.NotVerified.
 	Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, error]
+}
+
+// ClusterTargets are all targets of a cluster as they were read; kube.Targets are.
+type ClusterTargets interface {
+	// Chains lists what we put there.
+	Chains() []filter.Chain
+	// Target is one of them, or one that has nothing.
+	Target(mesh string, t filter.Target) ClusterTarget
 }
 
 // ClusterTarget is one target of a cluster as it was read; kube.Target is one. What is applied builds on what was read,
@@ -44,6 +53,8 @@ type ClusterTarget interface {
 	Diff(context.Context, plan.Plan) ([]plan.Change, error)
 	// Written says whether Apply came to write something.
 	Written() bool
+	// Versions are the resourceVersions of the objects as the last Apply left them, by plan.Change.Subject.
+	Versions() map[string]string
 	// Objects are those of ours that are there.
 	Objects(context.Context) ([]plan.Object, error)
 }
@@ -51,7 +62,7 @@ type ClusterTarget interface {
 // clusterBackend makes the plans of one mesh true in one cluster, for one operation.
 type clusterBackend struct {
 	r       *Runner
-	cluster Cluster
+	cluster *reading
 	mesh    mesh.Mesh
 	targets map[string]*clusterTarget // by filter.Target.ID, as Committed read them
 }
@@ -63,6 +74,46 @@ type clusterTarget struct {
 }
 
 var _ Backend = (*clusterBackend)(nil)
+
+// reading is a cluster whose targets are read once for an operation, all at a time: before it changes one it has to know
+// the others too, since its filters may move from there. Operations that touch the same filter come one after the other.
+type reading struct {
+	Cluster
+	mu      sync.Mutex
+	targets ClusterTargets
+	used    map[string]bool // by filter.Chain.ID: has been changed since, or may have been
+}
+
+// all gives every target as it was when the operation began.
+func (c *reading) all(ctx context.Context) (ClusterTargets, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.targets == nil {
+		targets, err := c.Targets(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c.targets = targets
+	}
+	return c.targets, nil
+}
+
+// read gives one target: as it was when the operation began, and the next time as it is then.
+func (c *reading) read(ctx context.Context, mesh string, t filter.Target) (ClusterTarget, error) {
+	targets, err := c.all(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id := filter.Chain{Mesh: mesh, Target: t}.ID()
+	c.mu.Lock()
+	used := c.used[id]
+	c.used[id] = true
+	c.mu.Unlock()
+	if used {
+		return c.Target(ctx, mesh, t)
+	}
+	return targets.Target(mesh, t), nil
+}
 
 // World reads what the mesh wants to know of the cluster, and has the modules' bytes where they can be had.
 func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.World, err error) {
@@ -125,7 +176,7 @@ func carried(v any, modules map[string]plan.Code) {
 
 // Committed reads the target.
 func (b *clusterBackend) Committed(ctx context.Context, t filter.Target) (plan.Plan, error) {
-	read, err := b.cluster.Target(ctx, b.mesh.Name(), t)
+	read, err := b.cluster.read(ctx, b.mesh.Name(), t)
 	if err != nil {
 		return plan.Plan{}, err
 	}
@@ -135,13 +186,16 @@ func (b *clusterBackend) Committed(ctx context.Context, t filter.Target) (plan.P
 
 // List lists the chains of the mesh.
 func (b *clusterBackend) List(ctx context.Context) (of []filter.Chain, err error) {
-	chains, err := b.cluster.List(ctx)
-	for _, c := range chains {
+	targets, err := b.cluster.all(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range targets.Chains() {
 		if c.Mesh == b.mesh.Name() {
 			of = append(of, c)
 		}
 	}
-	return of, err
+	return of, nil
 }
 
 // Drift puts the chain next to what the cluster holds.
@@ -263,7 +317,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			}
 		}
 		if t := b.targets[p.Chain.Target.ID()]; t != nil {
-			p.Dropped = t.dropped
+			p.Dropped, p.Versions = t.dropped, t.Versions()
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {
 			if errors.Is(err, problem.NotVerified) {

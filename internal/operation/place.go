@@ -97,10 +97,10 @@ func (r *Runner) here() place { return place{backends: r.Backends} }
 
 // in is the place of a cluster, for one operation.
 func (r *Runner) in(c Cluster) place {
-	pl := place{c, map[string]Backend{}}
+	pl, read := place{c, map[string]Backend{}}, &reading{Cluster: c, used: map[string]bool{}}
 	for _, name := range mesh.Names() {
 		if m, _ := mesh.Find(name); !m.OwnRights() {
-			pl.backends[name] = &clusterBackend{r, c, m, map[string]*clusterTarget{}}
+			pl.backends[name] = &clusterBackend{r, read, m, map[string]*clusterTarget{}}
 		}
 	}
 	return pl
@@ -137,7 +137,7 @@ func (u unopened) String() string { return u.name }
 func (u unopened) Read(context.Context, plan.Reads) (plan.Cluster, error) {
 	return plan.Cluster{}, u.err
 }
-func (u unopened) List(context.Context) ([]filter.Chain, error) { return nil, u.err }
+func (u unopened) Targets(context.Context) (ClusterTargets, error) { return nil, u.err }
 func (u unopened) Target(context.Context, string, filter.Target) (ClusterTarget, error) {
 	return nil, u.err
 }

@@ -20,10 +20,11 @@ func (o Object) unstructured() *unstructured.Unstructured {
 
 // Reads is what a mesh wants to know of a cluster before it plans a chain.
 type Reads struct {
-	// Kinds that it chooses among. That one is not served is no error.
-	Kinds []schema.GroupKind
-	// Objects that the target may stand for. That one is not there, or that its kind is not served, is no error.
-	Objects []Ref
+	// Kinds that it chooses among, and Served those of which it needs no Fields. That one is not served is no error.
+	Kinds, Served []schema.GroupKind
+	// Objects that the target may stand for, and FirstOf those of which only the first that is there matters. That one is
+	// not there, or that its kind is not served, is no error.
+	Objects, FirstOf []Ref
 }
 
 // Ref names an object, whatever version of its kind the cluster serves.

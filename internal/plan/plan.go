@@ -63,6 +63,9 @@ type Plan struct {
 	// Dropped are the objects that the target had and that the plan has no more, as Change.Subject names them. Whoever
 	// applied the plan sets it, for the proof that proxies have let go of them.
 	Dropped []string
+	// Versions are the resourceVersions that the objects had when they were applied, by Change.Subject. Whoever applied the
+	// plan sets it; without it the proof reads them.
+	Versions map[string]string
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
