@@ -16,8 +16,8 @@ LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
 GOFILES    = $(shell find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
 PROTOS     = $(wildcard internal/server/filterspb/*.proto)
-# Modules of their own, so that the program does not depend on what only builds it. build/controlplanes/kubernetes and
-# istio are such too, and are only built: to vet them is to compile Kubernetes once more.
+# Modules of their own, so that the program does not depend on what only builds it. Those in build/controlplanes are such
+# too, and are only built: to vet them is to compile Kubernetes once more.
 NESTED    := build/tools build/image
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/meshery-filters/cargo-target
 
@@ -43,7 +43,7 @@ chromium: ## install the Chromium that the pages are tested in, by apt-get, unle
 	@build/chromium.sh
 
 .PHONY: controlplanes
-controlplanes: ## build the Kubernetes and Istio that tests run against into the cache, unless they are there: 17 CPU-minutes, once
+controlplanes: ## build the Kubernetes, Istio and Consul that tests run against into the cache, unless they are there: 24 CPU-minutes, once
 	@build/controlplanes/build.sh
 
 .PHONY: demo

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Builds what tests run against, each stack from its own Go module, into ~/.cache/meshery-filters/controlplanes, unless it
-# is there. Cold that takes some 17 minutes of CPU and up to 3 GB of memory, so it is built with low priority, one after
+# is there. Cold that takes some 24 minutes of CPU and up to 3 GB of memory, so it is built with low priority, one after
 # the other.
 #
-#   build.sh [STACK…]      build what is missing; default: kubernetes istio
+#   build.sh [STACK…]      build what is missing; default: kubernetes istio consul
 #   build.sh path STACK    print the folder of its programs, whether they were built or not
 set -eu
 cd "$(dirname "$0")"
@@ -25,6 +25,11 @@ describe() {
 		version=$(sed -n 's|^.*istio.io/istio v[^ ]*-\([0-9a-f]*\).*$|\1|p' istio/go.mod)
 		programs="pilot-discovery pilot-agent"
 		ldflags="-s -w" ;;
+	consul)
+		title=Consul
+		version=$(sed -n 's|^.*github.com/hashicorp/consul v\([0-9.]*\).*$|\1|p' consul/go.mod)
+		programs=consul
+		ldflags="-s -w" ;;
 	*) echo "build.sh: there is no stack $name" >&2; exit 2 ;;
 	esac
 	# What it is made of names it, so that another version never passes for this one.
@@ -41,6 +46,7 @@ with() {
 	kubernetes) nice -n 19 go -C kubernetes "$@" . ;;
 	pilot-discovery) nice -n 19 go -C istio "$@" -tags "$tags" istio.io/istio/pilot/cmd/pilot-discovery ;;
 	pilot-agent) nice -n 19 go -C istio "$@" -tags "agent,$tags" istio.io/istio/pilot/cmd/pilot-agent ;;
+	consul) nice -n 19 go -C consul "$@" github.com/hashicorp/consul ;;
 	esac
 }
 
@@ -57,6 +63,7 @@ finish() {
 		source=$(go -C istio list -m -f '{{.Dir}}' istio.io/istio)
 		cp "$source/manifests/charts/base/files/crd-all.gen.yaml" "$new/crds.yaml"
 		cp "$source/tools/packaging/common/envoy_bootstrap.json" "$new/envoy_bootstrap.json" ;;
+	consul) "$new/consul" version ;;
 	esac
 }
 
@@ -96,7 +103,7 @@ if [ "${1:-}" = path ]; then
 	echo "$place"
 	exit
 fi
-[ $# -gt 0 ] || set -- kubernetes istio
+[ $# -gt 0 ] || set -- kubernetes istio consul
 new=
 trap 'rm -rf "$new"' EXIT
 trap 'exit 1' HUP INT TERM

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Folder is where the built programs of a stack are: kubernetes or istio.
+// Folder is where the built programs of a stack are: kubernetes, istio or consul.
 func Folder(ctx context.Context, name string) (string, error) {
 	script, err := script()
 	if err != nil {

@@ -1,0 +1,211 @@
+package consultest
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/stack"
+	"github.com/meshery/meshery-filters/internal/envoy"
+)
+
+// ServiceOptions say what a service is like.
+type ServiceOptions struct {
+	// Name of the service. It must be set.
+	Name string
+	// Handler answers its requests. Default: one that says method and path.
+	Handler http.Handler
+	// Upstreams are the services that it calls, which have to be registered before.
+	Upstreams []string
+}
+
+// Service is a service of this process behind a sidecar.
+type Service struct {
+	Name string
+	// Upstreams are where its sidecar takes requests for other services, http://127.0.0.1:PORT by their names.
+	Upstreams map[string]string
+	// Envoy is the sidecar.
+	Envoy *envoy.Process
+
+	server *httptest.Server
+}
+
+// Service registers one and runs its sidecar until that serves.
+func (c *Consul) Service(ctx context.Context, o ServiceOptions) (_ *Service, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	handler := o.Handler
+	if handler == nil {
+		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", r.Method, r.URL.Path) })
+	}
+	s := &Service{Name: o.Name, server: httptest.NewServer(handler)}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for n := 1; ; n++ {
+		err := c.sidecar(ctx, s, o.Upstreams)
+		if err == nil {
+			break
+		}
+		if n == attempts || ctx.Err() != nil {
+			return nil, fmt.Errorf("the sidecar of %s: %w; Consul's log ends:\n%s", o.Name, err, c.Log())
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.services = append(c.services, s)
+	return s, nil
+}
+
+// sidecar registers the service with ports that are free, and starts its Envoy.
+func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) error {
+	ports, err := stack.FreePorts(1 + len(upstreams))
+	if err != nil {
+		return err
+	}
+	s.Upstreams = map[string]string{}
+	var calls []any
+	for i, u := range upstreams {
+		port, _ := strconv.Atoi(ports[i+1])
+		calls = append(calls, map[string]any{"DestinationName": u, "LocalBindAddress": "127.0.0.1", "LocalBindPort": port})
+		s.Upstreams[u] = "http://127.0.0.1:" + ports[i+1]
+	}
+	_, own, _ := strings.Cut(s.server.Listener.Addr().String(), ":")
+	port, _ := strconv.Atoi(own)
+	public, _ := strconv.Atoi(ports[0])
+	// With the default check of the sidecar's port every change of its listeners takes the service out of rotation.
+	err = c.Send(ctx, http.MethodPut, "/v1/agent/service/register?replace-existing-checks=true", map[string]any{
+		"Name": s.Name, "Port": port, "Address": "127.0.0.1",
+		"Connect": map[string]any{"SidecarService": map[string]any{
+			"Port": public, "Address": "127.0.0.1", "Checks": []any{map[string]any{"AliasService": s.Name}},
+			"Proxy": map[string]any{"LocalServiceAddress": "127.0.0.1", "LocalServicePort": port, "Upstreams": calls,
+				"Config": map[string]any{"bind_address": "127.0.0.1"}},
+		}}}, nil)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, c.program, "connect", "envoy", "-sidecar-for", s.Name, "-bootstrap",
+		"-http-addr", c.Addr, "-grpc-addr", c.grpc, "-admin-bind", "127.0.0.1:0")
+	cmd.Env = append(cmd.Environ(), "CONSUL_HTTP_TOKEN="+c.token)
+	var problems bytes.Buffer
+	cmd.Stderr = &problems
+	bootstrap, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("make its bootstrap: %w: %s", err, &problems)
+	}
+	s.Envoy, err = envoy.Start(ctx, c.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, Dir: filepath.Join(c.dir, s.Name),
+		Args: []string{"--drain-strategy", "immediate", "--drain-time-s", "20"}})
+	if err != nil {
+		return err
+	}
+	listening, cancel := context.WithTimeout(ctx, startTimeout/attempts)
+	defer cancel()
+	err = s.Envoy.Ready(listening)
+	for i := 0; err == nil && i < len(ports); i++ {
+		err = s.bound(listening, ports[i])
+	}
+	if err != nil {
+		_ = s.Envoy.Stop(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// bound waits until the sidecar listens on a port.
+func (s *Service) bound(ctx context.Context, port string) error {
+	for {
+		r, err := fetch(ctx, "http://"+s.Envoy.AdminAddr()+"/listeners")
+		if err == nil && strings.Contains(r.Body, "127.0.0.1:"+port+"\n") {
+			return nil
+		}
+		select {
+		case <-s.Envoy.Done():
+			return s.Envoy.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("it does not listen on port %s: %w", port, ctx.Err())
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+func (s *Service) close() {
+	if s.Envoy != nil {
+		_ = s.Envoy.Stop(context.Background()) // one that cannot be stopped ends with this process
+	}
+	s.server.Close()
+}
+
+// Get calls another service through the sidecar, by a connection of its own: an older one stays on the chain that it began
+// with.
+func (s *Service) Get(ctx context.Context, upstream, path string) (Response, error) {
+	return fetch(ctx, s.Upstreams[upstream]+path)
+}
+
+// Response is an answer to a request.
+type Response struct {
+	Status int
+	Header http.Header
+	Body   string // at most 64 KiB of it
+}
+
+func fetch(ctx context.Context, url string) (Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return Response{}, err
+	}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return Response{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	return Response{resp.StatusCode, resp.Header, string(body)}, err
+}
+
+// Load is requests without a pause, one after the other.
+type Load struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	requests int
+	failed   []string
+}
+
+// Load calls another service until End, which says how it went.
+func (s *Service) Load(ctx context.Context, upstream string) *Load {
+	ctx, cancel := context.WithCancel(ctx)
+	l := &Load{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for ctx.Err() == nil {
+			r, err := s.Get(ctx, upstream, "/load")
+			if ctx.Err() != nil {
+				return
+			}
+			l.requests++
+			if err != nil || r.Status != http.StatusOK {
+				l.failed = append(l.failed, strings.TrimSpace(fmt.Sprintf("%d %s", r.Status, cmp.Or(r.Body, fmt.Sprint(err)))))
+			}
+		}
+	}()
+	return l
+}
+
+// End ends the load. Failed are the answers that were not 200.
+func (l *Load) End() (requests int, failed []string) {
+	l.cancel()
+	<-l.done
+	return l.requests, l.failed
+}
