@@ -100,7 +100,7 @@ another manager owns, an invalid value, a right that is missing.`,
 		},
 	}
 	filesFlag(cmd, &files)
-	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
+	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), ", "))
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	k.flags(cmd, "that is asked")
 	a.servedFlag(cmd)

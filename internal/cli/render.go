@@ -92,7 +92,7 @@ to be given by labels.`,
 	}
 	filesFlag(cmd, &files)
 	cmd.Flags().BoolVar(&remove, "delete", false, "show what removing the documents' filters would leave")
-	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), " or "))
+	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), ", "))
 	cmd.Flags().StringVar(&cluster, "cluster", "", "`file` with what a cluster serves and holds, as \"kubectl get -o yaml\" prints it; - for standard input")
 	_ = cmd.MarkFlagFilename("cluster", "yaml", "yml", "json")
 	k.flags(cmd, "that is asked")

@@ -41,7 +41,7 @@ type Metadata struct {
 type Spec struct {
 	// Mesh that carries the filter. auto: the one mesh that the cluster shows, or plain Envoy without a cluster.
 	Mesh string `json:"mesh,omitempty" schema:"enum=auto|envoy|istio|consul|envoy-gateway|kuma,default=auto"`
-	// Target is the set of proxies that run the filter. Default on plain Envoy: the proxy group "default". Istio has none.
+	// Target is the set of proxies that run the filter. Default on plain Envoy: the proxy group "default". Others have none.
 	Target Target `json:"target,omitzero"`
 	// Match narrows the traffic that meets the filter.
 	Match Match `json:"match,omitzero"`
@@ -86,7 +86,7 @@ type Target struct {
 	// Kind of the target. Workload: pods by labels, or by the name of what makes them. Service, Route: by name. Gateway:
 	// by name, or its pods by labels. Namespace, Mesh: all in it. ProxyGroup: plain Envoys by their node's cluster.
 	Kind TargetKind `json:"kind,omitempty" schema:"enum=Workload|Service|Gateway|Route|Namespace|Mesh|ProxyGroup"`
-	// Namespace of the target. Default: the filter's; of a Mesh on Istio, istio-system, its root namespace.
+	// Namespace of the target. Default: the filter's; of a Mesh on Istio, istio-system, its root namespace, and on Consul, consul.
 	Namespace string `json:"namespace,omitempty"`
 	// Name of the target.
 	Name string `json:"name,omitempty"`
@@ -123,11 +123,14 @@ type Module struct {
 
 // Delivery is how proxies get a module's bytes.
 type Delivery struct {
-	// Mode auto picks the first that holds: inline (with the configuration; on Istio at most 512 KiB), direct (from
-	// url), served (by the adapter), local (a file on the proxies' machines).
+	// Mode auto picks the first that holds: inline (with the configuration; on Istio at most 512 KiB, on Consul never),
+	// direct (from url), served (by the adapter), local (a file on the proxies' machines; on Consul before all others).
 	Mode DeliveryMode `json:"mode,omitempty" schema:"enum=auto|inline|direct|served|local,default=auto"`
 	// LocalPath is the folder on the proxies' machines for mode local.
 	LocalPath string `json:"localPath,omitempty"`
+	// Service is the upstream of the proxies that leads to the module's address, for the modes direct and served. Consul
+	// only, which has no other way to fetch.
+	Service string `json:"service,omitempty"`
 }
 
 // EnvVar is one environment variable of a sandbox: a value, or the proxy host's own.

@@ -122,6 +122,9 @@ func (d Document) validate(f Filter) []problem.Field {
 	} else if local && !path.IsAbs(s.Delivery.LocalPath) {
 		fail("spec.delivery.localPath", "start it with /", "%q is not an absolute path", clip(s.Delivery.LocalPath))
 	}
+	if s.Delivery.Service != "" && !IsDNSLabel(s.Delivery.Service) {
+		fail("spec.delivery.service", "use the name of a service", "%q is not a DNS label", clip(s.Delivery.Service))
+	}
 	for p, text := range map[string]string{"spec.rootID": s.RootID, "spec.vmID": s.VMID, "spec.before": s.Before} {
 		if !plainText.MatchString(text) {
 			fail(p, "use at most 253 printable ASCII characters", "it is too long or has other characters")

@@ -93,7 +93,14 @@ func (t *Target) plan(ctx context.Context, ch *change) error {
 		planned[s.item.key()] = true
 		had, ok := ch.had.find(s.item.key())
 		if ok && had.Shared != o.Shared {
-			return problem.Internal.New("the plan has %s as shared: %v, and the inventory has not", s.item, o.Shared)
+			// Somebody has deleted it since, and what is there now, if anything, is another one.
+			if err := c.get(ctx, s); err != nil {
+				return err
+			}
+			if s.live != nil && uid(s.live) == had.UID {
+				return problem.Internal.New("the plan has %s as shared: %v, and the inventory has not", s.item, o.Shared)
+			}
+			s.live, had = nil, Item{}
 		}
 		s.item.Shared, s.item.UID, s.item.Created, s.old = o.Shared, had.UID, had.Created, had.Edits
 		s.item.Applied, s.item.Version = had.Applied, had.Version

@@ -505,6 +505,18 @@ func TestAMeshReadsWhatTheClusterServesAndHolds(t *testing.T) {
 	if _, ok := got.Object(home); !ok {
 		t.Error("the Namespace is not there")
 	}
+	// One that there is only one of is found wherever it is.
+	must(t, "POST", defaultsPath(ns, ""), map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults",
+		"metadata": map[string]any{"namespace": ns, "name": "only-in-" + ns}, "spec": map[string]any{"protocol": "grpc"}})
+	anywhere := plan.Ref{GroupKind: serviceDefaults.GroupKind(), Name: "only-in-" + ns}
+	got, err = c.Read(t.Context(), plan.Reads{Objects: []plan.Ref{anywhere, {GroupKind: anywhere.GroupKind, Name: "absent"}}})
+	if err != nil || len(got.Objects) != 1 {
+		t.Fatalf("%v, %v", got.Objects, err)
+	}
+	o, ok = got.Object(anywhere)
+	if !ok || descend(o.Content, []string{"spec"})["protocol"] != "grpc" || o.String() != "ServiceDefaults/"+ns+"/only-in-"+ns {
+		t.Errorf("%v", o.Content)
+	}
 	// What is served is asked for once.
 	r := record(c)
 	if _, err := c.Read(t.Context(), plan.Reads{Kinds: []schema.GroupKind{plugin}, Objects: []plan.Ref{service}}); err != nil || len(r.requests()) != 1 {

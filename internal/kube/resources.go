@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -161,6 +163,11 @@ func (c *Cluster) find(ctx context.Context, ref plan.Ref, found *plan.Cluster) (
 		return false, err
 	}
 	kind := s[ref.GroupKind][0]
+	if kind.namespaced && ref.Namespace == "" {
+		objects, err := c.named(ctx, kind, ref.Name)
+		found.Objects = append(found.Objects, objects...)
+		return len(objects) > 0, err
+	}
 	version, name := kind.ToAPIVersionAndKind()
 	o := &step{kind: kind, item: Item{APIVersion: version, Kind: name, Namespace: ref.Namespace, Name: ref.Name}}
 	if !o.item.fit() || kind.namespaced != (ref.Namespace != "") {
@@ -171,6 +178,30 @@ func (c *Cluster) find(ctx context.Context, ref plan.Ref, found *plan.Cluster) (
 	}
 	found.Objects = append(found.Objects, plan.Object{Content: o.live})
 	return true, nil
+}
+
+// named finds the objects of a name in all namespaces.
+func (c *Cluster) named(ctx context.Context, kind resource, name string) ([]plan.Object, error) {
+	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "list", kind: kind,
+		query: url.Values{"fieldSelector": {"metadata.name=" + name}, "limit": {strconv.Itoa(pageSize)}}})
+	if err != nil {
+		return nil, c.problemOf(err)
+	}
+	list, err := decode(body)
+	if err != nil {
+		return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, kind.plural)
+	}
+	items, _ := list["items"].([]any)
+	var found []plan.Object
+	for _, item := range items {
+		o, ok := item.(map[string]any)
+		if !ok {
+			return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, kind.plural)
+		}
+		o["apiVersion"], o["kind"] = kind.ToAPIVersionAndKind() // which lists may leave out
+		found = append(found, plan.Object{Content: o})
+	}
+	return found, nil
 }
 
 // A kind that was just installed is served a moment before its schema is published.

@@ -274,3 +274,22 @@ func TestARunOverASharedObjectThatIsCutOffIsTakenUpOrTakenBack(t *testing.T) {
 		}
 	}
 }
+
+func TestAnObjectThatTheUserDeletedAndMadeAgainCountsAsTheOneThatIsThere(t *testing.T) {
+	ns := namespace(t)
+	c := base(t)
+	spec := map[string]any{"protocol": "http"}
+	userDefaults(t, ns, spec)
+	share(t, c, ns, "a")
+	must(t, "DELETE", defaultsPath(ns, "api"), nil)
+	own := plan.Plan{Chain: chainOf(ns, "a"), Version: "own", Objects: []plan.Object{{Content: map[string]any{
+		"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults", "metadata": map[string]any{"namespace": ns, "name": "api"},
+		"spec": map[string]any{"envoyExtensions": []any{extensionOf("a")}}}}}}
+	same(t, "ours instead of the user's", apply(t, c, own), changed("ServiceDefaults/"+ns+"/api", plan.Created))
+
+	must(t, "DELETE", defaultsPath(ns, "api"), nil)
+	userDefaults(t, ns, spec)
+	same(t, "the user's instead of ours", share(t, c, ns, "a"), changed("ServiceDefaults/"+ns+"/api", plan.Updated))
+	apply(t, c, plan.Plan{Chain: chainOf(ns)})
+	same(t, "what is left", there(t, defaultsPath(ns, "api"))["spec"], map[string]any{"protocol": "http"})
+}

@@ -77,14 +77,24 @@ func (s apiServer) call(t *testing.T, method, path, contentType string, body []b
 func (s apiServer) apply(t *testing.T, o plan.Object, manifest []byte) (int, map[string]any) {
 	t.Helper()
 	u := &unstructured.Unstructured{Object: o.Content}
-	return s.call(t, http.MethodPatch, fmt.Sprintf("/apis/%s/namespaces/%s/%ss/%s?dryRun=All&fieldManager=meshery-filters&fieldValidation=Strict",
-		u.GetAPIVersion(), u.GetNamespace(), strings.ToLower(u.GetKind()), u.GetName()), "application/apply-patch+yaml", manifest)
+	return s.call(t, http.MethodPatch, pathOf(u)+"?dryRun=All&fieldManager=meshery-filters&fieldValidation=Strict", "application/apply-patch+yaml", manifest)
 }
 
-// install makes a kind of Istio's and waits until it is served.
-func (s apiServer) install(t *testing.T, kind string) {
+func pathOf(u *unstructured.Unstructured) string {
+	return fmt.Sprintf("/apis/%s/namespaces/%s/%s/%s", u.GetAPIVersion(), u.GetNamespace(), plural(u.GetKind()), u.GetName())
+}
+
+func plural(kind string) string {
+	if p := strings.ToLower(kind); strings.HasSuffix(p, "s") {
+		return p
+	}
+	return strings.ToLower(kind) + "s"
+}
+
+// install makes a kind of a file and waits until it is served.
+func (s apiServer) install(t *testing.T, file, kind string) {
 	t.Helper()
-	for _, crd := range readObjects(t, crds) {
+	for _, crd := range readObjects(t, file) {
 		if k, _, _ := unstructured.NestedString(crd.Content, "spec", "names", "kind"); k != kind {
 			continue
 		}
@@ -96,7 +106,7 @@ func (s apiServer) install(t *testing.T, kind string) {
 		if code, answer := s.call(t, http.MethodPost, path, "application/json", data); code != http.StatusCreated {
 			t.Fatalf("%s: %d %v", kind, code, answer["message"])
 		}
-		served := fmt.Sprintf("/apis/%s/%ss", plan.ClusterOf([]plan.Object{crd}).Kinds[0].GroupVersion(), strings.ToLower(kind))
+		served := fmt.Sprintf("/apis/%s/%s", plan.ClusterOf([]plan.Object{crd}).Kinds[0].GroupVersion(), plural(kind))
 		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 			code, answer := s.call(t, http.MethodGet, served, "application/json", nil)
 			if code == http.StatusOK {
@@ -107,7 +117,7 @@ func (s apiServer) install(t *testing.T, kind string) {
 			}
 		}
 	}
-	t.Fatalf("%s is not in %s", kind, crds)
+	t.Fatalf("%s is not in %s", kind, file)
 }
 
 // kinds reads what the server serves, from the server.
@@ -141,7 +151,7 @@ func TestARealAPIServerTakesEveryGolden(t *testing.T) {
 	for _, step := range []struct{ kind, installation string }{
 		{"EnvoyFilter", "envoyfilter"}, {"WasmPlugin", "wasmplugin"}, {"TrafficExtension", "trafficextension"},
 	} {
-		s.install(t, step.kind)
+		s.install(t, crds, step.kind)
 		kinds := s.kinds(t)
 		taken := map[string]int{}
 		for _, in := range istioCases(t) {
@@ -207,6 +217,81 @@ func TestARealAPIServerTakesEveryGolden(t *testing.T) {
 		if code, answer := s.apply(t, p.Objects[0], wrong); bytes.Equal(wrong, manifest) || code < 400 {
 			t.Errorf("%s was taken: %d %v", change[1], code, answer["spec"])
 		}
+	}
+}
+
+// Of what is shared, the user's own object is there first, and is changed as a whole.
+func TestARealAPIServerTakesWhatConsulIsGiven(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a Kubernetes API server")
+	}
+	s := newAPIServer(t)
+	for _, kind := range []string{"ServiceDefaults", "ProxyDefaults"} {
+		s.install(t, consulCRDs, kind)
+	}
+	for _, ns := range []string{"shop", "operators", "consul"} {
+		body := fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q}}`, ns)
+		if code, answer := s.call(t, http.MethodPost, "/api/v1/namespaces", "application/json", body); code != http.StatusCreated {
+			t.Fatalf("namespace %s: %d %v", ns, code, answer["message"])
+		}
+	}
+	kinds := s.kinds(t)
+	taken := map[bool]int{}
+	for _, in := range consulCases(t) {
+		c, w, err := consulCase(t, in)
+		if err != nil {
+			continue
+		}
+		if len(w.Cluster.Kinds) > 0 {
+			w.Cluster.Kinds = kinds
+		}
+		p, err := Consul{}.Plan(c, w)
+		if err != nil {
+			continue
+		}
+		o := p.Objects[0]
+		u := &unstructured.Unstructured{Object: o.Content}
+		method, path, media, made := http.MethodPatch, pathOf(u), "application/apply-patch+yaml", http.StatusCreated
+		if o.Shared {
+			user, _ := w.Cluster.Object(plan.Ref{GroupKind: u.GroupVersionKind().GroupKind(), Name: u.GetName()})
+			theirs := (&unstructured.Unstructured{Object: user.Content}).DeepCopy()
+			for _, servers := range []string{"resourceVersion", "uid", "generation"} {
+				unstructured.RemoveNestedField(theirs.Object, "metadata", servers)
+			}
+			data, err := json.Marshal(theirs.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code, answer := s.call(t, http.MethodPost, strings.TrimSuffix(path, "/"+u.GetName())+"?fieldValidation=Strict", "application/json", data)
+			if code != http.StatusCreated {
+				t.Fatalf("%s: the user's own: %d %v", filepath.Base(in), code, answer["message"])
+			}
+			answer["spec"] = o.Content["spec"]
+			u = &unstructured.Unstructured{Object: answer}
+			method, media, made = http.MethodPut, "application/json", http.StatusOK
+		}
+		data, err := json.Marshal(u.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dry := range []string{"&dryRun=All", ""} {
+			code, answer := s.call(t, method, path+"?fieldManager=meshery-filters&fieldValidation=Strict"+dry, media, data)
+			if code != made || !reflect.DeepEqual(answer["spec"], asJSON(t, o.Content["spec"])) {
+				t.Errorf("%s: %d %v: %v", filepath.Base(in), code, answer["message"], answer["spec"])
+			}
+		}
+		taken[o.Shared]++
+		if code, answer := s.call(t, http.MethodDelete, path, "application/json", nil); code != http.StatusOK {
+			t.Fatalf("%s: delete: %d %v", filepath.Base(in), code, answer["message"])
+		}
+		// And a mistake is one.
+		wrong := bytes.Replace(data, []byte(`"arguments":`), []byte(`"argument":`), 1)
+		if code, answer := s.call(t, method, path+"?fieldManager=meshery-filters&fieldValidation=Strict&dryRun=All", media, wrong); code < 400 {
+			t.Errorf("%s: a field that nobody knows was taken: %v", filepath.Base(in), answer["spec"])
+		}
+	}
+	if taken[true] < 5 || taken[false] < 3 {
+		t.Errorf("only %v were applied", taken)
 	}
 }
 

@@ -151,7 +151,7 @@ func TestAnOlderProxyIsNamedWithItsVersion(t *testing.T) {
 }
 
 func TestAMeshThatIsNotBuiltIsRefusedWithThoseThatAre(t *testing.T) {
-	_, err := Find("consul")
+	_, err := Find("kuma")
 	if !errors.Is(err, problem.MeshNotSupported) || !strings.Contains(err.Error(), "envoy") {
 		t.Errorf("%v", err)
 	}

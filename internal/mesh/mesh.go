@@ -27,7 +27,7 @@ type Mesh interface {
 	Plan(filter.Chain, plan.World) (plan.Plan, error)
 }
 
-var known = []Mesh{Envoy{}, Istio{}}
+var known = []Mesh{Envoy{}, Istio{}, Consul{}}
 
 // Names lists the meshes that this version translates for.
 func Names() []string {
@@ -54,7 +54,7 @@ var signs = []struct {
 	kinds []schema.GroupKind
 }{
 	{"istio", []schema.GroupKind{trafficExtension, wasmPlugin, envoyPatch}},
-	{"consul", []schema.GroupKind{{Group: "consul.hashicorp.com", Kind: "ServiceDefaults"}}},
+	{"consul", []schema.GroupKind{serviceDefaults}},
 	{"envoy-gateway", []schema.GroupKind{{Group: "gateway.envoyproxy.io", Kind: "EnvoyExtensionPolicy"}}},
 	{"kuma", []schema.GroupKind{{Group: "kuma.io", Kind: "Mesh"}}},
 }

@@ -635,7 +635,7 @@ func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
 		"a file of the adapter's machine": {problem.InvalidDocument, "spec.module.file", apply(doc("x", "module: {file: /etc/passwd}"))},
 		"a builtin that is none":          {problem.InvalidDocument, "headers, ratelimit", apply(doc("x", "module: {builtin: nope}"))},
 		"meshery":                         {problem.InvalidDocument, "meshery:// is not supported", apply(doc("x", "module: {url: 'meshery://x'}"))},
-		"a mesh that is not built":        {problem.MeshNotSupported, "consul", apply(doc("x", "mesh: consul"))},
+		"a mesh that is not built":        {problem.MeshNotSupported, "kuma", apply(doc("x", "mesh: kuma"))},
 		"Istio without a cluster":         {problem.ClusterMissing, "default/x: spec.mesh is istio", apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
 		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},
 	} {

@@ -30,7 +30,7 @@ type Reads struct {
 // Ref names an object, whatever version of its kind the cluster serves.
 type Ref struct {
 	schema.GroupKind
-	Namespace string // empty for kinds outside of namespaces
+	Namespace string // empty for kinds outside of namespaces, and for the one of its name in whatever namespace it is
 	Name      string
 }
 
@@ -61,7 +61,7 @@ func (c Cluster) Kind(gk schema.GroupKind) (Kind, bool) {
 func (c Cluster) Object(r Ref) (Object, bool) {
 	i := slices.IndexFunc(c.Objects, func(o Object) bool {
 		u := o.unstructured()
-		return u.GroupVersionKind().GroupKind() == r.GroupKind && u.GetNamespace() == r.Namespace && u.GetName() == r.Name
+		return u.GroupVersionKind().GroupKind() == r.GroupKind && (r.Namespace == "" || u.GetNamespace() == r.Namespace) && u.GetName() == r.Name
 	})
 	if i < 0 {
 		return Object{}, false

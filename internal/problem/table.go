@@ -208,6 +208,9 @@ var (
 	HubGateway = &Kind{"meshery-filters-1095", codes.FailedPrecondition, "Image Hub finds no gateway in the cluster",
 		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, or not those that imagehub.gateway of the adapter's configuration asks for.",
 		"Install Istio with its gateway, or the Gateway API's kinds; or set imagehub.gateway to auto."}
+	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
+		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
+		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
 )
 
 // All lists the table in the order of its codes.
@@ -221,5 +224,6 @@ func All() []*Kind {
 		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
-		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway}
+		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
+		ProtocolDiffers}
 }
