@@ -58,17 +58,50 @@ type connection struct {
 	synced
 }
 
-// connected asks every istiod for the proxies of the plan's kind and namespace.
+// list finds the target's Pods and istiod's.
+func (w *watch) list(ctx context.Context) (err error) {
+	if w.pods, err = w.cluster.Pods(ctx, w.plan.Proxies.Namespace, w.plan.Proxies.Labels); err != nil {
+		return fmt.Errorf("find the target's Pods: %w", err)
+	}
+	if w.istiods, err = w.cluster.Pods(ctx, w.root, map[string]string{"app": "istiod"}); err != nil {
+		return fmt.Errorf("find istiod: %w", err)
+	}
+	if len(w.istiods) == 0 {
+		return fmt.Errorf("no istiod runs in namespace %s", w.root)
+	}
+	w.listed = time.Now()
+	return nil
+}
+
+// connected finds the proxies that are connected. The Pods are listed again once in a while, and when what was known does
+// not hold any more: an istiod does not answer, or a proxy has gone.
 func (w *watch) connected(ctx context.Context) (map[plan.Pod]connection, error) {
-	istiods, err := w.cluster.Pods(ctx, w.root, map[string]string{"app": "istiod"})
-	if err != nil {
-		return nil, fmt.Errorf("find istiod: %w", err)
+	if time.Since(w.listed) < listAgain {
+		all, err := w.ask(ctx)
+		if err == nil && !w.misses(all) {
+			return all, nil
+		}
 	}
-	if len(istiods) == 0 {
-		return nil, fmt.Errorf("no istiod runs in namespace %s", w.root)
+	if err := w.list(ctx); err != nil {
+		return nil, err
 	}
+	return w.ask(ctx)
+}
+
+// misses says whether a proxy that was there is not.
+func (w *watch) misses(all map[plan.Pod]connection) bool {
+	for pod, p := range w.proxies {
+		if _, ok := all[pod]; p.there && !ok {
+			return true
+		}
+	}
+	return false
+}
+
+// ask asks every istiod for the proxies of the plan's kind and namespace.
+func (w *watch) ask(ctx context.Context) (map[plan.Pod]connection, error) {
 	all := map[plan.Pod]connection{}
-	for _, istiod := range istiods {
+	for _, istiod := range w.istiods {
 		status, body, err := w.get(ctx, istiod, monitoringPort, "/debug/syncz?namespace="+url.QueryEscape(w.plan.Proxies.Namespace), maxSync)
 		if err != nil {
 			return nil, fmt.Errorf("ask istiod %s: %w", istiod, err)
@@ -118,8 +151,8 @@ func (w *watch) planned(ctx context.Context, p *proxy) (*view, error) {
 	return v, nil
 }
 
-// ask is what the proxy says of itself.
-func (w *watch) ask(ctx context.Context, pod plan.Pod) (*view, error) {
+// visit is what the proxy says of itself.
+func (w *watch) visit(ctx context.Context, pod plan.Pod) (*view, error) {
 	w.mu.Lock()
 	err := w.silent[pod.Namespace]
 	w.mu.Unlock()
@@ -128,6 +161,7 @@ func (w *watch) ask(ctx context.Context, pod plan.Pod) (*view, error) {
 	}
 	v := &view{}
 	err = w.converse(ctx, pod, adminPort, func(get getter) error {
+		*v = view{}
 		for _, q := range []struct {
 			path string
 			most int64
@@ -173,40 +207,105 @@ func (w *watch) get(ctx context.Context, pod plan.Pod, port int, path string, mo
 // getter asks for one page of at most so many bytes.
 type getter func(path string, most int64) (status int, body []byte, err error)
 
-// converse asks a Pod over one connection.
+// endpoint is a port of a Pod.
+type endpoint struct {
+	plan.Pod
+	port int
+}
+
+// line is a connection to one.
+type line struct {
+	net.Conn
+	in    *bufio.Reader
+	ended bool // after the last answer
+}
+
+// converse asks a Pod over one connection: the one of the look before, if it still holds.
 func (w *watch) converse(ctx context.Context, pod plan.Pod, port int, talk func(getter) error) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	at := endpoint{pod, port}
+	if l := w.take(at); l != nil && w.over(ctx, at, l, talk) == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	conn, err := w.cluster.Dial(ctx, pod.Namespace, pod.Name, port)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	// The connection knows no deadlines.
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	in := bufio.NewReader(conn)
-	err = talk(func(path string, most int64) (int, []byte, error) {
-		return exchange(ctx, conn, in, path, most)
-	})
+	err = w.over(ctx, at, &line{Conn: conn, in: bufio.NewReader(conn)}, talk)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
 }
 
-func exchange(ctx context.Context, conn net.Conn, in *bufio.Reader, path string, most int64) (int, []byte, error) {
+// over talks over a connection, which is kept when that went well.
+func (w *watch) over(ctx context.Context, at endpoint, l *line, talk func(getter) error) error {
+	// The connection knows no deadlines.
+	whole := context.AfterFunc(ctx, func() { _ = l.Close() })
+	err := talk(func(path string, most int64) (int, []byte, error) {
+		return l.exchange(ctx, path, most)
+	})
+	if !whole() || err != nil || l.ended || !w.keep(at, l) {
+		_ = l.Close()
+	}
+	return err
+}
+
+// take gives the connection that is kept, if there is one.
+func (w *watch) take(at endpoint) *line {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.lines[at]
+	delete(w.lines, at)
+	return l
+}
+
+// keep keeps a connection for the next look, unless there are many.
+func (w *watch) keep(at endpoint, l *line) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lines[at] != nil || len(w.lines) >= mostLines {
+		return false
+	}
+	w.lines[at] = l
+	return true
+}
+
+// hangUp ends the connection that is kept.
+func (w *watch) hangUp(at endpoint) {
+	if l := w.take(at); l != nil {
+		_ = l.Close()
+	}
+}
+
+// close ends every connection.
+func (w *watch) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for at, l := range w.lines {
+		_ = l.Close()
+		delete(w.lines, at)
+	}
+}
+
+func (l *line) exchange(ctx context.Context, path string, most int64) (int, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := req.Write(conn); err != nil {
+	if err := req.Write(l); err != nil {
 		return 0, nil, err
 	}
-	resp, err := http.ReadResponse(in, req)
+	resp, err := http.ReadResponse(l.in, req)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer resp.Body.Close()
+	l.ended = resp.Close
 	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	if err == nil && int64(len(body)) > most {
 		err = fmt.Errorf("its answer to %s has more than %d MiB", path, most>>20)

@@ -31,8 +31,10 @@ const (
 	rootNamespace = "istio-system" // where istiod is, unless a target names the mesh's root
 	firstPause    = 100 * time.Millisecond
 	lastPause     = 2 * time.Second
-	parallel      = 4 // Pods that are asked at once
-	patience      = 3 // looks in a row that may fail
+	listAgain     = 5 * time.Second // after which the Pods are listed again
+	mostLines     = 64              // connections that are kept from one look to the next
+	parallel      = 4               // Pods that are asked at once
+	patience      = 3               // looks in a row that may fail
 	mostPushes    = 3
 	settling      = 3 * time.Second  // after which an istiod that has sent the plan to one proxy has sent it to others
 	debouncing    = 11 * time.Second // after which it pushes what it has, however busy it is, unless it is told otherwise
@@ -64,7 +66,8 @@ const pushAnnotation = "istio.io.filters.meshery.io/pushed"
 // The texts of proxies may quote their configuration, resolved secrets included.
 func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}}
+		w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}, lines: map[endpoint]*line{}}
+		defer w.close()
 		if p.Chain.Target.Kind == filter.Mesh {
 			w.root = p.Chain.Target.Namespace
 		}
@@ -134,8 +137,12 @@ type watch struct {
 	pushes  int  // that we asked for, the last of them at asked
 	asked   time.Time
 	proxies map[plan.Pod]*proxy
+	pods    []plan.Pod // of the target, and istiod's, as they were listed
+	istiods []plan.Pod
+	listed  time.Time
 
 	mu     sync.Mutex
+	lines  map[endpoint]*line     // that are kept
 	silent map[string]error       // namespaces whose proxies we may not ask
 	shown  map[plan.Pod]time.Time // by istiod: when it first had the whole plan for a proxy
 }
@@ -167,6 +174,12 @@ func (w *watch) begin(ctx context.Context) (err error) {
 	if w.wants, err = wantsOf(w.plan.Objects); err != nil || len(w.wants) == 0 {
 		return err
 	}
+	if !slices.ContainsFunc(w.wants, func(x want) bool { return w.plan.Versions[x.subject] == "" }) {
+		for i, x := range w.wants {
+			w.wants[i].version = w.plan.Versions[x.subject]
+		}
+		return nil
+	}
 	var reads plan.Reads
 	for _, x := range w.wants {
 		reads.Objects = append(reads.Objects, x.ref)
@@ -190,10 +203,6 @@ func (w *watch) look(ctx context.Context) error {
 	if w.plan.Proxies == nil { // the target is gone, and with it its proxies
 		return nil
 	}
-	pods, err := w.cluster.Pods(ctx, w.plan.Proxies.Namespace, w.plan.Proxies.Labels)
-	if err != nil {
-		return fmt.Errorf("find the target's Pods: %w", err)
-	}
 	connected, err := w.connected(ctx)
 	if err != nil {
 		return err
@@ -204,7 +213,7 @@ func (w *watch) look(ctx context.Context) error {
 		p.there = false
 	}
 	var asked []*proxy
-	for _, pod := range pods {
+	for _, pod := range w.pods {
 		at, ok := connected[pod]
 		if !ok {
 			continue
@@ -235,6 +244,11 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	for _, p := range asked {
+		if p.proved != nil { // it is asked no more, unless istiod sends it something else
+			w.hangUp(endpoint{p.pod, adminPort})
+		}
 	}
 	w.free(ctx, asked)
 	return nil
@@ -277,7 +291,7 @@ func (p *proxy) say(s plan.ProxyState, proof plan.Proof, detail string) {
 // judge finds out how far one proxy is. Only what ends the whole look is an error.
 func (w *watch) judge(ctx context.Context, p *proxy) error {
 	wants := w.wants
-	v, err := w.ask(ctx, p.pod)
+	v, err := w.visit(ctx, p.pod)
 	if err == nil && w.complete(v, p, wants) {
 		return nil
 	}

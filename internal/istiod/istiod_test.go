@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -210,6 +211,7 @@ func (r *rig) apply(fs ...filter.Filter) plan.Plan {
 	if err != nil {
 		r.Fatal(err)
 	}
+	p.Versions = target.Versions()
 	if err := target.Commit(r.Context()); err != nil {
 		r.Fatal(err)
 	}
@@ -286,6 +288,48 @@ func TestWhatProxiesRunIsSeenInThemTheMomentItTakesEffect(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// counted counts what a proof asks of the API server.
+type counted struct {
+	*kube.Cluster
+	lists, dials, others atomic.Int32
+}
+
+func (c *counted) Pods(ctx context.Context, namespace string, labels map[string]string) ([]plan.Pod, error) {
+	c.lists.Add(1)
+	return c.Cluster.Pods(ctx, namespace, labels)
+}
+
+func (c *counted) Dial(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	c.dials.Add(1)
+	return c.Cluster.Dial(ctx, namespace, pod, port)
+}
+
+func (c *counted) Read(ctx context.Context, r plan.Reads) (plan.Cluster, error) {
+	c.others.Add(1)
+	return c.Cluster.Read(ctx, r)
+}
+
+func (c *counted) Annotate(ctx context.Context, ref plan.Ref, name, value string) error {
+	c.others.Add(1)
+	return c.Cluster.Annotate(ctx, ref, name, value)
+}
+
+func TestAProofCostsTheAPIServerTwoListsAndAConnectionToEachIstiodAndProxy(t *testing.T) {
+	const istiods, proxies = 2, 2
+	r := newRig(t, "TrafficExtension")
+	r.sidecar("api-1", 0)
+	r.sidecar("api-2", 1)
+	for _, filters := range [][]filter.Filter{{r.filter("hello", "{response: {x-a: one}}", "")}, {r.filter("hello", "{response: {x-a: two}}", "")}, nil} {
+		begun := time.Now()
+		c := &counted{Cluster: r.cluster}
+		r.await(c, r.apply(filters...), running(proxies, plan.Seen))
+		lists := 2 * (1 + int32(time.Since(begun)/istiod.ListAgain))
+		if c.lists.Load() > lists || c.dials.Load() > istiods+proxies || c.others.Load() > 0 {
+			t.Errorf("%d lists, %d connections and %d other requests", c.lists.Load(), c.dials.Load(), c.others.Load())
+		}
 	}
 }
 

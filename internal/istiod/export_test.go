@@ -1,0 +1,4 @@
+package istiod
+
+// ListAgain is listAgain, for tests.
+const ListAgain = listAgain
