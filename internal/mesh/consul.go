@@ -103,6 +103,7 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		p.Proxies = &plan.Selection{Labels: map[string]string{injectedLabel: "injected"}, Role: "sidecar"}
 	} else if o, ok := w.Cluster.Object(plan.Ref{GroupKind: service, Namespace: t.Namespace, Name: t.Name}); ok {
 		if selector, _, _ := unstructured.NestedStringMap(o.Content, "spec", "selector"); len(selector) > 0 {
+			selector[injectedLabel] = "injected"
 			p.Proxies = &plan.Selection{Namespace: t.Namespace, Labels: selector, Role: "sidecar"}
 		}
 	}

@@ -223,7 +223,7 @@ func TestAConsulPlansVersionIsOfWhatIsOurs(t *testing.T) {
 
 func TestAConsulPlanSaysInWhichPodsItsProxiesAre(t *testing.T) {
 	for file, want := range map[string]*plan.Selection{
-		"local-path":     {Namespace: "shop", Labels: map[string]string{"app": "api"}, Role: "sidecar"},
+		"local-path":     {Namespace: "shop", Labels: map[string]string{"app": "api", injectedLabel: "injected"}, Role: "sidecar"},
 		"whole-mesh":     {Labels: map[string]string{injectedLabel: "injected"}, Role: "sidecar"},
 		"off-kubernetes": nil,
 		"tcp":            nil, // there is no Service of that name

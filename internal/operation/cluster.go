@@ -69,8 +69,9 @@ type clusterBackend struct {
 
 type clusterTarget struct {
 	ClusterTarget
-	before  plan.Plan // what held when it was read
-	dropped []string  // what the last Apply took away
+	before  plan.Plan      // what held when it was read
+	dropped []string       // what the last Apply took away
+	tried   []filter.Chain // that were applied since
 }
 
 var _ Backend = (*clusterBackend)(nil)
@@ -233,6 +234,7 @@ func (b *clusterBackend) target(ctx context.Context, t filter.Target) (*clusterT
 
 // Apply makes the target hold the plan, and remembers what went for that.
 func (t *clusterTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	t.tried = append(t.tried, p.Chain)
 	changes, err := t.ClusterTarget.Apply(ctx, p)
 	t.dropped = nil
 	for _, c := range changes {
@@ -241,6 +243,18 @@ func (t *clusterTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, 
 		}
 	}
 	return changes, err
+}
+
+// gone are the filters that the target had or was offered, less those of a chain.
+func (t *clusterTarget) gone(now filter.Chain) (keys []filter.Key) {
+	for _, c := range append([]filter.Chain{t.before.Chain}, t.tried...) {
+		for _, f := range c.Filters {
+			if _, ok := now.Find(f.Key); !ok && !slices.Contains(keys, f.Key) {
+				keys = append(keys, f.Key)
+			}
+		}
+	}
+	return keys
 }
 
 // Apply makes the cluster hold the plan. When that fails halfway, it holds what it held before, unless ctx has ended: then
@@ -317,7 +331,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			}
 		}
 		if t := b.targets[p.Chain.Target.ID()]; t != nil {
-			p.Dropped, p.Versions = t.dropped, t.Versions()
+			p.Dropped, p.Gone, p.Versions = t.dropped, t.gone(p.Chain), t.Versions()
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {
 			if errors.Is(err, problem.NotVerified) {

@@ -63,6 +63,9 @@ type Plan struct {
 	// Dropped are the objects that the target had and that the plan has no more, as Change.Subject names them. Whoever
 	// applied the plan sets it, for the proof that proxies have let go of them.
 	Dropped []string
+	// Gone are the filters that the target had, or was offered, and that the plan has no more. Whoever applied the plan sets
+	// it, for meshes where an object holds several filters.
+	Gone []filter.Key
 	// Versions are the resourceVersions that the objects had when they were applied, by Change.Subject. Whoever applied the
 	// plan sets it; without it the proof reads them.
 	Versions map[string]string
