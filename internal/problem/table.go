@@ -211,6 +211,18 @@ var (
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
+	InvalidDesign = &Kind{"meshery-filters-1130", codes.InvalidArgument, "the design has mistakes",
+		"The settings of a component do not make a Filter document, or the request is not what Meshery Server sends.",
+		"Correct the settings that are named; `meshery-filters explain` prints every one of them. Nothing of the design was done."}
+	ForeignComponent = &Kind{"meshery-filters-1131", codes.InvalidArgument, "the design has a component that is not this adapter's",
+		"The adapter deploys the components WASMFilter and ImageHub, and EnvoyFilters that carry a Wasm filter.",
+		"Leave the other components to the adapters or models that define them. Nothing of the design was done."}
+	DesignFailed = &Kind{"meshery-filters-1132", codes.FailedPrecondition, "the design is not done",
+		"One of its components failed.",
+		"Mend what the details say of the component, then send the design again; what is done already is not changed by that."}
+	DesignGoesOn = &Kind{"meshery-filters-1133", codes.DeadlineExceeded, "the design is not done yet",
+		"Its components were accepted and go on, and the answer does not wait any longer for them.",
+		"Follow the events of the operations that are named: `meshery-filters events ID`. Do not send the design again before."}
 )
 
 // All lists the table in the order of its codes.
@@ -225,5 +237,6 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ProtocolDiffers}
+		ProtocolDiffers,
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn}
 }

@@ -114,12 +114,9 @@ func (m *meshServer) SupportedOperations(context.Context, *meshes.SupportedOpera
 }
 
 func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequest) (*meshes.ApplyRuleResponse, error) {
-	if err := validateKubeconfigs(r.GetKubeConfigs()); err != nil {
+	kubeconfigs, withConnection, err := m.kubeconfigs(ctx, r.GetKubeConfigs())
+	if err != nil {
 		return nil, err
-	}
-	kubeconfigs, withConnection := r.GetKubeConfigs(), false
-	if came := m.server.lives.of(ctx).holds(); len(kubeconfigs) == 0 && came != "" {
-		kubeconfigs, withConnection = []string{came}, true
 	}
 	id, err := m.server.Operations.Submit(ctx, operation.Request{
 		Operation:   r.GetOpName(),
@@ -138,12 +135,15 @@ func (m *meshServer) ApplyOperation(ctx context.Context, r *meshes.ApplyRuleRequ
 	return &meshes.ApplyRuleResponse{OperationId: id}, nil
 }
 
-func (m *meshServer) ProcessOAM(context.Context, *meshes.ProcessOAMRequest) (*meshes.ProcessOAMResponse, error) {
-	return nil, problem.Unimplemented.New("ProcessOAM, with which Meshery deploys the components of a design")
-}
-
-func (m *meshServer) Provision(context.Context, *filterspb.ProvisionRequest) (*filterspb.ProvisionResponse, error) {
-	return nil, problem.Unimplemented.New("Provision, with which Meshery deploys the components of a design")
+// kubeconfigs are those that a request brings, or else the one that came with its connection.
+func (m *meshServer) kubeconfigs(ctx context.Context, brought []string) (all []string, withConnection bool, err error) {
+	if err := validateKubeconfigs(brought); err != nil {
+		return nil, false, err
+	}
+	if came := m.server.lives.of(ctx).holds(); len(brought) == 0 && came != "" {
+		return []string{came}, true, nil
+	}
+	return brought, false, nil
 }
 
 // StreamEvents sends every operation's events: first what may not have reached the clients before, then what happens.

@@ -101,6 +101,8 @@ type Options struct {
 	// ShutdownTimeout bounds how long calls may take to finish once Serve's context has ended. Streams end at once.
 	// Default: 10s.
 	ShutdownTimeout time.Duration
+	// DesignTimeout bounds how long the answer to ProcessOAM and Provision waits for the operations of a design. Default: 15m.
+	DesignTimeout time.Duration
 	// Stats hear of every call that is not refused unread.
 	Stats []stats.Handler
 	// OnRefused hears of the other calls: the method, which is empty when there is none of that name, and the status. It
@@ -127,6 +129,9 @@ type Server struct {
 func New(o Options) *Server {
 	if o.ShutdownTimeout == 0 {
 		o.ShutdownTimeout = 10 * time.Second
+	}
+	if o.DesignTimeout == 0 {
+		o.DesignTimeout = defaultDesignTimeout
 	}
 	if o.EventsID == "" {
 		o.EventsID = rand.Text()[:8]

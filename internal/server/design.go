@@ -1,0 +1,158 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/layer5io/meshery-adapter-library/meshes"
+
+	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
+	"github.com/meshery/meshery-filters/oam"
+)
+
+// defaultDesignTimeout bounds how long a design's answer waits for its operations.
+const defaultDesignTimeout = 15 * time.Minute
+
+// ProcessOAM deploys the components of a design, or removes them, for the servers before Provision.
+//
+// It answers when the operations have ended. The server sends one component a call, waits for the answer without a
+// deadline, deploys what depends on the component only then, and shows the answer as what became of it: there is no later
+// word that it would read. Whoever hangs up meanwhile ends nothing, since each operation is accepted before it is waited for.
+func (m *meshServer) ProcessOAM(ctx context.Context, r *meshes.ProcessOAMRequest) (*meshes.ProcessOAMResponse, error) {
+	steps, err := oam.OAM(r.GetOamComps(), r.GetOamConfig(), r.GetDeleteOp())
+	if err != nil {
+		return nil, err
+	}
+	message, err := m.deploy(ctx, steps, r.GetUsername(), r.GetKubeConfigs())
+	if err != nil {
+		return nil, err
+	}
+	return &meshes.ProcessOAMResponse{Message: message}, nil
+}
+
+// Provision is ProcessOAM for the newest servers.
+func (m *meshServer) Provision(ctx context.Context, r *filterspb.ProvisionRequest) (*filterspb.ProvisionResponse, error) {
+	steps, err := oam.Declarations(r.GetDeclarations(), r.GetDeleteOp())
+	if err != nil {
+		return nil, err
+	}
+	message, err := m.deploy(ctx, steps, r.GetUsername(), r.GetKubeConfigs())
+	if err != nil {
+		return nil, err
+	}
+	return &filterspb.ProvisionResponse{Message: message}, nil
+}
+
+// deploy does a design's operations one after the other, and tells what became of each. One that fails ends a deployment,
+// for what follows may need it; a removal goes on, and fails in the end.
+func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username string, brought []string) (message string, err error) {
+	kubeconfigs, withConnection, err := m.kubeconfigs(ctx, brought)
+	if err != nil {
+		return "", err
+	}
+	waiting, cancel := context.WithTimeout(ctx, m.server.DesignTimeout)
+	defer cancel()
+	var told []string
+	var failures []*problem.Problem
+	for i, s := range steps {
+		q := s.Request
+		q.ID, q.Username, q.Kubeconfigs, q.Implied = newID(), username, slices.Clone(kubeconfigs), withConnection
+		q.Caller = callerOf(ctx).asked(m.server.Roles)
+		lines, err := m.operate(ctx, waiting, q)
+		if err == nil {
+			told = append(told, prefixed(s.Component, lines)...)
+			continue
+		}
+		p := *problem.Of(err)
+		p.Details = s.Component + ": " + p.Details
+		failures = append(failures, &p)
+		told = append(told, prefixed(s.Component, append(lines, fmt.Sprintf("failed: %s [%s]", problem.Of(err), p.Kind.Code)))...)
+		if !q.Delete || waiting.Err() != nil || p.Kind == problem.ShuttingDown {
+			for _, rest := range steps[i+1:] {
+				told = append(told, rest.Component+": not begun")
+			}
+			break
+		}
+	}
+	switch {
+	case len(failures) == 0:
+		return strings.Join(told, "\n"), nil
+	case len(steps) == 1:
+		return "", failures[0]
+	}
+	return "", &problem.Problem{Kind: problem.DesignFailed, Details: strings.Join(told, "\n"), Err: failures[0]}
+}
+
+// operate asks for an operation and waits for its end. What it tells is what the operation warned of, and its last event.
+func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request) (told []string, err error) {
+	events := m.server.Events.Subscribe(m.server.Events.Cursor(), q.ID)
+	if _, err := m.server.Operations.Submit(ctx, q); err != nil {
+		return nil, err
+	}
+	for {
+		e, err := events.Next(waiting)
+		switch {
+		case errors.Is(err, problem.EventsMissed): // of whatever operation
+			continue
+		case errors.Is(err, problem.ShuttingDown):
+			return told, problem.ShuttingDown.New("operation %s is accepted, and goes on when the adapter is back", q.ID)
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			return told, problem.DesignGoesOn.New("operation %s has not ended within %s", q.ID, m.server.DesignTimeout)
+		case err != nil:
+			return told, err
+		case e.Last && e.Type == event.Error:
+			return told, failed(e)
+		}
+		if e.Last || e.Type == event.Warn {
+			told = append(told, line(e))
+		}
+		if e.Last {
+			return told, nil
+		}
+	}
+}
+
+// failed is the Problem that an operation ended with.
+func failed(e event.Event) error {
+	kind := problem.DesignFailed
+	if i := slices.IndexFunc(problem.All(), func(k *problem.Kind) bool { return k.Code == e.Code }); i >= 0 {
+		kind = problem.All()[i]
+	}
+	return &problem.Problem{Kind: kind, Details: e.Details}
+}
+
+// line is an event as one line says it.
+func line(e event.Event) string {
+	text := e.Summary
+	if e.Type == event.Warn {
+		text = "warning: " + text
+	}
+	if e.Details != "" {
+		text += "; " + strings.ReplaceAll(e.Details, "\n", "; ")
+	}
+	return text
+}
+
+func prefixed(prefix string, lines []string) []string {
+	out := make([]string, len(lines))
+	for i, l := range lines {
+		out[i] = prefix + ": " + l
+	}
+	return out
+}
+
+// newID makes an operation's id. Meshery's servers read those as UUIDs.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

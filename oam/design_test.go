@@ -1,0 +1,197 @@
+package oam
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// split tells the two forms of a component apart: a definition says what it is below component.
+func split(components []string) (oam, declarations []string) {
+	for _, c := range components {
+		if strings.Contains(c, `"component":`) {
+			declarations = append(declarations, c)
+		} else {
+			oam = append(oam, c)
+		}
+	}
+	return oam, declarations
+}
+
+// Each file is a design's components, and its golden file what is done with them, as a person would read it.
+func TestDesignsBecomeOperations(t *testing.T) {
+	files, err := filepath.Glob("testdata/designs/*.in.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no designs: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".in.json"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var raw []json.RawMessage
+			if err := json.Unmarshal(text, &raw); err != nil {
+				t.Fatal(err)
+			}
+			var components []string
+			for _, r := range raw {
+				var b bytes.Buffer
+				if err := json.Compact(&b, r); err != nil {
+					t.Fatal(err)
+				}
+				components = append(components, b.String())
+			}
+			var out strings.Builder
+			show := func(what string, steps []Step, err error) {
+				fmt.Fprintf(&out, "# %s\n", what)
+				if err != nil {
+					p := problem.Of(err)
+					fmt.Fprintf(&out, "%s: %s\n", p.Kind.Code, p.Error())
+				}
+				for _, s := range steps {
+					fmt.Fprintf(&out, "%s: %s", s.Component, s.Request.Operation)
+					if s.Request.Delete {
+						fmt.Fprint(&out, ", delete")
+					}
+					fmt.Fprintf(&out, " in %q\n", s.Request.Namespace)
+					if s.Request.Body == "" {
+						continue
+					}
+					var b bytes.Buffer
+					if err := json.Indent(&b, []byte(s.Request.Body), "  ", "  "); err != nil {
+						t.Fatal(err)
+					}
+					fmt.Fprintf(&out, "  %s\n", b.String())
+				}
+			}
+			oam, declarations := split(components)
+			for _, remove := range []bool{false, true} {
+				done := map[bool]string{false: "deployed", true: "removed"}[remove]
+				if len(oam) > 0 {
+					steps, err := OAM(oam, `{"metadata":{"creationTimestamp":null},"spec":{"Components":null}}`, remove)
+					show(done+" by ProcessOAM", steps, err)
+				}
+				if len(declarations) > 0 {
+					steps, err := Declarations(declarations, remove)
+					show(done+" by Provision", steps, err)
+				}
+			}
+			golden := strings.Replace(file, ".in.json", ".txt", 1)
+			if *update {
+				if err := os.WriteFile(golden, []byte(out.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil || out.String() != string(want) {
+				t.Errorf("%s differs; if it should, run: go test ./oam -update\n%s", golden, out.String())
+			}
+		})
+	}
+}
+
+func TestADesignIsBounded(t *testing.T) {
+	one := `{"metadata":{"name":"a"},"spec":{"type":"WASMFilter","settings":{"module":{"builtin":"headers"}}}}`
+	setting := func(s string) string {
+		return strings.Replace(one, `{"builtin":"headers"}`, `{"builtin":"headers"},"config":`+s, 1)
+	}
+	for reason, c := range map[string]struct {
+		components []string
+		config     string
+		says       string
+	}{
+		"no component":            {nil, "", "there is no component"},
+		"too many components":     {make([]string, 101), "", "at most 100"},
+		"no JSON":                 {[]string{`{"metadata"`}, "", "oam_comps[0]"},
+		"two values":              {[]string{one + one}, "", "something follows it"},
+		"a list":                  {[]string{`[]`}, "", "oam_comps[0]"},
+		"settings that are text":  {[]string{`{"spec":{"settings":"secret-word"}}`}, "", "oam_comps[0]"},
+		"a deep value":            {[]string{setting(strings.Repeat("[", 200) + strings.Repeat("]", 200))}, "", "too deep"},
+		"a million empty objects": {[]string{setting("[" + strings.Repeat("{},", 1_000_000) + "{}]")}, "", "too many values"},
+		"a component of 31 MiB":   {[]string{setting(`"` + strings.Repeat("a", 31<<20) + `"`)}, "", "too large"},
+		"a trait":                 {[]string{one}, `{"spec":{"Components":[{"ComponentName":"a","Traits":[{"Name":"ManualScaler"}]}]}}`, `"ManualScaler"`},
+		"no configuration":        {[]string{one}, `{`, "oam_config"},
+	} {
+		steps, err := OAM(c.components, c.config, false)
+		if !errors.Is(err, problem.InvalidDesign) || len(steps) != 0 || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %.300v, want one that says %q", reason, err, c.says)
+		}
+		if err != nil && (len(err.Error()) > 2000 || strings.Contains(err.Error(), "secret-word")) {
+			t.Errorf("%s: the text has %d bytes: %.300s", reason, len(err.Error()), err)
+		}
+	}
+	large := setting(`"` + strings.Repeat("YWFh", 5<<20) + `"`)
+	if steps, err := OAM([]string{large}, "", false); err != nil || len(steps) != 1 {
+		t.Errorf("20 MiB of base64: %.300v", err)
+	}
+	// A removal needs no more than to know which filter is meant.
+	if steps, err := OAM([]string{`{"metadata":{"name":"a"},"spec":{"type":"WASMFilter","settings":{"nonsense":1,"context":"ANY"}}}`}, "", true); err != nil || len(steps) != 1 {
+		t.Errorf("the removal of what could not be deployed: %v", err)
+	}
+}
+
+// FuzzDesign reads any text as a component of either generation. Whatever it makes of it is a document that the adapter
+// reads, and what it refuses it refuses in words.
+func FuzzDesign(f *testing.F) {
+	files, err := filepath.Glob("testdata/designs/*.in.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		var raw []json.RawMessage
+		if err := json.Unmarshal(text, &raw); err != nil {
+			f.Fatal(err)
+		}
+		for i, r := range raw {
+			f.Add(string(r), string(raw[len(raw)-1-i]), i%2 == 0)
+		}
+	}
+	f.Fuzz(func(t *testing.T, one, other string, remove bool) {
+		for _, read := range []func() ([]Step, error){
+			func() ([]Step, error) { return OAM([]string{one, other}, "", remove) },
+			func() ([]Step, error) { return OAM([]string{one}, other, remove) },
+			func() ([]Step, error) { return Declarations([]string{one, other}, remove) },
+		} {
+			steps, err := read()
+			if err != nil {
+				if p := problem.Of(err); p.Kind != problem.InvalidDesign && p.Kind != problem.ForeignComponent || len(steps) != 0 || p.Details == "" {
+					t.Fatalf("%v with %d operations", err, len(steps))
+				}
+				continue
+			}
+			for _, s := range steps {
+				if s.Request.Delete != remove || !utf8.ValidString(s.Request.Body) {
+					t.Fatalf("%+v", s)
+				}
+				if s.Request.Body == "" {
+					continue
+				}
+				readAgain := filter.Read
+				if remove {
+					readAgain = filter.ReadKeys
+				}
+				filters, err := readAgain([]byte(s.Request.Body), "")
+				if err != nil || len(filters) != 1 || filters[0].Key.Namespace != s.Request.Namespace {
+					t.Fatalf("%s\n%v", s.Request.Body, err)
+				}
+			}
+		}
+	})
+}
