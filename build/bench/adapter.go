@@ -93,12 +93,12 @@ func (a *adapter) operate(ctx context.Context, operation, body string) error {
 	return err
 }
 
-// story returns what an operation that succeeds tells.
-func (a *adapter) story(ctx context.Context, operation, body string) (told []*filterspb.Event, err error) {
+// story returns what an operation, in the clusters of the kubeconfigs if there are any, tells when it succeeds.
+func (a *adapter) story(ctx context.Context, operation, body string, kubeconfigs ...string) (told []*filterspb.Event, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	id := "bench-" + rand.Text()
-	if _, err := meshes.NewMeshServiceClient(a.conn).ApplyOperation(ctx, &meshes.ApplyRuleRequest{OpName: operation, OperationId: id, CustomBody: body}); err != nil {
+	if _, err := meshes.NewMeshServiceClient(a.conn).ApplyOperation(ctx, &meshes.ApplyRuleRequest{OpName: operation, OperationId: id, CustomBody: body, KubeConfigs: kubeconfigs}); err != nil {
 		return nil, err
 	}
 	stream, err := filterspb.NewFilterServiceClient(a.conn).Watch(ctx, &filterspb.WatchRequest{OperationId: id})

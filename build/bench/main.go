@@ -1,6 +1,6 @@
 // Command bench measures what filters cost on this machine, and prints every figure beside what it is to be compared
-// with from the same run: changes of a running Envoy's filter through the adapter and as a bare xDS push, CPU per
-// request with and without a filter, what the adapter takes in time and memory for many clients, targets and proxies, and
+// with from the same run: changes of a running Envoy's filter through the adapter and as a bare xDS push, those of a real
+// Istio's sidecar through the adapter and by server-side apply, CPU per request with and without a filter, what the adapter takes in time and memory for many clients, targets and proxies, and
 // what the adapter library's runtime takes where it can do the same.
 //
 // It reads /proc, so it needs Linux. A figure that misses its bar is said and is no failure; only what does not work is.
@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -58,13 +59,15 @@ type sizes struct {
 	targets       int   // with a filter each
 	targetProxies int   // over those
 	groupProxies  int   // in one group
+
+	clusterTargets int // of a cluster, with a filter each
 }
 
 var (
 	full = sizes{starts: 7, settle: 2 * time.Second, pairs: 9, rounds: 9, requests: 20_000, tokens: 8192, oldEvents: 10_000,
-		audiences: []int{1, 100, 1000}, told: 100, repeats: 5, comers: 50, changes: 5, targets: 1000, targetProxies: 200, groupProxies: 10_000}
+		audiences: []int{1, 100, 1000}, told: 100, repeats: 5, comers: 50, changes: 5, targets: 1000, targetProxies: 200, groupProxies: 10_000, clusterTargets: 100}
 	quick = sizes{starts: 1, settle: 100 * time.Millisecond, pairs: 1, rounds: 1, requests: 2_000, tokens: 2_000, oldEvents: 100,
-		audiences: []int{1, 10}, told: 10, repeats: 1, comers: 5, changes: 1, targets: 20, targetProxies: 10, groupProxies: 100}
+		audiences: []int{1, 10}, told: 10, repeats: 1, comers: 5, changes: 1, targets: 20, targetProxies: 10, groupProxies: 100, clusterTargets: 3}
 )
 
 // bench is one run.
@@ -85,10 +88,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	small := flags.Bool("quick", false, "measure each thing about once: tells that the bench works, not what the figures are")
 	envoyPath := flags.String("envoy", "", "`path` of an Envoy, "+envoy.MinVersion+" or later (default: $ENVOY, PATH, the cache)")
 	program := flags.String("binary", "", "`path` of the adapter's program (default: built for the run)")
+	only := flags.String("only", "", "measure one `part` of it: adapter, envoy or istio (default: all)")
 	beside := flags.Bool("library", false, "build an adapter of the adapter library's runtime too, and measure it beside; building it takes minutes the first time")
 	jsonPath := flags.String("json", "", "also write the figures to this `file`")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if !slices.Contains([]string{"", "adapter", "envoy", "istio"}, *only) {
+		return fmt.Errorf("-only %s: there are adapter, envoy and istio", *only)
 	}
 	b := &bench{sizes: full, progress: progress}
 	if *small {
@@ -110,7 +117,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 		}
 	}
 	b.report.Machine = machine{runtime.NumCPU(), runtime.GOOS + "/" + runtime.GOARCH, b.envoy.Version, runtime.Version(), load(), ""}
-	if err := b.measure(ctx); err != nil {
+	if err := b.measure(ctx, *only); err != nil {
 		return err
 	}
 	b.report.Machine.LoadAfter = load()
@@ -142,22 +149,32 @@ func (b *bench) build(ctx context.Context, program string) (string, error) {
 	return program, nil
 }
 
-func (b *bench) measure(ctx context.Context) (err error) {
+func (b *bench) measure(ctx context.Context, only string) error {
 	for _, m := range []struct {
-		what string
-		do   func(context.Context) error
+		part, what string
+		do         func(context.Context) error
 	}{
-		{"start the adapter", b.measureStart},
-		{"tell events", b.measureEvents},
-		{"let clients come and go", b.measureLeaving},
-		{"send operations", b.measureOperations},
-		{"change many targets", b.measureTargets},
-		{"change a large group", b.measureGroup},
+		{"adapter", "start the adapter", b.measureStart},
+		{"adapter", "tell events", b.measureEvents},
+		{"adapter", "let clients come and go", b.measureLeaving},
+		{"adapter", "send operations", b.measureOperations},
+		{"adapter", "change many targets", b.measureTargets},
+		{"adapter", "change a large group", b.measureGroup},
+		{"envoy", "run Envoys", b.measureEnvoys},
+		{"istio", "change filters on Istio", b.measureIstio},
 	} {
+		if only != "" && only != m.part {
+			continue
+		}
 		if err := m.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", m.what, err)
 		}
 	}
+	return nil
+}
+
+// measureEnvoys changes filters of running Envoys, and sends requests through them.
+func (b *bench) measureEnvoys(ctx context.Context) (err error) {
 	adapter, _, err := startAdapter(ctx, b.program, b.state())
 	if err != nil {
 		return err
