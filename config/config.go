@@ -95,13 +95,31 @@ type Config struct {
 	Debug bool `yaml:"debug"`
 	// Form of the log: text or json.
 	LogFormat string `yaml:"logFormat"`
-	// Address of Meshery Server. This version only keeps it: it does not register there. Empty: none. Meshery's variable
-	// MESHERY_SERVER sets it too.
+	// Address of Meshery Server as the adapter reaches it, http://HOST:PORT or https://HOST:PORT. Empty: none. Meshery's
+	// variable MESHERY_SERVER sets it too.
 	MesheryServer string `yaml:"mesheryServer"`
+	// What the adapter does at the server of mesheryServer.
+	Meshery Meshery `yaml:"meshery"`
 	// Let module addresses lead to this machine. Whoever may apply a filter can then reach every TLS port of it.
 	AllowLoopbackModules bool `yaml:"allowLoopbackModules"`
 	// Where the values are that {$secret: {name, key}} stands for: name, then key, then env or file.
 	Secrets map[string]map[string]Source `yaml:"secrets"`
+}
+
+// Meshery is what the adapter does at Meshery Server.
+type Meshery struct {
+	// Register the adapter's components, without which Meshery UI lets nobody submit an operation.
+	Register bool `yaml:"register"`
+	// Address where the server reaches the adapter's gRPC, HOST:PORT. Empty: grpcAddr, where it names no interface with this
+	// machine's name. Meshery's variable SERVICE_ADDR sets it too, with the port of grpcAddr where it has none.
+	AdapterAddr string `yaml:"adapterAddr"`
+	// Send every event to the server as well. It needs tokenFile, unless nobody has to sign in there.
+	Events bool `yaml:"events"`
+	// File with the token that signs the adapter in: what mesheryctl system login writes, or the token alone. It is read
+	// whenever it is needed. Empty: none.
+	TokenFile string `yaml:"tokenFile"`
+	// Provider that the token is of, as Meshery's cookie meshery-provider has it. Empty: the one that is in tokenFile.
+	Provider string `yaml:"provider"`
 }
 
 // TLS secures one listener.
@@ -228,6 +246,7 @@ func Defaults() Config {
 			ModuleBytes: maxModule, ModuleTimeout: time.Minute, ModuleKeep: time.Hour},
 		ShutdownTimeout: 30 * time.Second,
 		LogFormat:       "text",
+		Meshery:         Meshery{Register: true},
 		Secrets:         map[string]map[string]Source{},
 	}
 }

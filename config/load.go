@@ -41,6 +41,9 @@ func Load(file string, environ []string, flags map[string]string) (Config, error
 	if v, ok := env["MESHERY_SERVER"]; ok {
 		c.MesheryServer = v
 	}
+	if v, ok := env["SERVICE_ADDR"]; ok {
+		c.Meshery.AdapterAddr = v
+	}
 	// Other programs give DEBUG other meanings; what is no answer to yes or no is theirs.
 	if v, err := strconv.ParseBool(env["DEBUG"]); err == nil {
 		c.Debug = v

@@ -18,9 +18,11 @@ import (
 const maxModule = 20 << 20 // bytes, as the Filter document allows
 
 var (
-	variable  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	imageForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}$`)
-	hostForm  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$`)
+	variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	// cookieForm is what a cookie's value may be without quotes, and a blank.
+	cookieForm = regexp.MustCompile(`^[A-Za-z0-9._ -]{0,100}$`)
+	imageForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,500}$`)
+	hostForm   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$`)
 )
 
 // Validate lists every mistake as one problem.InvalidConfiguration. It reads no files.
@@ -154,7 +156,15 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 		}
 	}
 	if c.MesheryServer != "" {
-		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "take them out", fail)
+		checkURL("mesheryServer", c.MesheryServer, []string{"http", "https"}, "use meshery.tokenFile", fail)
+	} else if c.Meshery.Events {
+		fail("meshery.events", "set mesheryServer, too", "there is no server to send events to")
+	}
+	if _, err := c.callback(); err != nil {
+		fail("meshery.adapterAddr", "write HOST:PORT, such as 10.0.0.7:10014", "%q is not an address that a server can reach", redact(c.Meshery.AdapterAddr))
+	}
+	if !cookieForm.MatchString(c.Meshery.Provider) {
+		fail("meshery.provider", "write it as Meshery shows it, such as Layer5", "it is not a provider's name")
 	}
 	for _, n := range []struct {
 		path       string
@@ -241,6 +251,47 @@ func checkURL(path, text string, schemes []string, credentials string, fail func
 	} else if u, err := url.Parse(text); err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {
 		fail(path, "write "+schemes[0]+"://HOST:PORT", "it is not an address of %s", strings.Join(schemes, ", "))
 	}
+}
+
+// Callback is where Meshery Server reaches the adapter's gRPC, HOST:PORT: what meshery.adapterAddr says, or else grpcAddr
+// with the port that it really has, and with the name of this machine where it names no interface.
+func (c Config) Callback(listening net.Addr, hostname string) (string, error) {
+	addr, err := c.callback()
+	if err != nil {
+		return "", err
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	if _, at, err := net.SplitHostPort(c.GRPCAddr); err == nil && port == at { // which may be 0: any that is free
+		if _, port, err = net.SplitHostPort(listening.String()); err != nil {
+			return "", err
+		}
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = hostname
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// callback is meshery.adapterAddr, with the port of grpcAddr where it has none.
+func (c Config) callback() (string, error) {
+	addr := c.Meshery.AdapterAddr
+	if addr == "" {
+		return c.GRPCAddr, nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		if _, port, err = net.SplitHostPort(c.GRPCAddr); err != nil {
+			return "", err
+		}
+		host = strings.Trim(addr, "[]")
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil || host == "" || strings.ContainsAny(host, "/@ ") {
+		return "", fmt.Errorf("%q is not HOST:PORT", redact(addr))
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // loopback says whether an address can be reached from this machine only.

@@ -31,6 +31,7 @@ var imports = map[string]string{
 	"internal/address":   "",
 	"internal/module":    "address filters filter store problem",
 	"internal/event":     "store problem",
+	"internal/meshery":   "address event store problem",
 	"internal/store":     "problem",
 	"internal/kube":      "address filter plan problem",
 	"internal/istiod":    "filter plan problem",
@@ -42,14 +43,14 @@ var imports = map[string]string{
 	"internal/demo":      "filters envoy event filter server/filterspb templates",
 	"filters":            "",
 	"templates":          "",
-	"oam":                "filter operation problem templates",
+	"oam":                "filter meshery operation problem templates",
 	"internal/imagehub":  "",
 	"internal/operation": "filters filter plan mesh wasm module event store audit problem templates",
 	"internal/page":      "event operation plan filter problem",
 	"internal/server":    "operation oam event limit audit problem server/filterspb",
-	"internal/telemetry": "operation module event xds problem",
+	"internal/telemetry": "meshery operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem filter plan mesh wasm module event store kube istiod consul xds limit audit envoy demo filters templates oam imagehub operation page server server/filterspb telemetry address config",
+	"internal/cli":       "problem meshery filter plan mesh wasm module event store kube istiod consul xds limit audit envoy demo filters templates oam imagehub operation page server server/filterspb telemetry address config",
 }
 
 // others are imported, or not, but have no row of their own.

@@ -211,6 +211,18 @@ var (
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
+	MesheryUnreachable = &Kind{"meshery-filters-1120", codes.Unavailable, "Meshery Server does not answer",
+		"Nothing listens at mesheryServer of the adapter's configuration, or the network between is broken.",
+		"Start Meshery with `mesheryctl system start`, or correct the address: it is the one that the adapter reaches, not the browser's."}
+	MesheryUnauthorized = &Kind{"meshery-filters-1121", codes.Unauthenticated, "Meshery Server wants somebody who is signed in",
+		"The token is missing or has expired, or it is of another provider than meshery.provider of the adapter's configuration.",
+		"Sign in with `mesheryctl system login`, and set meshery.tokenFile to the file that it writes, ~/.meshery/auth.json."}
+	MesheryRefused = &Kind{"meshery-filters-1122", codes.FailedPrecondition, "Meshery Server refuses",
+		"It does not take what was sent, or it has failed.",
+		"Read its answer in the details, and its log with `mesheryctl system logs`."}
+	MesheryToken = &Kind{"meshery-filters-1123", codes.FailedPrecondition, "the token for Meshery Server cannot be read",
+		"meshery.tokenFile of the adapter's configuration is missing, too large, or neither a token nor the file that mesheryctl writes.",
+		"Write it anew with `mesheryctl system login`, and let the adapter's user read it."}
 	InvalidDesign = &Kind{"meshery-filters-1130", codes.InvalidArgument, "the design has mistakes",
 		"The settings of a component do not make a Filter document, or the request is not what Meshery Server sends.",
 		"Correct the settings that are named; `meshery-filters explain` prints every one of them. Nothing of the design was done."}
@@ -238,5 +250,6 @@ func All() []*Kind {
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ProtocolDiffers,
+		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn}
 }
