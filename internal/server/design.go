@@ -67,6 +67,9 @@ func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username stri
 		q.ID, q.Username, q.Kubeconfigs, q.Implied = newID(), username, slices.Clone(kubeconfigs), withConnection
 		q.Caller = callerOf(ctx).asked(m.server.Roles)
 		lines, err := m.operate(ctx, waiting, q)
+		if q.Delete && errors.Is(err, problem.FilterNotFound) {
+			lines, err = append(lines, problem.Of(err).Details+" was removed before; there was nothing to do"), nil
+		}
 		if err == nil {
 			told = append(told, prefixed(s.Component, lines)...)
 			continue
@@ -74,7 +77,7 @@ func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username stri
 		p := *problem.Of(err)
 		p.Details = s.Component + ": " + p.Details
 		failures = append(failures, &p)
-		told = append(told, prefixed(s.Component, append(lines, fmt.Sprintf("failed: %s [%s]", problem.Of(err), p.Kind.Code)))...)
+		told = append(told, prefixed(s.Component, append(lines, fmt.Sprintf("failed: %s [%s] %s", problem.Of(err), p.Kind.Code, p.Kind.Remedy)))...)
 		if !q.Delete || waiting.Err() != nil || p.Kind == problem.ShuttingDown {
 			for _, rest := range steps[i+1:] {
 				told = append(told, rest.Component+": not begun")

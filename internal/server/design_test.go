@@ -129,7 +129,7 @@ func TestADesignThatFailsSaysOfEachComponentWhatBecameOfIt(t *testing.T) {
 			components := []string{g.component("WASMFilter", "one", hello), g.component("WASMFilter", "two", hello), g.component("WASMFilter", "three", hello)}
 			_, err := call(t, f.conn, meshService+g.method, g.request(false, components...))
 			text := status.Convert(err).Message()
-			want := "WASMFilter one: done\nWASMFilter two: failed: " + problem.ProxyRejected.Summary + ": edge-1 does not like it [" + problem.ProxyRejected.Code + "]\nWASMFilter three: not begun"
+			want := "WASMFilter one: done\nWASMFilter two: failed: " + problem.ProxyRejected.Summary + ": edge-1 does not like it [" + problem.ProxyRejected.Code + "] " + problem.ProxyRejected.Remedy + "\nWASMFilter three: not begun"
 			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(text, want) || !strings.Contains(text, problem.DesignFailed.Code) || len(f.ops.seen) != 2 {
 				t.Errorf("after %d requests: %v, want\n%s", len(f.ops.seen), err, want)
 			}
@@ -143,6 +143,13 @@ func TestADesignThatFailsSaysOfEachComponentWhatBecameOfIt(t *testing.T) {
 			_, err = call(t, f.conn, meshService+g.method, g.request(true, components...))
 			if text := status.Convert(err).Message(); !strings.Contains(text, "WASMFilter two: removed\nWASMFilter one: removed") || len(f.ops.seen) != 5 {
 				t.Errorf("the removal, after %d requests: %s", len(f.ops.seen), text)
+			}
+			// What is gone is no failure of a removal.
+			f.ends(t, func(int, operation.Request) []event.Event {
+				return []event.Event{{Type: event.Error, Summary: "no", Details: "shop/three", Code: problem.FilterNotFound.Code, Last: true}}
+			})
+			if got := mustCall(t, f.conn, meshService+g.method, g.request(true, components[2])).text(1); got != "WASMFilter three: shop/three was removed before; there was nothing to do" {
+				t.Errorf("what is gone: %q", got)
 			}
 			// Of a single one the failure is the answer, with its own status.
 			f.ends(t, func(int, operation.Request) []event.Event {
