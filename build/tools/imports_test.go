@@ -35,7 +35,7 @@ var imports = map[string]string{
 	"internal/store":     "problem",
 	"internal/kube":      "address filter plan problem",
 	"internal/istiod":    "filter plan problem",
-	"internal/consul":    "filter plan problem",
+	"internal/consul":    "address envoy filter plan problem",
 	"internal/xds":       "filter plan store limit problem",
 	"internal/audit":     "problem",
 	"internal/limit":     "",

@@ -1,0 +1,335 @@
+package consul
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/meshery/meshery-filters/internal/envoy"
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+const (
+	plugins  = "meshery.filters/" // begins the names of plugins that are ours
+	maxDump  = 64 << 20           // bytes of a proxy's listeners
+	maxStats = 1 << 20
+)
+
+// pluginName is what a filter's plugin is called in entries and in proxies.
+func pluginName(k filter.Key) string { return plugins + k.Namespace + "." + k.Name }
+
+// Get asks a proxy's admin interface for one page of at most so many bytes.
+type Get func(ctx context.Context, path string, most int64) (status int, body []byte, err error)
+
+// Proof watches one proxy with one plan. It is not safe for concurrent use.
+type Proof struct {
+	wants  []want
+	gone   []string // plugins that must not be there
+	err    error
+	before *uint64 // times that the proxy had failed to fetch a module when it was first looked at
+}
+
+// want is one plugin that the proxy has to have.
+type want struct {
+	direction string // of the listener, as Envoy calls it
+	plugin    *wasm.PluginConfig
+}
+
+// NewProof is for one proxy that the plan's objects are for.
+func NewProof(p plan.Plan) *Proof {
+	x := &Proof{}
+	for _, k := range p.Gone {
+		x.gone = append(x.gone, pluginName(k))
+	}
+	for _, o := range p.Objects {
+		for _, e := range extensionsOf(o.Content) {
+			if !isOf(e, p.Chain.Filters) {
+				continue
+			}
+			w, err := wantOf(e)
+			if err != nil {
+				x.err = problem.Internal.New("%s: %w", o, err)
+			}
+			x.wants = append(x.wants, w)
+		}
+	}
+	return x
+}
+
+// Look says how far the proxy is, and why it is not further. It runs the plan when the listeners that take its traffic
+// have every plugin, in the plan's order, with the plan's module and configuration, and none that is gone. It has rejected
+// the plan when it says that it refused a listener with one of its plugins, or when it could not fetch a module since the
+// first look. The detail is then the proxy's own text, which may quote its configuration, resolved secrets included.
+func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detail string, err error) {
+	if x.err != nil {
+		return "", "", x.err
+	}
+	dump, err := page(ctx, get, "/config_dump?resource=dynamic_listeners", maxDump)
+	if err != nil {
+		return "", "", err
+	}
+	listeners, err := envoy.ParseListeners(dump)
+	if err != nil {
+		return "", "", err
+	}
+	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^wasm\.(wasm_vm_count|remote_load_)`), maxStats)
+	if err != nil {
+		return "", "", err
+	}
+	state, detail = x.judge(listeners, readStats(text))
+	return state, detail, nil
+}
+
+// page takes a page that is not found for an empty one: there is nothing of that kind.
+func page(ctx context.Context, get Get, path string, most int64) ([]byte, error) {
+	status, body, err := get(ctx, path, most)
+	switch {
+	case err != nil:
+		return nil, err
+	case status == http.StatusNotFound:
+		return []byte("{}"), nil
+	case status != http.StatusOK:
+		return nil, fmt.Errorf("it answers %d to %s", status, path)
+	}
+	return body, nil
+}
+
+// judge is what the proxy's answers come to.
+func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
+	missing := x.missing(listeners)
+	remote := slices.ContainsFunc(x.wants, func(w want) bool { return w.plugin.GetVmConfig().GetCode().GetRemote() != nil })
+	if x.before == nil {
+		before := s.failures
+		if missing == "" && s.fetched == 0 { // it has all of it already, and never had a module
+			before = 0
+		}
+		x.before = &before
+	}
+	refused, stale := x.failed(listeners)
+	switch {
+	case missing != "" && refused != "":
+		return plan.Rejected, refused
+	case missing != "":
+		return plan.Waiting, missing
+	case remote && s.failures > *x.before:
+		return plan.Rejected, fmt.Sprintf("it could not fetch a module, or got another than was meant (wasm.remote_load_fetch_failures rose from %d to %d)", *x.before, s.failures)
+	case stale:
+		return plan.Waiting, "it has not heard from Consul since it refused another chain"
+	case remote && s.fetched == 0:
+		return plan.Waiting, "it is fetching a module"
+	case len(x.wants) > 0 && s.vms != nil && *s.vms == 0:
+		return plan.Waiting, "it has no module loaded"
+	}
+	return plan.Running, ""
+}
+
+// missing says what is not as it should be in the listeners that take traffic; empty: nothing.
+func (x *Proof) missing(listeners []envoy.Listener) string {
+	found := make([]bool, len(x.wants))
+	for _, l := range listeners {
+		for _, chain := range slices.Concat(l.Active, l.Warming) {
+			last := -1
+			for _, p := range chain {
+				if slices.Contains(x.gone, p.GetName()) {
+					return p.GetName() + " is still there"
+				}
+				i := x.find(p)
+				switch {
+				case i < 0:
+					continue
+				case x.wants[i].direction != l.Direction:
+					return p.GetName() + " is still in listeners of the other direction"
+				case !x.wants[i].is(p):
+					return p.GetName() + " has another module or configuration"
+				case i < last:
+					return "the filters stand in another order"
+				}
+				last, found[i] = i, true
+			}
+		}
+		for _, chain := range l.Warming {
+			if slices.ContainsFunc(chain, func(p *wasm.PluginConfig) bool { return x.find(p) >= 0 }) {
+				return "its listener does not take traffic yet"
+			}
+		}
+	}
+	if i := slices.Index(found, false); i >= 0 {
+		return x.wants[i].plugin.GetName() + " is in none of its listeners"
+	}
+	return ""
+}
+
+// failed reads the listeners that the proxy refused: its text, where one has a plugin as it is wanted, and whether one has
+// a plugin that is gone, or otherwise than it is wanted.
+func (x *Proof) failed(listeners []envoy.Listener) (text string, stale bool) {
+	for _, l := range listeners {
+		for _, p := range slices.Concat(l.Failed...) {
+			if i := x.find(p); i >= 0 && x.wants[i].is(p) {
+				text = l.Error
+			} else if i >= 0 || slices.Contains(x.gone, p.GetName()) {
+				stale = true
+			}
+		}
+	}
+	return text, stale
+}
+
+func (x *Proof) find(p *wasm.PluginConfig) int {
+	return slices.IndexFunc(x.wants, func(w want) bool { return w.plugin.GetName() == p.GetName() })
+}
+
+// is compares a plugin with the one that is wanted. Of where its module comes from, the file counts, or address and digest.
+func (w want) is(p *wasm.PluginConfig) bool {
+	code, other := w.plugin.GetVmConfig().GetCode(), p.GetVmConfig().GetCode()
+	if code.GetLocal().GetFilename() != other.GetLocal().GetFilename() || code.GetRemote().GetSha256() != other.GetRemote().GetSha256() ||
+		code.GetRemote().GetHttpUri().GetUri() != other.GetRemote().GetHttpUri().GetUri() {
+		return false
+	}
+	p = proto.Clone(p).(*wasm.PluginConfig)
+	if p.GetVmConfig() != nil {
+		p.GetVmConfig().Code = nil
+	}
+	mine := proto.Clone(w.plugin).(*wasm.PluginConfig)
+	mine.GetVmConfig().Code = nil
+	return proto.Equal(mine, p)
+}
+
+// wantOf is the plugin that Consul makes of an extension.
+func wantOf(e map[string]any) (w want, err error) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return w, err
+	}
+	var x struct {
+		Required  bool
+		Arguments struct {
+			ListenerType string
+			PluginConfig struct {
+				Name, RootID, Configuration string
+				VMConfig                    struct {
+					VMID, Runtime, Configuration string
+					Code                         struct {
+						Local  struct{ Filename string }
+						Remote struct {
+							HTTPURI struct{ URI string }
+							SHA256  string
+						}
+					}
+					EnvironmentVariables *struct {
+						HostEnvKeys []string
+						KeyValues   map[string]string
+					}
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(data, &x); err != nil { // whatever the case of its names, as Consul
+		return w, fmt.Errorf("read an extension: %w", err)
+	}
+	c := x.Arguments.PluginConfig
+	vm := &wasm.VmConfig{VmId: c.VMConfig.VMID, Runtime: "envoy.wasm.runtime." + c.VMConfig.Runtime, Code: &core.AsyncDataSource{}}
+	if file := c.VMConfig.Code.Local.Filename; file != "" {
+		vm.Code.Specifier = &core.AsyncDataSource_Local{Local: &core.DataSource{Specifier: &core.DataSource_Filename{Filename: file}}}
+	} else {
+		remote := c.VMConfig.Code.Remote
+		vm.Code.Specifier = &core.AsyncDataSource_Remote{Remote: &core.RemoteDataSource{HttpUri: &core.HttpUri{Uri: remote.HTTPURI.URI}, Sha256: remote.SHA256}}
+	}
+	if e := c.VMConfig.EnvironmentVariables; e != nil {
+		vm.EnvironmentVariables = &wasm.EnvironmentVariables{HostEnvKeys: e.HostEnvKeys, KeyValues: e.KeyValues}
+	}
+	w.plugin = &wasm.PluginConfig{Name: c.Name, RootId: c.RootID, Vm: &wasm.PluginConfig_VmConfig{VmConfig: vm}, FailOpen: !x.Required}
+	if w.plugin.Configuration, err = stringOf(c.Configuration); err != nil {
+		return w, err
+	}
+	if vm.Configuration, err = stringOf(c.VMConfig.Configuration); err != nil {
+		return w, err
+	}
+	w.direction = strings.ToUpper(x.Arguments.ListenerType)
+	return w, nil
+}
+
+// stringOf is how text is handed to a filter.
+func stringOf(text string) (*anypb.Any, error) {
+	if text == "" {
+		return nil, nil
+	}
+	return anypb.New(wrapperspb.String(text))
+}
+
+// wasmStats are a proxy's. It may be told to leave some out.
+type wasmStats struct {
+	vms               *uint64 // running sandboxes
+	failures, fetched uint64  // of modules that the proxy fetches itself
+}
+
+func readStats(text []byte) (s wasmStats) {
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), ": ")
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "wasm.wasm_vm_count":
+			s.vms = &n
+		case "wasm.remote_load_fetch_failures":
+			s.failures = n
+		case "wasm.remote_load_fetch_successes", "wasm.remote_load_cache_hits":
+			s.fetched += n
+		}
+	}
+	return s
+}
+
+// isOf says whether an extension is of one of the filters.
+func isOf(e map[string]any, filters []filter.Filter) bool {
+	name := pluginOf(e)
+	return slices.ContainsFunc(filters, func(f filter.Filter) bool { return pluginName(f.Key) == name })
+}
+
+// pluginOf is the name of an extension's plugin; empty for extensions of other kinds. Consul keeps arguments in whatever
+// case they were written.
+func pluginOf(e map[string]any) string {
+	arguments, _ := field(e, "arguments").(map[string]any)
+	config, _ := field(arguments, "pluginConfig").(map[string]any)
+	name, _ := field(config, "name").(string)
+	return name
+}
+
+// extensionsOf are those of an object of a plan.
+func extensionsOf(content map[string]any) (all []map[string]any) {
+	spec, _ := content["spec"].(map[string]any)
+	list, _ := spec["envoyExtensions"].([]any)
+	for _, e := range list {
+		if e, ok := e.(map[string]any); ok {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// field is a map's, whatever the case of its name.
+func field(m map[string]any, name string) any {
+	for k, v := range m {
+		if strings.EqualFold(k, name) {
+			return v
+		}
+	}
+	return nil
+}
