@@ -22,6 +22,8 @@ type Adapter struct {
 	Proof bool
 	// ImageHub adds the role that deploys Image Hub. Kubeconfigs goes without it.
 	ImageHub bool
+	// Secrets are namespaces whose Secrets filters may refer to. Kubeconfigs goes without them.
+	Secrets []string
 	// AllowUnauthenticated lets callers without a certificate use the adapter's own rights.
 	AllowUnauthenticated bool
 }
@@ -63,12 +65,24 @@ func (a Adapter) Manifests() (string, error) {
 	if a.ImageHub && a.Kubeconfigs {
 		return "", errors.New("the role that deploys Image Hub is for the user of a kubeconfig then; templates/rbac/imagehub.yaml has it")
 	}
+	if len(a.Secrets) > 0 && a.Kubeconfigs {
+		return "", errors.New("the role that reads Secrets is for the user of a kubeconfig then; templates/rbac/secrets.yaml has it")
+	}
 	names := []string{"rbac/base"}
 	if a.Proof {
 		names = append(names, "rbac/proof")
 	}
 	if a.ImageHub {
 		names = append(names, "rbac/imagehub")
+	}
+	if len(a.Secrets) > 0 {
+		names = append(names, "rbac/secrets")
+	}
+	for _, ns := range a.Secrets {
+		if !namespaceForm.MatchString(ns) {
+			return "", fmt.Errorf("%q is not a namespace's name", ns)
+		}
+		names = append(names, "adapter/secrets")
 	}
 	names = append(names, "adapter/configmap")
 	changes := []string{
@@ -77,6 +91,12 @@ func (a Adapter) Manifests() (string, error) {
 		"//meshery-filters.meshery-filters:", "//meshery-filters." + a.Namespace + ":",
 		"kubernetes.io/metadata.name: meshery\n", "kubernetes.io/metadata.name: " + quoted(a.Meshery) + "\n",
 		"image: meshery-filters\n", `image: "` + a.Image + "\"\n",
+	}
+	if a.Namespace != "meshery-filters" {
+		// Another adapter in the cluster has roles and bindings of its own, and takes none away with it.
+		for _, role := range []string{"base", "proof", "imagehub", "secrets"} {
+			changes = append(changes, "name: meshery-filters-"+role, "name: meshery-filters-"+role+"-"+a.Namespace)
+		}
 	}
 	if a.Storage != "" {
 		names = append(names, "adapter/claim")
@@ -93,6 +113,7 @@ func (a Adapter) Manifests() (string, error) {
 	}
 	names = append(names, "adapter/service", "adapter/networkpolicy", "adapter/deployment")
 	var out strings.Builder
+	secrets := a.Secrets
 	for i, name := range names {
 		text, err := files.ReadFile(name + ".yaml")
 		if err != nil {
@@ -102,6 +123,10 @@ func (a Adapter) Manifests() (string, error) {
 			out.WriteString("---\n")
 		} else if a.Kubeconfigs {
 			text = accountOnly(text)
+		}
+		if name == "adapter/secrets" {
+			text = bytes.Replace(text, []byte("SECRETS"), []byte(quoted(secrets[0])), 1)
+			secrets = secrets[1:]
 		}
 		out.Write(text)
 	}

@@ -34,7 +34,6 @@ type istio struct {
 	mesh       *istiotest.Mesh
 	kubeconfig string // file
 	hub        string // address of the API
-	key        string // of its tokens
 }
 
 var _ demo.Stage = (*istio)(nil)
@@ -123,7 +122,6 @@ func (s *istio) runHub(ctx context.Context, d *demo.Demo) error {
 	if err := s.mesh.Get(ctx, "/api/v1/namespaces/"+namespace+"/secrets/imagehub", &secret); err != nil {
 		return err
 	}
-	s.key = string(secret.Data["token-key"])
 	file := filepath.Join(d.Dir, "token-key")
 	if err := os.WriteFile(file, secret.Data["token-key"], 0o600); err != nil {
 		return err
@@ -157,11 +155,10 @@ func (s *istio) Place() demo.Place {
 	return p
 }
 
-// Limiter is Image Hub's, by the operation that has no body of its own. The document has the key itself, since other
-// operations on clusters take no reference to it.
+// Limiter is Image Hub's, by the operation that has no body of its own.
 func (s *istio) Limiter() (operation, document string) {
 	document, _ = templates.ImageHub{Image: image}.Limiter()
-	return "imagehub_rate_limit", strings.Replace(document, "{$secret: {name: imagehub, key: token-key}}", s.key, 1)
+	return "imagehub_rate_limit", document
 }
 
 // ours is what an Envoy calls a filter of an EnvoyFilter for the Pods of the API.

@@ -119,6 +119,8 @@ func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []fil
 		targets[chain.ID()] = t
 		cluster, err := c.Read(ctx, m.Reads(chain))
 		return cluster, t.Committed().Chain, err
+	}, func(ctx context.Context, f filter.Filter) (filter.Filter, error) {
+		return f.Resolved(func(ref filter.SecretRef) (string, error) { return c.Secret(ctx, f.Key.Namespace, ref.Name, ref.Key) })
 	})
 	if err != nil {
 		return err

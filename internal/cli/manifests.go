@@ -51,6 +51,7 @@ runs in, for callers with a client certificate or through kubectl port-forward; 
 	f.StringVar(&clusters, "clusters", "own", "`which` clusters are changed: own, by the Pod's ServiceAccount, or kubeconfigs, those that requests bring one of")
 	f.BoolVar(&m.AllowUnauthenticated, "allow-unauthenticated", false, "let every Pod that reaches gRPC use the adapter's own rights, as Meshery needs with --clusters own")
 	f.BoolVar(&m.Proof, "proof", false, "add the roles that prove that proxies run a filter: to find pods and reach their ports")
+	f.StringSliceVar(&m.Secrets, "secrets", nil, "`namespaces` whose Secrets the adapter may read, for filters that refer to them")
 	f.BoolVar(&m.ImageHub, "imagehub", false, "add the role that deploys Image Hub, and so may run any image under its names")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,8 +56,11 @@ func (a *app) servedFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.servedAt, "modules-url", "", "modulesURL of the adapter that will apply it: its `address` as proxies reach it (default: it serves no modules)")
 }
 
+// resolver gives a filter the values of its secrets.
+type resolver func(context.Context, filter.Filter) (filter.Filter, error)
+
 // planLocally plans what documents make of their targets, a target at a time, without an adapter.
-func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings) ([]plan.Plan, error) {
+func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings, resolve resolver) ([]plan.Plan, error) {
 	world := plan.World{Modules: map[string]plan.Code{}}
 	if u, err := url.Parse(a.servedAt); a.servedAt != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 		return nil, usage("--modules-url is the modulesURL of an adapter, such as http://HOST:PORT")
@@ -75,10 +79,11 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 		if err != nil {
 			return nil, err
 		}
-		if err := secretless(f); err != nil {
+		tried, err := resolve(ctx, f)
+		if err != nil {
 			return nil, err
 		}
-		if f.Spec.Module, err = known(ctx, modules, f); err != nil {
+		if f.Spec.Module, err = known(ctx, modules, tried); err != nil {
 			return nil, named(f, err)
 		}
 		c := filter.Chain{Mesh: m.Name(), Target: f.Spec.Target}
@@ -95,10 +100,14 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 	}
 	var plans []plan.Plan
 	for _, id := range order {
-		for _, f := range chains[id].Filters {
-			if err := secretless(f); err != nil {
+		resolved := chains[id]
+		resolved.Filters = slices.Clone(resolved.Filters)
+		for i := range resolved.Filters {
+			f, err := resolve(ctx, resolved.Filters[i])
+			if err != nil {
 				return nil, err
 			}
+			resolved.Filters[i] = f
 			if _, ok := world.Modules[f.Spec.Module.SHA256]; ok {
 				continue
 			}
@@ -111,7 +120,7 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 			world.Modules[digest] = code
 		}
 		world.Cluster = clusters[id]
-		p, err := m.Plan(chains[id], world)
+		p, err := m.Plan(resolved, world)
 		if err != nil {
 			return nil, err
 		}
@@ -122,11 +131,11 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 }
 
 // secretless refuses a filter that refers to a secret.
-func secretless(f filter.Filter) error {
+func secretless(_ context.Context, f filter.Filter) (filter.Filter, error) {
 	if refs := f.Secrets(); len(refs) > 0 {
-		return problem.SecretMissing.New("%s refers to %s, and without an adapter nobody resolves secrets, which would end up in what is printed", f.Key, refs[0])
+		return f, problem.SecretMissing.New("%s refers to %s, and without an adapter nobody resolves secrets, which would end up in what is printed", f.Key, refs[0])
 	}
-	return nil
+	return f, nil
 }
 
 // warn tells what the plans' mesh has no equivalent for.
@@ -140,7 +149,7 @@ func (a *app) warn(plans []plan.Plan) {
 
 // renderLocally prints what a mesh's cluster would hold.
 func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings) error {
-	plans, err := a.planLocally(ctx, m, docs, around)
+	plans, err := a.planLocally(ctx, m, docs, around, secretless)
 	if err != nil {
 		return err
 	}

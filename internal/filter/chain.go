@@ -95,20 +95,6 @@ func (f Filter) Resolved(lookup func(SecretRef) (string, error)) (Filter, error)
 	return f, nil
 }
 
-// Resolved returns the chain with every secret reference replaced by its value. It must never be stored or shown.
-func (c Chain) Resolved(lookup func(SecretRef) (string, error)) (Chain, error) {
-	filters := make([]Filter, len(c.Filters))
-	for i, f := range c.Filters {
-		r, err := f.Resolved(lookup)
-		if err != nil {
-			return Chain{}, err
-		}
-		filters[i] = r
-	}
-	c.Filters = filters
-	return c, nil
-}
-
 // phases gives the order of Istio's WasmPlugin phases: AUTHN, AUTHZ, STATS, then unspecified.
 var phases = map[Phase]int{Authn: 0, Authz: 1, Stats: 2, "": 3}
 

@@ -116,8 +116,8 @@ type Module struct {
 	File string `json:"file,omitempty"`
 	// SHA256 is the digest of the module's bytes in 64 hexadecimal digits.
 	SHA256 string `json:"sha256,omitempty"`
-	// PullSecret names the secret with the registry's credentials: one of the adapter's configuration, with the key
-	// .dockerconfigjson.
+	// PullSecret names the secret with the registry's credentials, with the key .dockerconfigjson: one of the adapter's
+	// configuration or, for a filter in a cluster, a Secret of its namespace there.
 	PullSecret string `json:"pullSecret,omitempty"`
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -25,14 +26,14 @@ func (r *Resolver) Address(digest string) string {
 	return u
 }
 
-// Check fetches what proxies will fetch at an address, past what is stored, and compares. The rules and limits are those of
-// every fetch; only the adapter's own address may be on this machine, and in clear. What proxies would not get is
-// problem.SourceUnproved.
+// Check fetches what proxies will fetch at the module's address, past what is stored, and compares. The rules and limits are those of
+// every fetch; only the adapter's own address may be on this machine, and in clear. secret gives the
+// credentials that the proxies have for an image's registry. What proxies would not get is problem.SourceUnproved.
 //
 // The adapter is not where proxies are: a network that keeps them away from the address is not seen here.
-func (r *Resolver) Check(ctx context.Context, address, digest string) error {
+func (r *Resolver) Check(ctx context.Context, m filter.Module, secret Secrets) error {
 	begun := time.Now()
-	data, err := r.check(ctx, address, digest)
+	data, err := r.check(ctx, m, secret)
 	if r.OnFetch != nil {
 		r.OnFetch(Fetch{Source: Address, Bytes: len(data), Took: time.Since(begun), Err: err})
 	}
@@ -63,17 +64,17 @@ func (r *Resolver) fetchOwn(ctx context.Context, u *url.URL) ([]byte, error) {
 	}
 }
 
-func (r *Resolver) check(ctx context.Context, address, digest string) ([]byte, error) {
-	u, err := url.Parse(address)
+func (r *Resolver) check(ctx context.Context, m filter.Module, secret Secrets) ([]byte, error) {
+	u, err := url.Parse(m.URL)
 	if err != nil {
 		return nil, problem.SourceUnproved.New("it is not an address")
 	}
 	var data []byte
 	switch {
-	case address == r.Address(digest):
+	case m.URL == r.Address(m.SHA256):
 		data, err = r.fetchOwn(ctx, u)
 	case u.Scheme == "oci" && u.User == nil:
-		data, err = r.fetchImage(ctx, u, "")
+		data, err = r.fetchImage(ctx, u, m.PullSecret, secret)
 	case u.Scheme == "https" && u.User == nil:
 		data, err = r.fetch(ctx, r.client, u)
 	default:
@@ -82,12 +83,15 @@ func (r *Resolver) check(ctx context.Context, address, digest string) ([]byte, e
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("check %s: %w", bare(u), ctx.Err())
 	}
+	if errors.Is(err, problem.ClusterSecret) || errors.Is(err, problem.RightMissing) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, problem.SourceUnproved.New("%s", problem.Of(err).Details)
 	}
 	sum := sha256.Sum256(data)
-	if got := hex.EncodeToString(sum[:]); got != digest {
-		return nil, problem.SourceUnproved.New("%s: wanted sha256 %s, got %s", bare(u), digest, got)
+	if got := hex.EncodeToString(sum[:]); got != m.SHA256 {
+		return nil, problem.SourceUnproved.New("%s: wanted sha256 %s, got %s", bare(u), m.SHA256, got)
 	}
 	return data, nil
 }

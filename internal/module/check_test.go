@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -31,7 +32,7 @@ func TestAnAddressIsGoodWhenItGivesTheVeryBytes(t *testing.T) {
 	r := resolver(t, module.Options{Blobs: kept, ServedAt: own.URL + "/below/", OnFetch: func(f module.Fetch) { heard = append(heard, f) }})
 	put(t, kept, wasm)
 	for range 2 { // what is stored says nothing of the address
-		if err := r.Check(t.Context(), r.Address(digest(wasm)), digest(wasm)); err != nil {
+		if err := r.Check(t.Context(), of(r.Address(digest(wasm)), digest(wasm)), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +59,7 @@ func TestACheckGoesNowhereThatAFetchMayNotGo(t *testing.T) {
 	t.Cleanup(clear.Close)
 	d := digest(wasm)
 	r := resolver(t, module.Options{AllowLoopback: true, RootCAs: pool, ServedAt: "http://filters.invalid", Timeout: 2 * time.Second})
-	if err := r.Check(t.Context(), u+"/a.wasm", d); err != nil {
+	if err := r.Check(t.Context(), of(u+"/a.wasm", d), nil); err != nil {
 		t.Errorf("an author's own address: %v", err)
 	}
 	for address, words := range map[string][]string{
@@ -71,7 +72,7 @@ func TestACheckGoesNowhereThatAFetchMayNotGo(t *testing.T) {
 		"https://100.100.100.200/a.wasm":                {"metadata"},
 		"http://filters.invalid/modules/" + d + ".wasm": {"filters.invalid"},
 	} {
-		err := r.Check(t.Context(), address, d)
+		err := r.Check(t.Context(), of(address, d), nil)
 		wants(t, err, problem.SourceUnproved, words...)
 		if text := err.Error(); strings.Contains(text, "hunter2") || strings.Contains(text, "text from") || strings.Contains(text, "meta-data") {
 			t.Errorf("%q shows what it must not", text)
@@ -79,13 +80,13 @@ func TestACheckGoesNowhereThatAFetchMayNotGo(t *testing.T) {
 	}
 	// Loopback is for the adapter's own address alone, and not even that may be where clouds keep credentials.
 	strict := resolver(t, module.Options{RootCAs: pool, ServedAt: clear.URL})
-	wants(t, strict.Check(t.Context(), u+"/a.wasm", d), problem.SourceUnproved, "loopback")
-	if err := strict.Check(t.Context(), strict.Address(d), d); err != nil {
+	wants(t, strict.Check(t.Context(), of(u+"/a.wasm", d), nil), problem.SourceUnproved, "loopback")
+	if err := strict.Check(t.Context(), of(strict.Address(d), d), nil); err != nil {
 		t.Errorf("the adapter's own address on this machine: %v", err)
 	}
 	for _, at := range []string{"http://169.254.169.254", "https://[fd00:ec2::254]"} {
 		own := resolver(t, module.Options{ServedAt: at, Timeout: 10 * time.Second})
-		wants(t, own.Check(t.Context(), own.Address(d), d), problem.SourceUnproved, "where modules are not fetched from")
+		wants(t, own.Check(t.Context(), of(own.Address(d), d), nil), problem.SourceUnproved, "where modules are not fetched from")
 	}
 }
 
@@ -93,8 +94,8 @@ func TestACheckIsBoundedInTime(t *testing.T) {
 	own := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	t.Cleanup(own.Close)
 	r := resolver(t, module.Options{ServedAt: own.URL, Timeout: 200 * time.Millisecond})
-	wants(t, r.Check(t.Context(), r.Address(digest(wasm)), digest(wasm)), problem.SourceUnproved, "within 200ms")
-	wants(t, r.Check(t.Context(), "://", digest(wasm)), problem.SourceUnproved, "not an address")
+	wants(t, r.Check(t.Context(), of(r.Address(digest(wasm)), digest(wasm)), nil), problem.SourceUnproved, "within 200ms")
+	wants(t, r.Check(t.Context(), of("://", digest(wasm)), nil), problem.SourceUnproved, "not an address")
 }
 
 func TestTheAdaptersOwnAddressMayTakeAWhileToLeadThere(t *testing.T) {
@@ -116,7 +117,7 @@ func TestTheAdaptersOwnAddressMayTakeAWhileToLeadThere(t *testing.T) {
 	t.Cleanup(own.Close)
 	r := resolver(t, module.Options{ServedAt: own.URL})
 	checked := make(chan error, 1)
-	go func() { checked <- r.Check(t.Context(), r.Address(digest(wasm)), digest(wasm)) }()
+	go func() { checked <- r.Check(t.Context(), of(r.Address(digest(wasm)), digest(wasm)), nil) }()
 	for deadline := time.Now().Add(30 * time.Second); turned.Load() < 3; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it has asked %d times", turned.Load())
@@ -130,10 +131,12 @@ func TestTheAdaptersOwnAddressMayTakeAWhileToLeadThere(t *testing.T) {
 
 	// It does not wait for one who does not come, nor longer than whoever asks.
 	hasty := resolver(t, module.Options{ServedAt: own.URL, Timeout: 300 * time.Millisecond})
-	wants(t, hasty.Check(t.Context(), hasty.Address(digest(wasm)), digest(wasm)), problem.SourceUnproved, "reset")
+	wants(t, hasty.Check(t.Context(), of(hasty.Address(digest(wasm)), digest(wasm)), nil), problem.SourceUnproved, "reset")
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if err := r.Check(ctx, r.Address(digest(wasm)), digest(wasm)); !errors.Is(err, context.DeadlineExceeded) {
+	if err := r.Check(ctx, of(r.Address(digest(wasm)), digest(wasm)), nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 }
+
+func of(address, digest string) filter.Module { return filter.Module{URL: address, SHA256: digest} }

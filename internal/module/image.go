@@ -39,7 +39,7 @@ const (
 
 // fetchImage gets the module in an image as Istio's agent reads it: in a compat image, plugin.wasm of the last layer; else
 // the one layer of two that is a module. Nothing that the registry sent is part of an error.
-func (r *Resolver) fetchImage(ctx context.Context, u *url.URL, pullSecret string) ([]byte, error) {
+func (r *Resolver) fetchImage(ctx context.Context, u *url.URL, pullSecret string, secret Secrets) ([]byte, error) {
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
@@ -48,7 +48,7 @@ func (r *Resolver) fetchImage(ctx context.Context, u *url.URL, pullSecret string
 	if err != nil {
 		return nil, mistake("url", "it is not the address of an image", "write oci://HOST/REPOSITORY:TAG or oci://HOST/REPOSITORY@sha256:DIGEST")
 	}
-	auth, err := r.credentials(pullSecret, ref.Context().RegistryStr())
+	auth, err := credentials(pullSecret, ref.Context().RegistryStr(), secret)
 	if err != nil {
 		return nil, err
 	}
@@ -147,15 +147,15 @@ func unpack(layer []byte, most int64) ([]byte, error) {
 	}
 }
 
-// credentials are what the adapter's secret of that name has for a registry.
-func (r *Resolver) credentials(secret, registry string) (authn.Authenticator, error) {
+// credentials are what the secret of that name has for a registry.
+func credentials(secret, registry string, lookup Secrets) (authn.Authenticator, error) {
 	if secret == "" {
 		return authn.Anonymous, nil
 	}
-	if r.Secret == nil {
+	if lookup == nil {
 		return nil, problem.SecretMissing.New("%s/%s: nobody resolves secrets here", secret, pullSecretKey)
 	}
-	text, err := r.Secret(secret, pullSecretKey)
+	text, err := lookup(secret, pullSecretKey)
 	if err != nil {
 		return nil, err
 	}

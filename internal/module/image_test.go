@@ -146,7 +146,7 @@ func TestAnImageIsReadInEveryFormThatIstioReads(t *testing.T) {
 			if err != nil || !bytes.Equal(data, wasm) || got != (filter.Module{URL: address, SHA256: digest(wasm)}) {
 				t.Errorf("%s: %+v, %q, %v", address, got, data, err)
 			}
-			if err := i.resolver(module.Options{}).Check(t.Context(), address, digest(wasm)); err != nil {
+			if err := i.resolver(module.Options{}).Check(t.Context(), of(address, digest(wasm)), nil); err != nil {
 				t.Errorf("%s as proxies get it: %v", address, err)
 			}
 		}
@@ -173,7 +173,7 @@ func TestATagIsLookedUpEachTimeAndADigestOfTheModuleOnce(t *testing.T) {
 	fresh := i.resolver(module.Options{})
 	_, _, err := fresh.Resolve(t.Context(), filter.Module{URL: m.URL, SHA256: digest(wasm)})
 	wants(t, err, problem.DigestMismatch, digest(wasm), digest([]byte("moved")))
-	wants(t, fresh.Check(t.Context(), m.URL, digest(wasm)), problem.SourceUnproved, digest(wasm), digest([]byte("moved")))
+	wants(t, fresh.Check(t.Context(), of(m.URL, digest(wasm)), nil), problem.SourceUnproved, digest(wasm), digest([]byte("moved")))
 }
 
 func TestAnImageThatCannotBeIsRefused(t *testing.T) {

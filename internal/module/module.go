@@ -41,13 +41,16 @@ type Options struct {
 	ServedAt string
 	// RootCAs are the authorities that https servers are checked against. Default: the system's.
 	RootCAs *x509.CertPool
-	// Secret gives the value of a secret, for credentials of registries. Default: there are none.
-	Secret func(name, key string) (string, error)
+	// Secret is for credentials of registries. Default: there are none.
+	Secret Secrets
 	// Log gets a Debug line per fetch. Default: none.
 	Log *slog.Logger
 	// OnFetch hears how each look-up of a module went, and must not wait. Default: nobody hears.
 	OnFetch func(Fetch)
 }
+
+// Secrets gives the value of a secret.
+type Secrets = func(name, key string) (string, error)
 
 // Fetch is one look-up of a module.
 type Fetch struct {
@@ -102,9 +105,14 @@ func New(o Options) *Resolver {
 // Errors are problem.InvalidDocument for what only the author can mend, problem.ModuleUnavailable, DigestMismatch,
 // StoreFailed, or ctx's own.
 func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module, []byte, error) {
+	return r.ResolveWith(ctx, m, r.Secret)
+}
+
+// ResolveWith is Resolve with the credentials of registries from elsewhere than Options.Secret.
+func (r *Resolver) ResolveWith(ctx context.Context, m filter.Module, secret Secrets) (filter.Module, []byte, error) {
 	begun := time.Now()
 	m.SHA256 = strings.ToLower(m.SHA256)
-	data, source, err := r.find(ctx, m)
+	data, source, err := r.find(ctx, m, secret)
 	if err == nil {
 		m, data, err = r.keep(ctx, m, data, source == Stored)
 	}
@@ -161,7 +169,7 @@ func shipped(o Options) map[string]string {
 }
 
 // find returns the bytes and the source that they came from.
-func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
+func (r *Resolver) find(ctx context.Context, m filter.Module, secret Secrets) (data []byte, source string, err error) {
 	switch {
 	case m.Builtin != "":
 		data, ok := r.Builtin(m.Builtin)
@@ -180,7 +188,7 @@ func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, sour
 		return nil, None, mistake("file", "the adapter does not read files of its own machine",
 			"apply the document with `meshery-filters apply -f`, which reads the file and sends it along, or use module.inline")
 	case m.URL != "":
-		return r.fromURL(ctx, m)
+		return r.fromURL(ctx, m, secret)
 	case m.SHA256 != "":
 		data, err := r.Blobs.Get(ctx, m.SHA256)
 		if err != nil {
@@ -192,7 +200,7 @@ func (r *Resolver) find(ctx context.Context, m filter.Module) (data []byte, sour
 		Cause: "the module has no source", Remedy: "set one of builtin, url, inline or file"}})
 }
 
-func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, source string, err error) {
+func (r *Resolver) fromURL(ctx context.Context, m filter.Module, secret Secrets) (data []byte, source string, err error) {
 	u, err := url.Parse(m.URL)
 	switch {
 	case err != nil || u.Host == "":
@@ -218,7 +226,7 @@ func (r *Resolver) fromURL(ctx context.Context, m filter.Module) (data []byte, s
 		}
 	}
 	if u.Scheme == "oci" {
-		data, err = r.fetchImage(ctx, u, m.PullSecret)
+		data, err = r.fetchImage(ctx, u, m.PullSecret, secret)
 		return data, OCI, err
 	}
 	data, err = r.fetch(ctx, r.client, u)

@@ -188,9 +188,8 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		if f, err = m.Complete(f); err != nil {
 			return nil, err
 		}
-		if refs := f.Secrets(); len(refs) > 0 && !m.OwnRights() && body != r.hubLimiter {
-			// Whoever brings a cluster could have the adapter's own secrets written into it.
-			return nil, problem.NotSupported.New("%s refers to %s, and secrets of the adapter are not given to clusters", f.Key, refs[0])
+		if !m.OwnRights() {
+			mistakes = append(mistakes, r.secretsAway(f, func(field string) string { return at(i, field) })...)
 		}
 		switch mod := f.Spec.Module; {
 		case mod.File != "":
@@ -202,10 +201,6 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		case strings.HasPrefix(mod.URL, "meshery://"):
 			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: "meshery:// is not supported by this version",
 				Remedy: "use https:// with sha256, oci://, or module.inline"})
-		case mod.PullSecret != "" && !m.OwnRights():
-			// It would be the adapter's own, and what it opens would end up in a cluster of somebody else's.
-			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.pullSecret"), Cause: "credentials of the adapter are not used for clusters, and those of the cluster are not read",
-				Remedy: "use an image that needs none, or module.file"})
 		}
 		filters[i] = f
 		onTarget[f.Spec.Target.String()]++

@@ -20,9 +20,13 @@ import (
 
 // plan makes the plan of a chain in the backend's world now. The plan's Chain keeps its references.
 func (r *Runner) plan(ctx context.Context, b Backend, c filter.Chain) (plan.Plan, error) {
-	resolved, err := c.Resolved(r.lookupFor(b, c))
-	if err != nil {
-		return plan.Plan{}, err
+	resolved := c
+	resolved.Filters = make([]filter.Filter, len(c.Filters))
+	for i, f := range c.Filters {
+		var err error
+		if resolved.Filters[i], err = f.Resolved(r.lookup(ctx, clusterOf(b), f)); err != nil {
+			return plan.Plan{}, named(f, err)
+		}
 	}
 	return r.planResolved(ctx, b, c, resolved)
 }
@@ -49,16 +53,6 @@ func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter
 	}
 	p.Chain = c
 	return p, nil
-}
-
-// lookup resolves a secret, and remembers its value so that it can be hidden wherever a proxy or a filter quotes it.
-func (r *Runner) lookup(ref filter.SecretRef) (string, error) {
-	v, err := r.Secret(ref.Name, ref.Key)
-	if err != nil || len(v) < leastHidden {
-		return v, err
-	}
-	r.hide(v)
-	return v, nil
 }
 
 // hide has a value hidden wherever it is quoted.
@@ -222,7 +216,7 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 	}
 	unchanged = prev.Version == p.Version
 	if !e.removal { // of modules that proxies have; that one cannot be fetched may be why another goes
-		if err := r.check(ctx, p); err != nil {
+		if err := r.check(ctx, b, p); err != nil {
 			return l, false, err
 		}
 	}
@@ -272,7 +266,7 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 }
 
 // check fetches once, as proxies will, what a plan has them fetch.
-func (r *Runner) check(ctx context.Context, p plan.Plan) error {
+func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) error {
 	checked := map[string]bool{}
 	for _, source := range p.Sources {
 		if checked[source.URL] {
@@ -280,7 +274,9 @@ func (r *Runner) check(ctx context.Context, p plan.Plan) error {
 		}
 		checked[source.URL] = true
 		fetching, end := r.step(ctx, "check address", attrFilter.String(source.Filter.String()), attrDigest.String(source.SHA256))
-		err := r.Modules.Check(fetching, source.URL, source.SHA256)
+		f, _ := p.Chain.Find(source.Filter)
+		module := filter.Module{URL: source.URL, SHA256: source.SHA256, PullSecret: f.Spec.Module.PullSecret}
+		err := r.Modules.Check(fetching, module, r.secretsOf(fetching, clusterOf(b), f))
 		if end(err); err != nil {
 			return named(filter.Filter{Key: source.Filter}, err)
 		}

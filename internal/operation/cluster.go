@@ -27,6 +27,8 @@ type Cluster interface {
 	Read(context.Context, plan.Reads) (plan.Cluster, error)
 	// Targets reads what holds on every target.
 	Targets(context.Context) (ClusterTargets, error)
+	// Secret reads an entry of a Secret: what is missing of it, or a right to read it, is named.
+	Secret(ctx context.Context, namespace, name, key string) (string, error)
 	// Target reads what holds on a target.
 	Target(ctx context.Context, mesh string, t filter.Target) (ClusterTarget, error)
 	// Loaded is that of a Backend, by whatever proof the plan's mesh has. What cannot be looked at is problem.NotVerified.

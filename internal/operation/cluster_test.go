@@ -91,6 +91,10 @@ func (s *servers) start(ctx context.Context) (err error) {
 	if err := s.post(bound(base, adapterUser), ""); err != nil {
 		return err
 	}
+	secrets, _ := templates.RBAC("secrets")
+	if err := s.post(secrets, ""); err != nil {
+		return err
+	}
 	if err := s.make("../mesh/testdata/istio/crds.yaml", ""); err != nil {
 		return err
 	}
@@ -613,8 +617,9 @@ func TestWhatNoClusterCanTakeIsRefusedAtOnce(t *testing.T) {
 		"the root namespace":               {problem.TargetTooWide, "istio-system is for the whole mesh", inRoot},
 		"a whole mesh":                     {problem.TargetTooWide, "every proxy of the mesh", c.apply(doc("x", "mesh: istio", "target: {kind: Mesh}"))},
 		"another namespace":                {problem.TargetTooWide, "the namespace other", c.apply(doc("x", "mesh: istio", "target: {kind: Service, name: api, namespace: other}"))},
-		"a secret of the adapter's": {problem.NotSupported, "not given to clusters",
-			c.apply(on("web", "x", "config: {token: {$secret: {name: imagehub, key: token-key}}}"))},
+		"a secret of another namespace": {problem.InvalidDocument, "read from the filter's namespace other, and its target is in " + c.ns,
+			c.apply(strings.ReplaceAll(doc("x", "mesh: istio", "target: {kind: Workload, namespace: "+c.ns+", labels: {app: web}}",
+				"config: {token: {$secret: {name: a, key: b}}}"), "{name: x}", "{name: x, namespace: other}"))},
 		"a mesh that cannot be asked": {problem.ClusterUnauthenticated, "cluster ", with(strings.ReplaceAll(c.kubeconfig, c.Token(adapterUser), "made-up"), c.apply(doc("x")))},
 	} {
 		id, err := c.runner.Submit(t.Context(), q.q)

@@ -4,12 +4,15 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -245,10 +248,155 @@ func TestAnImageIsServedByItsModulesDigestOrFetchedByProxiesByItsOwn(t *testing.
 	if !strings.Contains(e.Details, "status 404") {
 		t.Errorf("%s", e.Details)
 	}
-	// Credentials of the adapter are not for whoever brings a cluster.
-	_, err := c.runner.Submit(t.Context(), c.apply(on("api", "private", "module: {url: '"+address+":1', pullSecret: registry}")))
-	if !errors.Is(err, problem.InvalidDocument) || !strings.Contains(err.Error(), "spec.module.pullSecret") {
-		t.Errorf("%v", err)
+}
+
+func TestAnImageIsPulledWithASecretOfTheFiltersNamespace(t *testing.T) {
+	bytes, digest := shippedModule(t)
+	const password = "hunter2-of-the-registry"
+	images := newAnswering(t, true)
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	images.set(inner)
+	address, image := pushImage(t, images, bytes)
+	images.set(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u, p, ok := r.BasicAuth(); !ok || u != "robot" || p != password {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			http.Error(w, "no", http.StatusUnauthorized)
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	c := newClusterRig(t, func(o *operation.Options) {
+		m := o.Modules.(*module.Resolver).Options
+		m.AllowLoopback, m.RootCAs = true, x509.NewCertPool()
+		m.RootCAs.AddCert(images.Certificate())
+		m.Secret = func(string, string) (string, error) { t.Error("the adapter's own secrets were asked"); return "", nil }
+		o.Modules = module.New(m)
+	})
+	pinned := func(secret string) operation.Request {
+		return c.apply(on("api", "private", "module: {url: '"+address+"@"+image+"', pullSecret: "+secret+"}", "delivery: {mode: direct}"))
+	}
+	if e := c.fails(problem.RightMissing, pinned("registry")); !strings.Contains(e.Details, "verb get, resource secrets, namespace "+c.ns+", for Secret/"+c.ns+"/registry") {
+		t.Errorf("%s", e.Details)
+	}
+	c.readsSecrets()
+	if e := c.fails(problem.ClusterSecret, pinned("registry")); !strings.Contains(e.Details, "there is no Secret/"+c.ns+"/registry") {
+		t.Errorf("%s", e.Details)
+	}
+	host, _, _ := strings.Cut(address, "/filters")
+	auths := func(password string) map[string]string {
+		return map[string]string{".dockerconfigjson": fmt.Sprintf(`{"auths": {%q: {"username": "robot", "password": %q}}}`, strings.TrimPrefix(host, "oci://"), password)}
+	}
+	c.secret("wrong", auths("something else"))
+	if e := c.fails(problem.ModuleUnavailable, pinned("wrong")); !strings.Contains(e.Details, "status 401") {
+		t.Errorf("%s", e.Details)
+	}
+	c.secret("registry", auths(password))
+	for _, line := range texts(c.ok(pinned("registry"))) {
+		if strings.Contains(line, password) {
+			t.Errorf("told: %s", line)
+		}
+	}
+	spec := c.objects("TrafficExtension")["private"]["spec"].(map[string]any)["wasm"].(map[string]any)
+	if spec["url"] != address+"@"+image || spec["imagePullSecret"] != "registry" {
+		t.Errorf("%v", spec)
+	}
+	// The module is kept, and what proxies will do is tried each time.
+	c.secret("registry", auths("changed"))
+	again := pinned("registry")
+	again.Body = strings.Replace(again.Body, "pullSecret:", "sha256: '"+digest+"', pullSecret:", 1)
+	if e := c.fails(problem.SourceUnproved, again); !strings.Contains(e.Details, "status 401") {
+		t.Errorf("%s", e.Details)
+	}
+}
+
+// readsSecrets lets the adapter's user read those of the test's namespace.
+func (c *clusterRig) readsSecrets() {
+	c.t.Helper()
+	if err := c.post(`{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: secrets, namespace: `+c.ns+`},
+		roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: meshery-filters-secrets},
+		subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: `+adapterUser+`}]}`, ""); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// secret makes a Secret of the test's namespace hold these.
+func (c *clusterRig) secret(name string, entries map[string]string) {
+	c.t.Helper()
+	data := map[string][]byte{}
+	for k, v := range entries {
+		data[k] = []byte(v)
+	}
+	code, answer, err := c.ask("PATCH", "/api/v1/namespaces/"+c.ns+"/secrets/"+name+"?fieldManager=test&force=true",
+		map[string]any{"apiVersion": "v1", "kind": "Secret", "metadata": map[string]any{"name": name}, "data": data})
+	if code != http.StatusOK && code != http.StatusCreated {
+		c.t.Fatal(code, answer["message"], err)
+	}
+}
+
+func TestReferencesOfAFilterInAClusterAreResolvedFromItsSecrets(t *testing.T) {
+	const value, later = "a value that only the cluster has", "what the cluster has in its place"
+	state := t.TempDir()
+	c := startClusterRig(t, state)
+	q := c.apply(on("web", "hello", "config: {response: {x-token: {$secret: {name: greeting, key: token}}}}"))
+	fails := func(kind *problem.Kind, want string) {
+		t.Helper()
+		if e := c.fails(kind, q); !strings.Contains(e.Details, want) || !strings.Contains(e.Details, c.ns+"/hello") {
+			t.Errorf("no %q in: %s", want, e.Details)
+		}
+		c.holds("EnvoyFilter")
+	}
+	fails(problem.RightMissing, "verb get, resource secrets, namespace "+c.ns+", for Secret/"+c.ns+"/greeting")
+	c.readsSecrets()
+	fails(problem.ClusterSecret, "there is no Secret/"+c.ns+"/greeting")
+	c.secret("greeting", map[string]string{"other": value})
+	fails(problem.ClusterSecret, "Secret/"+c.ns+"/greeting has no key token")
+	c.secret("greeting", map[string]string{"token": "\xff"})
+	fails(problem.ClusterSecret, "the key token of Secret/"+c.ns+"/greeting is no text")
+	c.secret("greeting", map[string]string{"token": value})
+
+	holds := func(want string) {
+		t.Helper()
+		object, err := json.Marshal(c.holds("EnvoyFilter", "hello"))
+		if err != nil || !strings.Contains(string(object), want) {
+			t.Errorf("the object does not have it: %v %s", err, object)
+		}
+	}
+	events := c.ok(q)
+	says(t, events, "accepted its configuration in a dry run", "created")
+	holds(value)
+	says(t, c.ok(q), "is unchanged on")
+	c.secret("greeting", map[string]string{"token": later})
+	events = append(events, c.ok(q)...)
+	says(t, events, "updated")
+	holds(later)
+	says(t, c.ok(operation.Request{Operation: "filters_status", Kubeconfigs: []string{c.kubeconfig}}), c.ns+"/hello (builtin headers")
+
+	// It is in the object, and nowhere else.
+	inventory, err := json.Marshal(c.inventories())
+	if err != nil || !strings.Contains(string(inventory), "$secret") {
+		t.Errorf("the inventory has no reference: %v %s", err, inventory)
+	}
+	kept := []string{string(inventory), strings.Join(texts(events), "\n")}
+	if err := c.rig.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := filepath.WalkDir(state, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		kept = append(kept, string(data))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(kept) < 10 {
+		t.Fatalf("%d texts were looked at", len(kept))
+	}
+	for _, text := range kept {
+		if strings.Contains(text, value) || strings.Contains(text, later) {
+			t.Errorf("a secret is kept or told in: %.200s", text)
+		}
 	}
 }
 

@@ -25,16 +25,23 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 	if len(j.Remove) > 0 {
 		return r.remove(ctx, s, j)
 	}
-	filters := slices.Clone(j.Filters)
-	for i, f := range filters {
-		if filters[i], err = r.prove(ctx, s, f); err != nil {
-			return "", "", err
-		}
-		defer r.using(filters[i].Spec.Module.SHA256)()
-	}
 	places, err := r.places(j)
 	if err != nil {
 		return "", "", err
+	}
+	filters := slices.Clone(j.Filters)
+	for i, f := range filters {
+		var data []byte
+		if filters[i].Spec.Module, data, err = r.resolve(ctx, f, places); err != nil {
+			return "", "", named(f, err)
+		}
+		defer r.using(filters[i].Spec.Module.SHA256)()
+		if r.secretThere(f) {
+			continue // each cluster has other values
+		}
+		if err := r.prove(ctx, s, nil, filters[i], data); err != nil {
+			return "", "", err
+		}
 	}
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
 		return r.applyIn(ctx, s, pl, pl.of(filters))
@@ -51,6 +58,15 @@ func (r *Runner) applyIn(ctx context.Context, s *story, pl place, filters []filt
 	byChain := map[string][]filter.Filter{}
 	var order []string
 	for _, f := range filters {
+		if r.secretThere(f) {
+			_, data, err := r.Modules.Resolve(ctx, filter.Module{SHA256: f.Spec.Module.SHA256})
+			if err != nil {
+				return nil, named(f, err)
+			}
+			if err := r.prove(ctx, s, pl.cluster, f, data); err != nil {
+				return nil, err
+			}
+		}
 		id := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}.ID()
 		if byChain[id] == nil {
 			order = append(order, id)
@@ -106,37 +122,34 @@ func (o outcomes) partly(err error, left int) error {
 	return &p
 }
 
-// prove resolves a filter's module to its digest, and runs it with its real configuration where it can do no harm.
-func (r *Runner) prove(ctx context.Context, s *story, f filter.Filter) (filter.Filter, error) {
-	module, bytes, err := r.resolve(ctx, f)
-	if err != nil {
-		return f, named(f, err)
-	}
-	f.Spec.Module = module
+// prove runs a filter's module with its real configuration where it can do no harm. Its secrets are those of the cluster, if
+// there is one.
+func (r *Runner) prove(ctx context.Context, s *story, c Cluster, f filter.Filter, bytes []byte) error {
+	module := f.Spec.Module
 	about := []attribute.KeyValue{attrFilter.String(f.Key.String()), attrDigest.String(module.SHA256)}
-	resolved, err := f.Resolved(r.lookup)
-	if err != nil {
-		return f, named(f, err)
-	}
 	var secrets []string
-	for _, ref := range f.Secrets() {
-		if v, err := r.lookup(ref); err == nil {
-			secrets = append(secrets, v)
-		}
+	lookup := r.lookup(ctx, c, f)
+	resolved, err := f.Resolved(func(ref filter.SecretRef) (string, error) {
+		v, err := lookup(ref)
+		secrets = append(secrets, v)
+		return v, err
+	})
+	if err != nil {
+		return named(f, err)
 	}
 	begun := time.Now()
 	running, end := r.step(ctx, "dry run", about...)
 	_, err = wasm.DryRun(running, bytes, Sandbox(resolved, secrets))
 	r.Observer.DryRun(err, time.Since(begun))
 	if end(err); err != nil {
-		return f, named(f, err)
+		return named(f, err)
 	}
 	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),
 		fmt.Sprintf("%s, %d bytes, sha256 %s", module.Source(), len(bytes), module.SHA256))
 	if r.unsigned(ctx, f) {
 		s.warn(problem.UnsignedTokens.New("%s", f.Key))
 	}
-	return f, nil
+	return nil
 }
 
 // Sandbox is how a filter, whose secrets are resolved, runs in a dry run. The secrets' values are hidden in what it says.

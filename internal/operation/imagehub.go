@@ -41,7 +41,8 @@ const (
 // hubMesh is the mesh whose clusters Image Hub runs in.
 var hubMesh = mesh.Istio{}.Name()
 
-// hubToken is what Image Hub's tokens are signed with, as the limiter's documents refer to it.
+// hubToken is what Image Hub's tokens are signed with, as the limiter's documents refer to it: in a cluster the entry of the
+// Secret that is deployed with it.
 var hubToken = filter.SecretRef{Name: "imagehub", Key: "token-key"}
 
 // hubTarget is what Image Hub's inventory in a cluster is kept for: a chain without filters, and objects all the same.
@@ -256,20 +257,6 @@ func (r *Runner) hubKey(c Cluster, namespace string) (string, error) {
 	key := hex.EncodeToString(mac.Sum(nil))
 	r.hide(key)
 	return key, nil
-}
-
-// lookupFor resolves the secrets of a chain of a backend. A cluster gets none of the adapter's but the key of its own Image Hub.
-func (r *Runner) lookupFor(b Backend, c filter.Chain) func(filter.SecretRef) (string, error) {
-	in, ok := b.(*clusterBackend)
-	if !ok {
-		return r.lookup
-	}
-	return func(ref filter.SecretRef) (string, error) {
-		if ref != hubToken {
-			return "", problem.SecretMissing.New("%s: secrets of the adapter are not given to clusters", ref)
-		}
-		return r.hubKey(in.cluster, c.Target.Namespace)
-	}
 }
 
 // runInstall is Image Hub and its limiter, one after the other; deleting takes the limiter away first.

@@ -138,6 +138,9 @@ func (u unopened) Read(context.Context, plan.Reads) (plan.Cluster, error) {
 	return plan.Cluster{}, u.err
 }
 func (u unopened) Targets(context.Context) (ClusterTargets, error) { return nil, u.err }
+func (u unopened) Secret(context.Context, string, string, string) (string, error) {
+	return "", u.err
+}
 func (u unopened) Target(context.Context, string, filter.Target) (ClusterTarget, error) {
 	return nil, u.err
 }

@@ -42,7 +42,9 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 	}
 	keys := slices.Clone(j.Remove)
 	for i, f := range j.Filters {
-		find := r.resolve
+		find := func(ctx context.Context, f filter.Filter) (filter.Module, []byte, error) {
+			return r.resolve(ctx, f, nil)
+		}
 		if q.Caller.Reader {
 			find = r.known
 		}
@@ -110,14 +112,14 @@ func (r *Runner) known(ctx context.Context, f filter.Filter) (filter.Module, []b
 		if digest := hex.EncodeToString(sum[:]); err == nil && m.SHA256 == "" {
 			m.SHA256 = digest
 		} else if err != nil || !strings.EqualFold(m.SHA256, digest) {
-			return r.resolve(ctx, f) // which says what is wrong with it
+			return r.resolve(ctx, f, nil) // which says what is wrong with it
 		}
 	}
 	if m.Inline == "" && m.URL == "" || m.SHA256 == "" {
-		return r.resolve(ctx, f)
+		return r.resolve(ctx, f, nil)
 	}
 	f.Spec.Module = filter.Module{SHA256: m.SHA256}
-	found, data, err := r.resolve(ctx, f)
+	found, data, err := r.resolve(ctx, f, nil)
 	if errors.Is(err, problem.ModuleUnavailable) {
 		return found, nil, problem.RoleMissing.New("the adapter does not have the module yet, and neither fetches nor keeps one for the role read")
 	}

@@ -29,14 +29,16 @@ import (
 type Modules interface {
 	// Resolve returns the module with SHA256 set and without inline bytes, and the bytes.
 	Resolve(context.Context, filter.Module) (filter.Module, []byte, error)
+	// ResolveWith is Resolve with other credentials of registries than the adapter's.
+	ResolveWith(ctx context.Context, m filter.Module, secret func(name, key string) (string, error)) (filter.Module, []byte, error)
 	// Hold has a module that is stored stay so for a while, before something refers to it.
 	Hold(context.Context, filter.Module) error
 	// Shipped returns the digests of the modules that ship with the program, by their names.
 	Shipped() map[string]string
 	// Address is where proxies can fetch a module from the adapter; empty when it serves none to them.
 	Address(digest string) string
-	// Check makes sure that an address which proxies fetch a module from gives its bytes.
-	Check(ctx context.Context, address, digest string) error
+	// Check makes sure that the address which proxies fetch a module from gives its bytes, with their credentials.
+	Check(ctx context.Context, m filter.Module, secret func(name, key string) (string, error)) error
 }
 
 // Application is Image Hub as the imagehub operation needs it.
@@ -253,7 +255,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		if f.Spec.Module.Inline == "" {
 			continue
 		}
-		if j.Filters[i].Spec.Module, _, err = r.resolve(ctx, f); err != nil {
+		if j.Filters[i].Spec.Module, _, err = r.resolve(ctx, f, nil); err != nil {
 			return j, false, err
 		}
 	}

@@ -85,11 +85,15 @@ func (r *Runner) work(ctx context.Context, j job, attempt int, begun time.Time) 
 	return r.Tracer.Start(ctx, "work", trace.WithTimestamp(begun), about, trace.WithAttributes(attrAttempt.Int(attempt)))
 }
 
-// resolve finds a module's bytes.
-func (r *Runner) resolve(ctx context.Context, f filter.Filter) (m filter.Module, data []byte, err error) {
+// resolve finds a module's bytes. In clusters the filter's pull secret is theirs.
+func (r *Runner) resolve(ctx context.Context, f filter.Filter, places []place) (m filter.Module, data []byte, err error) {
 	ctx, end := r.step(ctx, "fetch module", attrFilter.String(f.Key.String()))
 	defer func() { end(err) }()
-	m, data, err = r.Modules.Resolve(ctx, f.Spec.Module)
+	if r.Backends[f.Spec.Mesh] != nil {
+		m, data, err = r.Modules.Resolve(ctx, f.Spec.Module)
+	} else {
+		m, data, err = r.Modules.ResolveWith(ctx, f.Spec.Module, r.pullSecret(ctx, f, places))
+	}
 	note(ctx, attrDigest.String(m.SHA256), attrBytes.Int(len(data)))
 	return m, data, err
 }

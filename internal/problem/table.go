@@ -235,6 +235,9 @@ var (
 	DesignGoesOn = &Kind{"meshery-filters-1133", codes.DeadlineExceeded, "the design is not done yet",
 		"Its components were accepted and go on, and the answer does not wait any longer for them.",
 		"Follow the events of the operations that are named: `meshery-filters events ID`. Do not send the design again before."}
+	ClusterSecret = &Kind{"meshery-filters-1145", codes.FailedPrecondition, "a Secret of the cluster cannot be used",
+		"A reference of a filter in a cluster stands for a Secret of the filter's own namespace there. That Secret, or its key, is not there, or is not what it is taken for.",
+		"`kubectl -n NAMESPACE create secret generic NAME --from-literal KEY=VALUE` makes one, and `kubectl -n NAMESPACE create secret docker-registry NAME …` one for pulling images."}
 )
 
 // All lists the table in the order of its codes.
@@ -251,5 +254,5 @@ func All() []*Kind {
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ProtocolDiffers,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret}
 }
