@@ -117,7 +117,7 @@ filters: ## build the Wasm filters; NAME.wasm and its digest are committed
 	filters/build.sh
 
 .PHONY: generate
-generate: proto ## write what is generated: protobuf code, the JSON Schema, docs
+generate: proto ## write what is generated: protobuf code, JSON Schemas, docs
 	$(GO) run ./build/schema
 	$(GO) test ./internal/problem -run Errors -update
 

@@ -1,10 +1,14 @@
-// Package templates holds the files that the adapter hands out or applies: Image Hub's documents for each mesh, the roles
-// that it needs in a Kubernetes cluster, and what runs it there.
+// Package templates holds the files that the adapter hands out or applies: Image Hub's documents for each mesh, the forms and
+// icons of its components in Meshery, the roles that it needs in a Kubernetes cluster, and what runs it there.
 package templates
 
-import "embed"
+import (
+	"embed"
+	"fmt"
+	"strings"
+)
 
-//go:embed adapter imagehub rbac
+//go:embed adapter imagehub meshmodel rbac
 var files embed.FS
 
 // ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none. In a
@@ -24,4 +28,23 @@ func ImageHubLimiter(mesh string) (string, bool) {
 func RBAC(name string) (string, bool) {
 	b, err := files.ReadFile("rbac/" + name + ".yaml")
 	return string(b), err == nil
+}
+
+// Component is what Meshery shows of a component.
+type Component struct {
+	Schema          string // of its form, as JSON
+	Icon, WhiteIcon string // SVG
+}
+
+// MeshmodelComponent is the component of a kind, such as WASMFilter.
+func MeshmodelComponent(kind string) (c Component, err error) {
+	base := "meshmodel/" + strings.ToLower(kind)
+	for name, text := range map[string]*string{base + ".schema.json": &c.Schema, base + ".svg": &c.Icon, base + "-white.svg": &c.WhiteIcon} {
+		b, err := files.ReadFile(name)
+		if err != nil {
+			return c, fmt.Errorf("the program lacks a part of itself: %w", err)
+		}
+		*text = strings.TrimSpace(string(b))
+	}
+	return c, nil
 }

@@ -1,5 +1,6 @@
-// Command schema writes the Filter document's JSON Schema to oam/filter.schema.json, from the Go types of
-// internal/filter, their comments and their schema tags. Run it from the repository's root: go run ./build/schema
+// Command schema writes the Filter document's JSON Schema to oam/filter.schema.json, and the schemas of the forms that
+// Meshery draws of the adapter's components to templates/meshmodel, from the Go types of internal/filter and oam, their
+// comments and their schema tags. Run it from the repository's root: go run ./build/schema
 package main
 
 import (
@@ -12,22 +13,34 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/oam"
 )
 
-// output is where the schema goes, from the repository's root.
-const output = "oam/filter.schema.json"
+// outputs are what is written where, from the repository's root.
+var outputs = map[string]func(root string) ([]byte, error){
+	"oam/filter.schema.json": generate,
+	"templates/meshmodel/wasmfilter.schema.json": func(root string) ([]byte, error) {
+		return form(root, "internal/filter/filter.go", "WASM Filter", reflect.TypeFor[filter.Spec](), "spec")
+	},
+	"templates/meshmodel/imagehub.schema.json": func(root string) ([]byte, error) {
+		return form(root, "oam/definitions.go", "Image Hub", reflect.TypeFor[oam.ImageHubSettings](), "")
+	},
+}
 
 func main() {
-	data, err := generate(".")
-	if err == nil {
-		err = os.WriteFile(output, data, 0o644)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "schema:", err)
-		os.Exit(1)
+	for output, make := range outputs {
+		data, err := make(".")
+		if err == nil {
+			err = os.WriteFile(output, data, 0o644)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "schema:", err)
+			os.Exit(1)
+		}
 	}
 }
 
@@ -120,7 +133,12 @@ func generate(root string) ([]byte, error) {
 	for path := range g.unused {
 		return nil, fmt.Errorf("there is no field %s any more: correct the table in build/schema", path)
 	}
-	compact, err := append(o, body...).MarshalJSON()
+	return indented(append(o, body...))
+}
+
+// indented is an object as it is committed.
+func indented(o object) ([]byte, error) {
+	compact, err := o.MarshalJSON()
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +150,26 @@ func generate(root string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// form makes the schema of a component's form, of the settings in a type that is in a file and stands at a path of the
+// Filter document. A form has no words for what depends on something else, so the document's schema says more.
+func form(root, file, title string, settings reflect.Type, path string) ([]byte, error) {
+	docs, err := comments(filepath.Join(root, filepath.FromSlash(file)))
+	if err != nil {
+		return nil, err
+	}
+	body, err := generator{docs: docs, form: true}.schema(settings, path, "")
+	if err != nil {
+		return nil, err
+	}
+	return indented(append(object{{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", title}}, body...))
+}
+
+// unformed are the words of schemas that forms do not have: they would draw choices that are none.
+var unformed = []string{"oneOf", "if", "then", "else", "dependentRequired"}
+
 type generator struct {
 	docs   map[string]string // Type.Field
+	form   bool              // it is for a form
 	unused map[string]bool   // paths of more
 }
 
@@ -151,6 +187,8 @@ func (g generator) schema(t reflect.Type, path, tag string) (object, error) {
 	_, isAny := words["any"]
 	_, isDuration := words["duration"]
 	switch {
+	case isAny && g.form:
+		o = object{{"type", "string"}} // it is handed on verbatim, so that JSON can be written into it
 	case isAny:
 	case isDuration:
 		o = object{{"type", "string"}, {"pattern", duration}}
@@ -192,7 +230,21 @@ func (g generator) schema(t reflect.Type, path, tag string) (object, error) {
 		o = append(o, member{"default", value})
 	}
 	delete(g.unused, path)
-	return append(o, more[path]...), nil
+	o = append(o, more[path]...)
+	if !g.form {
+		return o, nil
+	}
+	return slices.DeleteFunc(o, func(m member) bool {
+		switch m.key {
+		case "additionalProperties":
+			return t.Kind() != reflect.Map
+		case "required":
+			return path == "spec" // the module can have other names in a design
+		case "type":
+			return isAny && m.value != "string"
+		}
+		return slices.Contains(unformed, m.key)
+	}), nil
 }
 
 func (g generator) fields(t reflect.Type, path string) (properties object, required []string, err error) {
@@ -200,6 +252,9 @@ func (g generator) fields(t reflect.Type, path string) (properties object, requi
 		f := t.Field(i)
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		at := strings.TrimPrefix(path+"."+name, ".")
+		if g.form && at == "spec.module.file" { // it is of the command line's machine
+			continue
+		}
 		doc := g.docs[t.Name()+"."+f.Name]
 		if doc == "" {
 			return nil, nil, fmt.Errorf("%s.%s has no comment, which would be its description", t, f.Name)
