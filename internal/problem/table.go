@@ -238,6 +238,12 @@ var (
 	ClusterSecret = &Kind{"meshery-filters-1145", codes.FailedPrecondition, "a Secret of the cluster cannot be used",
 		"A reference of a filter in a cluster stands for a Secret of the filter's own namespace there. That Secret, or its key, is not there, or is not what it is taken for.",
 		"`kubectl -n NAMESPACE create secret generic NAME --from-literal KEY=VALUE` makes one, and `kubectl -n NAMESPACE create secret docker-registry NAME …` one for pulling images."}
+	StoredFilterMissing = &Kind{"meshery-filters-1134", codes.NotFound, "Meshery has no such filter",
+		"Nobody has stored a filter of this name or id there, or it is another user's, who has not published it.",
+		"`meshery-filters meshery filters list` shows those of the user whose token is used."}
+	MesheryUnset = &Kind{"meshery-filters-1135", codes.FailedPrecondition, "the adapter knows no Meshery Server",
+		"The document's module is a filter that is stored in Meshery, and mesheryServer of the adapter's configuration is empty.",
+		"Set mesheryServer, and meshery.tokenFile to the file that `mesheryctl system login` writes; or give the module in another way."}
 )
 
 // All lists the table in the order of its codes.
@@ -254,5 +260,6 @@ func All() []*Kind {
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ProtocolDiffers,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset,
+		ClusterSecret}
 }
