@@ -211,6 +211,9 @@ var (
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
+	EntryRefused = &Kind{"meshery-filters-1111", codes.FailedPrecondition, "Consul does not take the entry",
+		"The cluster has the object, and Consul's controller cannot write it to Consul, whose servers refuse it or do not answer.",
+		"Read the controller's own text in the details; `kubectl describe` of the object that is named shows it too."}
 	MesheryUnreachable = &Kind{"meshery-filters-1120", codes.Unavailable, "Meshery Server does not answer",
 		"Nothing listens at mesheryServer of the adapter's configuration, or the network between is broken.",
 		"Start Meshery with `mesheryctl system start`, or correct the address: it is the one that the adapter reaches, not the browser's."}
@@ -238,12 +241,6 @@ var (
 	ClusterSecret = &Kind{"meshery-filters-1145", codes.FailedPrecondition, "a Secret of the cluster cannot be used",
 		"A reference of a filter in a cluster stands for a Secret of the filter's own namespace there. That Secret, or its key, is not there, or is not what it is taken for.",
 		"`kubectl -n NAMESPACE create secret generic NAME --from-literal KEY=VALUE` makes one, and `kubectl -n NAMESPACE create secret docker-registry NAME …` one for pulling images."}
-	StoredFilterMissing = &Kind{"meshery-filters-1134", codes.NotFound, "Meshery has no such filter",
-		"Nobody has stored a filter of this name or id there, or it is another user's, who has not published it.",
-		"`meshery-filters meshery filters list` shows those of the user whose token is used."}
-	MesheryUnset = &Kind{"meshery-filters-1135", codes.FailedPrecondition, "the adapter knows no Meshery Server",
-		"The document's module is a filter that is stored in Meshery, and mesheryServer of the adapter's configuration is empty.",
-		"Set mesheryServer, and meshery.tokenFile to the file that `mesheryctl system login` writes; or give the module in another way."}
 )
 
 // All lists the table in the order of its codes.
@@ -258,8 +255,7 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ProtocolDiffers,
+		ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset,
-		ClusterSecret}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret}
 }
