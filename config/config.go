@@ -84,6 +84,8 @@ type Config struct {
 	SealKey SealKey `yaml:"sealKey"`
 	// Image Hub, the sample application.
 	ImageHub ImageHub `yaml:"imagehub"`
+	// Consul, for filters of the mesh consul that come without a kubeconfig: those of virtual machines and Nomad.
+	Consul Consul `yaml:"consul"`
 	// Folder of Filter documents, each of which is an operation. Empty: operations.d beside the configuration file, if
 	// there is one.
 	OperationsDir string `yaml:"operationsDir"`
@@ -166,6 +168,38 @@ type ImageHub struct {
 	// Label the namespace of Image Hub in a cluster with istio-injection=enabled, and make it where it is missing. Otherwise
 	// Image Hub's Pods alone ask for a sidecar.
 	LabelNamespace bool `yaml:"labelNamespace"`
+}
+
+// Consul is one Consul off Kubernetes.
+type Consul struct {
+	// Address of Consul's HTTP API, http://HOST:PORT or https://HOST:PORT. Empty: there is none.
+	Addr string `yaml:"addr"`
+	// ACL token. Empty: none is sent.
+	Token ConsulToken `yaml:"token"`
+	// PEM file with the authorities of Consul's certificate. Empty: those of the system.
+	CAFile string `yaml:"caFile"`
+	// PEM file with the client certificate that Consul is shown. Empty: none.
+	CertFile string `yaml:"certFile"`
+	// PEM file with the private key of that certificate.
+	KeyFile string `yaml:"keyFile"`
+	// Consul's namespace, where the server has them. Empty: the token's.
+	Namespace string `yaml:"namespace"`
+	// Consul's admin partition, where the server has them. Empty: the agent's.
+	Partition string `yaml:"partition"`
+	// Admin addresses of the proxies that may be asked what they run, HOST:PORT, separated by commas. Without them an operation
+	// says that nothing was verified.
+	Admin string `yaml:"admin"`
+	// Folder on the proxies' machines where the adapter, which runs there too or has it mounted, puts modules as SHA256.wasm.
+	// It has to be there. Empty: modules are delivered otherwise.
+	LocalPath string `yaml:"localPath"`
+}
+
+// ConsulToken names an entry of Secrets.
+type ConsulToken struct {
+	// Name, under secrets, of Consul's token.
+	Name string `yaml:"name"`
+	// Key within the secret of Consul's token.
+	Key string `yaml:"key"`
 }
 
 // SecretRef names an entry of Secrets.
@@ -265,6 +299,7 @@ func List(s string) []string {
 // String is the configuration as YAML. It shows no secret, not even one that stands where Validate refuses it.
 func (c Config) String() string {
 	c.StoreURL, c.NATSURL, c.MesheryServer, c.ModulesURL = redact(c.StoreURL), redact(c.NATSURL), redact(c.MesheryServer), redact(c.ModulesURL)
+	c.Consul.Addr = redact(c.Consul.Addr)
 	secrets := map[string]map[string]Source{}
 	for name, keys := range c.Secrets {
 		secrets[name] = map[string]Source{}

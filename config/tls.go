@@ -127,3 +127,28 @@ func (c tlsContent) config(t TLS) (*tls.Config, error) {
 	conf.SessionTicketsDisabled = true
 	return conf, nil
 }
+
+// TLS is the client's side of Consul's TLS; nil where nothing is named.
+func (c Consul) TLS() (*tls.Config, error) {
+	if c.CAFile == "" && c.CertFile == "" {
+		return nil, nil
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		ca, err := readFile(c.CAFile)
+		if err != nil {
+			return nil, problem.InvalidConfiguration.New("consul.caFile: %w", err)
+		}
+		if conf.RootCAs = x509.NewCertPool(); !conf.RootCAs.AppendCertsFromPEM(ca) {
+			return nil, problem.InvalidConfiguration.New("consul.caFile: %s holds no PEM certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, problem.InvalidConfiguration.New("consul: certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
+	return conf, nil
+}

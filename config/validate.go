@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -219,6 +220,20 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	if !slices.Contains([]string{"auto", "istio", "gateway-api"}, c.ImageHub.Gateway) {
 		fail("imagehub.gateway", "write auto, istio or gateway-api", "%q names no gateway", c.ImageHub.Gateway)
 	}
+	if c.Consul.Addr != "" {
+		checkURL("consul.addr", c.Consul.Addr, []string{"http", "https"}, "use consul.token", fail)
+	}
+	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
+		fail("consul", "set both, or neither", "certFile and keyFile go together")
+	}
+	for _, addr := range List(c.Consul.Admin) {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			fail("consul.admin", "write HOST:PORT, such as 127.0.0.1:19000", "%q is not an address", redact(addr))
+		}
+	}
+	if p := c.Consul.LocalPath; p != "" && !filepath.IsAbs(p) {
+		fail("consul.localPath", "write the whole path", "proxies do not know what %q is relative to", p)
+	}
 	for name, keys := range c.Secrets {
 		for key, s := range keys {
 			at := "secrets." + name + "." + key
@@ -233,7 +248,7 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 			}
 		}
 	}
-	for path, k := range map[string]SecretRef{"imagehub.key": c.ImageHub.Key, "sealKey": SecretRef(c.SealKey)} {
+	for path, k := range map[string]SecretRef{"imagehub.key": c.ImageHub.Key, "sealKey": SecretRef(c.SealKey), "consul.token": SecretRef(c.Consul.Token)} {
 		if (k.Name == "") != (k.Key == "") {
 			fail(path, "set both, or neither", "name and key go together")
 		} else if _, ok := c.Secrets[k.Name][k.Key]; k.Name != "" && !ok {

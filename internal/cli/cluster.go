@@ -5,11 +5,9 @@ import (
 	"iter"
 
 	"github.com/meshery/meshery-filters/config"
-	"github.com/meshery/meshery-filters/internal/consul"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/istiod"
 	"github.com/meshery/meshery-filters/internal/kube"
-	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -45,17 +43,22 @@ func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 	return t.Targets.Target(mesh, of)
 }
 
-// Loaded asks the proxies and, on Istio, istiod.
+// Loaded asks istiod and the proxies.
 func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
-	if p.Chain.Mesh == (mesh.Consul{}).Name() {
-		return consul.InPods(ctx, c.Cluster, p)
-	}
 	return istiod.Loaded(ctx, c.Cluster, p)
 }
 
-// operateOn gives operations the clusters that requests bring, or the one that the adapter runs in. close ends the
-// connections to them.
+// operateOn gives operations the Consul that is configured, and the clusters that requests bring or the one that the adapter
+// runs in. close ends the connections to them.
 func operateOn(o *operation.Options, c config.Config) (close func(), err error) {
+	leave := func() {}
+	if c.Consul.Addr != "" {
+		client, err := openConsul(o, c)
+		if err != nil {
+			return nil, err
+		}
+		o.Consul, leave = consulled{client, o.Secret}, client.Close
+	}
 	options := kube.Options{Log: o.Log}
 	if c.Clusters == "own" {
 		c, err := kube.Own(options)
@@ -63,7 +66,7 @@ func operateOn(o *operation.Options, c config.Config) (close func(), err error) 
 			return nil, problem.InvalidConfiguration.New("clusters: own: %s", problem.Of(err).Details)
 		}
 		o.Own = operated{c}
-		return c.Close, nil
+		return func() { c.Close(); leave() }, nil
 	}
 	for _, word := range config.List(c.KubeconfigAllow) {
 		*map[string]*bool{"exec": &options.Allow.Exec, "files": &options.Allow.Files, "proxy": &options.Allow.Proxy,
@@ -77,5 +80,5 @@ func operateOn(o *operation.Options, c config.Config) (close func(), err error) 
 		}
 		return operated{c}, nil
 	}
-	return pool.Close, nil
+	return func() { pool.Close(); leave() }, nil
 }

@@ -125,7 +125,7 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 			}
 		}
 		// With the rights of a request's own kubeconfig whoever sends it could do it without the adapter.
-		if r.Own != nil && !r.AllowWideTargets && f.Spec.Mesh != (mesh.Envoy{}).Name() && q.Namespace != "" && f.Key.Namespace != q.Namespace {
+		if (r.Own != nil || r.isConsul(f.Spec.Mesh, len(q.Kubeconfigs) > 0)) && !r.AllowWideTargets && f.Spec.Mesh != (mesh.Envoy{}).Name() && q.Namespace != "" && f.Key.Namespace != q.Namespace {
 			return problem.TargetTooWide.New("%s is in another namespace than the request, which is in %s", f.Key, q.Namespace)
 		}
 		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)
@@ -182,13 +182,14 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		if m.OwnRights() && r.Backends[f.Spec.Mesh] == nil {
 			return nil, problem.MeshNotSupported.New("%s: spec.mesh is %s, and no adapter is there that drives it", f.Key, f.Spec.Mesh)
 		}
-		if !m.OwnRights() && !clusters {
+		own := m.OwnRights() || r.isConsul(f.Spec.Mesh, clusters && r.Own == nil)
+		if !own && !clusters {
 			return nil, problem.ClusterMissing.New("%s: spec.mesh is %s", f.Key, f.Spec.Mesh)
 		}
 		if f, err = m.Complete(f); err != nil {
 			return nil, err
 		}
-		if !m.OwnRights() {
+		if !own {
 			mistakes = append(mistakes, r.secretsAway(f, func(field string) string { return at(i, field) })...)
 		}
 		switch mod := f.Spec.Module; {

@@ -331,7 +331,7 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 		return &p
 	}
 	bound := settle
-	if committed.Proxies != nil {
+	if _, ok := b.(*clusterBackend); ok {
 		bound = settleInMesh
 	}
 	ctx, cancel := context.WithTimeout(ctx, bound)

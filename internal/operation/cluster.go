@@ -20,7 +20,8 @@ import (
 	"github.com/meshery/meshery-filters/internal/store"
 )
 
-// Cluster is a Kubernetes cluster as one user of it; kube.Cluster is one. Its String is what events call it.
+// Cluster is a Kubernetes cluster as one user of it, or what else keeps the objects of plans; kube.Cluster is one, and
+// consul.Client. Its String is what events call it.
 type Cluster interface {
 	fmt.Stringer
 	// Read gives what the cluster serves and holds of what is asked.
@@ -59,6 +60,14 @@ type ClusterTarget interface {
 	Versions() map[string]string
 	// Objects are those of ours that are there.
 	Objects(context.Context) ([]plan.Object, error)
+}
+
+// Folder is a Cluster that puts modules where its proxies read them as files.
+type Folder interface {
+	// ModulePath is where a module of that digest is, or will be; empty where modules are not put anywhere.
+	ModulePath(digest string) string
+	// PutModule makes sure that it is there. Without bytes it cannot be put there.
+	PutModule(digest string, data []byte) error
 }
 
 // clusterBackend makes the plans of one mesh true in one cluster, for one operation.
@@ -131,7 +140,11 @@ func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.Worl
 		if err != nil && !errors.Is(err, problem.ModuleUnavailable) {
 			return w, named(f, err)
 		}
-		w.Modules[digest] = plan.Code{Inline: data}
+		code := plan.Code{Inline: data}
+		if folder, ok := b.cluster.Cluster.(Folder); ok {
+			code.Path = folder.ModulePath(digest)
+		}
+		w.Modules[digest] = code
 		missing = missing || data == nil
 	}
 	if missing {
@@ -266,6 +279,9 @@ func (b *clusterBackend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change,
 	if err != nil {
 		return nil, err
 	}
+	if err := b.put(ctx, p.Chain); err != nil {
+		return nil, err
+	}
 	changes, err := t.Apply(ctx, p)
 	if err == nil || !t.Written() || ctx.Err() != nil || errors.Is(err, problem.ChainChanged) {
 		return changes, stale(err)
@@ -277,6 +293,29 @@ func (b *clusterBackend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change,
 		half.Details = fmt.Sprintf("%s\nWhat was written before that could not be taken back: %v", problem.Of(half.Err).Details, err)
 	}
 	return nil, &half
+}
+
+// put has the modules of a chain where proxies read them, before anything refers to them.
+func (b *clusterBackend) put(ctx context.Context, c filter.Chain) error {
+	folder, ok := b.cluster.Cluster.(Folder)
+	if !ok {
+		return nil
+	}
+	for _, f := range c.Filters {
+		digest := f.Spec.Module.SHA256
+		if mode := f.Spec.Delivery.Mode; folder.ModulePath(digest) == "" || f.Spec.Delivery.LocalPath != "" ||
+			mode != filter.DeliverAuto && mode != filter.DeliverLocal {
+			continue
+		}
+		_, data, err := b.r.Modules.Resolve(ctx, filter.Module{SHA256: digest})
+		if err != nil && !errors.Is(err, problem.ModuleUnavailable) {
+			return named(f, err)
+		}
+		if err := folder.PutModule(digest, data); err != nil {
+			return named(f, err)
+		}
+	}
+	return nil
 }
 
 // revertTimeout bounds putting back what held before.
@@ -292,6 +331,9 @@ func (b *clusterBackend) Revert(ctx context.Context, t filter.Target) (plan.Plan
 	}
 	p, err := b.r.plan(ctx, b, read.before.Chain)
 	if err != nil {
+		return plan.Plan{}, err
+	}
+	if err := b.put(ctx, p.Chain); err != nil {
 		return plan.Plan{}, err
 	}
 	if _, err := read.Apply(ctx, p); err != nil {
@@ -339,7 +381,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			if errors.Is(err, problem.NotVerified) {
 				l, err = plan.Loaded{Unverified: strings.TrimPrefix(problem.Of(err).Details, p.Chain.Target.String()+": ")}, nil
 			}
-			if !yield(l, err) || err != nil || l.Unverified != "" {
+			if !yield(l, err) || err != nil || l.Unverified != "" && l.Expected() == 0 {
 				return
 			}
 		}

@@ -106,10 +106,29 @@ func (r *Runner) in(c Cluster) place {
 	return pl
 }
 
+// consulMesh is the one mesh that is in a cluster or, off Kubernetes, in a Consul that the adapter knows.
+var consulMesh = mesh.Consul{}.Name()
+
+// inConsul is the place of the adapter's own Consul, for one operation.
+func (r *Runner) inConsul() place {
+	pl := r.in(r.Consul)
+	pl.backends = map[string]Backend{consulMesh: pl.backends[consulMesh]}
+	return pl
+}
+
+// isConsul says whether filters of a mesh go to the adapter's own Consul.
+func (r *Runner) isConsul(mesh string, kubeconfigs bool) bool {
+	return r.Consul != nil && mesh == consulMesh && !kubeconfigs
+}
+
 // clusters are the places of an operation with these kubeconfigs. One that is refused is a place where everything fails.
 func (r *Runner) clusters(kubeconfigs []string) (places []place) {
 	if r.Own != nil {
-		return []place{r.in(r.Own)}
+		pl := r.in(r.Own)
+		if r.Consul != nil {
+			delete(pl.backends, consulMesh)
+		}
+		return []place{pl}
 	}
 	if r.Clusters == nil {
 		return nil
@@ -182,12 +201,17 @@ func (r *Runner) places(j job) ([]place, error) {
 	if len(r.Backends) > 0 && len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
 		places = append(places, r.here())
 	}
-	if !everywhere && !r.namesCluster(j) {
+	consul := func(m string) bool { return r.isConsul(m, len(j.kubeconfigs) > 0) }
+	if r.Consul != nil && everywhere || slices.ContainsFunc(meshes, consul) {
+		places = append(places, r.inConsul())
+	}
+	meshes = slices.DeleteFunc(meshes, func(m string) bool { return driven(m) || consul(m) })
+	if !everywhere && len(meshes) == 0 {
 		return places, nil
 	}
 	clusters := r.clusters(j.kubeconfigs)
 	if len(clusters) == 0 && !everywhere {
-		return nil, problem.ClusterMissing.New("spec.mesh is %s", strings.Join(slices.DeleteFunc(meshes, driven), ", "))
+		return nil, problem.ClusterMissing.New("spec.mesh is %s", strings.Join(meshes, ", "))
 	}
 	var refused []error
 	for _, pl := range clusters {
@@ -221,6 +245,9 @@ const lookTimeout = 10 * time.Second
 func (r *Runner) shown(ctx context.Context, kubeconfigs []string) (string, error) {
 	places := r.clusters(kubeconfigs)
 	if len(places) == 0 {
+		if r.Consul != nil && len(r.Backends) == 0 {
+			return consulMesh, nil
+		}
 		return mesh.Envoy{}.Name(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)

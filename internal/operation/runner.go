@@ -56,7 +56,9 @@ type Options struct {
 	// Clusters opens the clusters that requests bring a kubeconfig of. Default: they are not taken.
 	Clusters func(kubeconfig []byte) (Cluster, error)
 	// Own, when set, is the cluster of all operations on meshes of clusters; the kubeconfigs of requests are ignored.
-	Own         Cluster
+	Own Cluster
+	// Consul, when set, keeps the entries of the mesh consul, for requests without kubeconfigs. It is the adapter's own.
+	Consul      Cluster
 	Records     store.Records // of which modules chains in clusters use
 	Modules     Modules
 	ModuleNames []string // those that builtin can name

@@ -201,19 +201,31 @@ var (
 		"Mend what the details say of each, then send the operation again; where it is done already nothing is changed."}
 	NotVerified = &Kind{"meshery-filters-1082", codes.OK, "nothing proves that proxies run it",
 		"The cluster has taken the objects, and what its proxies made of them was not seen.",
-		"Look at live responses, or at the proxies' own configuration: `istioctl proxy-status` and `istioctl proxy-config` show both. docs/istio.md says what can go wrong."}
+		"Look at live responses, or at the proxies' own configuration: `istioctl proxy-status` and `istioctl proxy-config` show both. Of Consul's proxies off Kubernetes those are looked at whose admin addresses consul.admin has. docs/istio.md and docs/consul.md say what can go wrong."}
 	SourceUnproved = &Kind{"meshery-filters-1090", codes.FailedPrecondition, "proxies would not get the module",
 		"The address that proxies are to fetch it from did not give the adapter the module's bytes. A proxy without its module serves errors, so nothing was changed.",
 		"Check the address from where proxies run: it is modulesURL of the adapter's configuration, or the document's module.url with delivery {mode: direct}."}
 	HubGateway = &Kind{"meshery-filters-1095", codes.FailedPrecondition, "Image Hub finds no gateway in the cluster",
 		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, or not those that imagehub.gateway of the adapter's configuration asks for.",
 		"Install Istio with its gateway, or the Gateway API's kinds; or set imagehub.gateway to auto."}
+	ConsulUnreachable = &Kind{"meshery-filters-1100", codes.Unavailable, "Consul cannot be reached",
+		"The agent at consul.addr is down, has no leader, cannot be reached from the adapter's machine, or has another certificate than consul.caFile says.",
+		"Check the address with `curl ADDRESS/v1/status/leader` from where the adapter runs, then send the operation again."}
+	ConsulDenied = &Kind{"meshery-filters-1101", codes.PermissionDenied, "Consul does not allow it",
+		"The token of consul.tokenFile or consul.token has expired, is unknown, or its policies lack what is named.",
+		"Give the token the policy that docs/consul.md shows."}
+	ConsulRefused = &Kind{"meshery-filters-1102", codes.FailedPrecondition, "Consul refuses a request",
+		"Consul does not accept the entry, or what answers at consul.addr is no Consul.",
+		"Read its own text in the details; it names the field. `curl ADDRESS/v1/agent/self` shows what answers there."}
+	ConsulKubernetes = &Kind{"meshery-filters-1103", codes.FailedPrecondition, "the entry is kept by Kubernetes",
+		"consul-k8s has made the entry from a resource of a cluster, and would undo every change of it.",
+		"Send the cluster's kubeconfig with the request: the filters then go into that resource."}
+	ModuleNotWritten = &Kind{"meshery-filters-1104", codes.FailedPrecondition, "a module cannot be put where proxies read it",
+		"The folder of consul.localPath is missing, full, or not the adapter's to write.",
+		"Make the folder and let the adapter's user write there, and the proxies' read."}
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
-	EntryRefused = &Kind{"meshery-filters-1111", codes.FailedPrecondition, "Consul does not take the entry",
-		"The cluster has the object, and Consul's controller cannot write it to Consul, whose servers refuse it or do not answer.",
-		"Read the controller's own text in the details; `kubectl describe` of the object that is named shows it too."}
 	MesheryUnreachable = &Kind{"meshery-filters-1120", codes.Unavailable, "Meshery Server does not answer",
 		"Nothing listens at mesheryServer of the adapter's configuration, or the network between is broken.",
 		"Start Meshery with `mesheryctl system start`, or correct the address: it is the one that the adapter reaches, not the browser's."}
@@ -255,7 +267,7 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ProtocolDiffers, EntryRefused,
+		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret}
 }

@@ -1,0 +1,263 @@
+package consul
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+// rewrites bounds how often an entry that somebody else writes at the same time is read and written again.
+const rewrites = 5
+
+// Read gives the entries that a mesh wants to know of, as Kubernetes would show them and without the extensions that are
+// ours. It serves no kinds. What metadata.namespace says is the reference's: the entries are of the Client's own.
+func (c *Client) Read(ctx context.Context, reads plan.Reads) (found plan.Cluster, err error) {
+	for _, r := range reads.Objects {
+		kind, ok := kinds[r.Kind]
+		if r.Group != group || !ok {
+			continue
+		}
+		e, err := c.entry(ctx, kind, r.Name)
+		if err != nil {
+			return found, err
+		}
+		if e.raw != nil {
+			found.Objects = append(found.Objects, e.object(r.Kind, r.Namespace))
+		}
+	}
+	return found, nil
+}
+
+// Targets are all targets as they were read at one moment.
+type Targets struct {
+	client *Client
+	all    []inventory
+}
+
+// Targets reads what holds on every target.
+func (c *Client) Targets(ctx context.Context) (*Targets, error) {
+	all, err := c.inventories(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the inventories: %w", err)
+	}
+	return &Targets{c, all}, nil
+}
+
+// Chains lists those that we put into Consul.
+func (t *Targets) Chains() (chains []filter.Chain) {
+	for _, v := range t.all {
+		if len(v.Chain.Filters) > 0 {
+			chains = append(chains, v.Chain)
+		}
+	}
+	return chains
+}
+
+// Target is one of them, or one that has nothing.
+func (t *Targets) Target(mesh string, at filter.Target) *Target {
+	id := filter.Chain{Mesh: mesh, Target: at}.ID()
+	for _, v := range t.all {
+		if v.Chain.ID() == id {
+			return &Target{client: t.client, had: v}
+		}
+	}
+	return &Target{client: t.client, had: inventory{Target: at.String(), Chain: filter.Chain{Mesh: mesh, Target: at}}}
+}
+
+// Target is one target as it was read: what is applied builds on that, and is problem.ChainChanged when somebody else has
+// changed the target meanwhile. It is not safe for concurrent use.
+type Target struct {
+	client  *Client
+	had     inventory
+	applied *inventory // by Apply, and not committed yet
+	written bool       // by the last Apply
+}
+
+// Target reads what holds on a target.
+func (c *Client) Target(ctx context.Context, mesh string, t filter.Target) (*Target, error) {
+	if t.Partition != "" && t.Partition != c.Partition {
+		return nil, problem.NotSupported.New("spec.target.partition is %q, and the adapter is configured for another, consul.partition", t.Partition)
+	}
+	had, err := c.inventory(ctx, mesh, t)
+	if err != nil {
+		return nil, fmt.Errorf("read the inventory: %w", err)
+	}
+	return &Target{client: c, had: had}, nil
+}
+
+// Committed returns what holds: a chain, without filters when we put nothing there, and its Version, which is empty while
+// an Apply was begun and not ended. Objects are not part of it.
+func (t *Target) Committed() plan.Plan { return plan.Plan{Chain: t.had.Chain, Version: t.had.Version} }
+
+// Applied says whether what was begun last has ended.
+func (t *Target) Applied() bool { return t.had.Version != "" }
+
+// Written says whether the last Apply came to write something.
+func (t *Target) Written() bool { return t.written }
+
+// Versions are of no use here: entries say what they hold.
+func (t *Target) Versions() map[string]string { return nil }
+
+// Objects are none: no entry carries a module.
+func (t *Target) Objects(context.Context) ([]plan.Object, error) { return nil, nil }
+
+// step is what becomes of one entry.
+type step struct {
+	entry  entry
+	ours   []map[string]any
+	at     int // of the user's extensions before ours, in the plan
+	action plan.Action
+}
+
+// prepare reads the entries, and finds out what becomes of them.
+func (t *Target) prepare(ctx context.Context, p plan.Plan) (steps []*step, next inventory, err error) {
+	if p.Chain.ID() != t.had.Chain.ID() {
+		return nil, next, problem.Internal.New("the plan is for %s, and not for %s", p.Chain.Target, t.had.Chain.Target)
+	}
+	next = t.had
+	next.Chain, next.Version, next.Entries, next.Plugins = p.Chain, p.Version, nil, nil
+	for _, f := range p.Chain.Filters {
+		next.Plugins = append(next.Plugins, pluginName(f.Key))
+	}
+	for _, o := range p.Objects {
+		s := &step{}
+		if s.entry, err = t.client.entryOf(ctx, o); err != nil {
+			return nil, next, err
+		}
+		for _, x := range extensionsOf(o.Content) {
+			switch {
+			case isOf(x, p.Chain.Filters):
+				s.ours = append(s.ours, x)
+			case s.ours == nil:
+				s.at++
+			}
+		}
+		steps = append(steps, s)
+		next.Entries = append(next.Entries, s.entry.String())
+	}
+	for _, name := range t.had.Entries {
+		if kind, name, _ := strings.Cut(name, "/"); !slices.Contains(next.Entries, kind+"/"+name) {
+			e, err := t.client.entry(ctx, kind, name)
+			if err != nil {
+				return nil, next, err
+			}
+			steps = append(steps, &step{entry: e})
+		}
+	}
+	for _, s := range steps {
+		s.decide(t.names(next))
+	}
+	return steps, next, nil
+}
+
+// names are those of every plugin that is, was or will be the target's.
+func (t *Target) names(next inventory) []string { return union(t.had.Plugins, next.Plugins) }
+
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// decide says what the entry becomes, and what that is.
+func (s *step) decide(names []string) (raw map[string]any) {
+	if s.entry.raw == nil && s.ours == nil {
+		s.action = plan.Unchanged
+		return nil
+	}
+	raw = s.entry.with(s.ours, names, s.at)
+	switch {
+	case s.entry.same(raw):
+		s.action = plan.Unchanged
+	case s.entry.raw == nil:
+		s.action = plan.Created
+	case raw == nil:
+		s.action = plan.Deleted
+	default:
+		s.action = plan.Updated
+	}
+	return raw
+}
+
+// write brings the entry there, over whatever others write to it meanwhile.
+func (s *step) write(ctx context.Context, c *Client, names []string) error {
+	for range rewrites {
+		raw := s.decide(names)
+		if s.action == plan.Unchanged {
+			return nil
+		}
+		done, err := c.put(ctx, s.entry, raw)
+		if done || err != nil {
+			return err
+		}
+		if s.entry, err = c.entry(ctx, s.entry.kind, s.entry.name); err != nil {
+			return err
+		}
+	}
+	return problem.ChainChanged.New("%s: %s, %d times", c, s.entry, rewrites)
+}
+
+// Apply makes the target hold exactly what the plan says. On an error, what was done is in the inventory, so that applying
+// this plan or the one before it brings the target there. Until Commit the inventory says that the chain before holds, and
+// that it is being changed.
+func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	t.applied, t.written = nil, false
+	steps, next, err := t.prepare(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	names := t.names(next)
+	if slices.ContainsFunc(steps, func(s *step) bool { return s.action != plan.Unchanged }) {
+		// The inventory knows of everything before it is there, so that a run that is cut off leaves nothing unknown, and of
+		// two adapters that are at it at once one is stopped before it writes.
+		begun := t.had
+		begun.Version, begun.Entries, begun.Plugins = "", union(t.had.Entries, next.Entries), names
+		if t.had, err = t.client.keep(ctx, begun); err != nil {
+			return nil, fmt.Errorf("write the inventory: %w", err)
+		}
+		t.written = true
+	}
+	changes := changesOf(steps)
+	for _, s := range steps {
+		if err := s.write(ctx, t.client, names); err != nil {
+			return nil, fmt.Errorf("write %s: %w", s.entry, err)
+		}
+	}
+	next.index = t.had.index
+	t.applied = &next
+	return changes, nil
+}
+
+// Commit has the inventory say that what was applied last holds.
+func (t *Target) Commit(ctx context.Context) (err error) {
+	if t.applied == nil {
+		return problem.Internal.New("nothing is applied to %s that could be kept", t.had.Chain.Target)
+	}
+	if canonical(*t.applied) == canonical(t.had) {
+		return nil
+	}
+	if t.had, err = t.client.keep(ctx, *t.applied); err != nil {
+		return fmt.Errorf("write the inventory: %w", err)
+	}
+	return nil
+}
+
+// Diff tells what Apply would change, and writes nothing.
+func (t *Target) Diff(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	steps, _, err := t.prepare(ctx, p)
+	return changesOf(steps), err
+}
+
+func changesOf(steps []*step) (changes []plan.Change) {
+	for _, s := range steps {
+		if s.action != plan.Unchanged || s.ours != nil {
+			changes = append(changes, plan.Change{Subject: s.entry.String(), Action: s.action})
+		}
+	}
+	return changes
+}
