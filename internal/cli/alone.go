@@ -31,6 +31,9 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	if !w.cluster.given() {
 		return usage("say in which cluster with --kubeconfig FILE; without an adapter there are no plain Envoys")
 	}
+	if err := a.checkServedAt(); err != nil {
+		return err
+	}
 	cluster, err := w.cluster.open()
 	if err != nil {
 		return err
@@ -55,7 +58,7 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	quiet := slog.New(slog.DiscardHandler)
 	runner, err := operation.NewRunner(operation.Options{
 		Own: operated{cluster}, AllowWideTargets: true, // with the rights of whoever runs this
-		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), Log: quiet}),
+		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt, Log: quiet}),
 		ModuleNames: filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
 		Secret: func(name, key string) (string, error) {
 			return "", problem.SecretMissing.New("%s/%s: without an adapter there are no secrets", name, key)

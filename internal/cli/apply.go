@@ -48,6 +48,7 @@ and the result to standard output; with -o json or yaml every event is one line 
 	w.flags(cmd)
 	w.cluster.flags(cmd, "whose mesh the filters are for; the adapter gets that one context of it")
 	w.aloneFlag(cmd)
+	a.servedFlag(cmd)
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

@@ -248,5 +248,10 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	runWith(t, "", nil, "remove", "shop/x", "--no-adapter", "--kubeconfig", nobody).want(t, exitFailed, "Code:   meshery-filters-1063")
 	a.cli(with("run", "filters_status")...).want(t, exitOK, "1 target has filters, 0 drifted")
 	runWith(t, "", nil, with("remove", "shop/x", "--no-adapter")...).want(t, exitOK, "shop/x removed from Service shop/api")
+	runWith(t, "", nil, with("undo", "shop/x", "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "created")
+	runWith(t, "", nil, with("history", "shop/x")...).want(t, exitOK, "removed", "Service shop/api")
+	runWith(t, "", nil, with("history", "shop/y")...).want(t, exitFailed, "meshery-filters-1010")
+	runWith(t, "", nil, with("remove", "shop/x", "--no-adapter")...).want(t, exitOK)
+	runWith(t, "", nil, "apply", "-f", doc, "--modules-url", "http://filters.example").want(t, exitUsage, "--no-adapter")
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.")
 }

@@ -10,24 +10,46 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // newHistory makes `history`.
 func newHistory(a *app) *cobra.Command {
+	var k kubeconfigFlags
 	cmd := &cobra.Command{
 		Use:   "history NAME|NAMESPACE/NAME",
 		Short: "Show what became of a filter",
 		Long: `Show what became of a filter, the oldest first: as far as the last 10 changes of each target go.
 
-A revision's number is what undo takes.`,
+A revision's number is what undo takes. With --kubeconfig no adapter is asked: it is what the inventories in that cluster
+have.`,
 		Example: `  meshery-filters history shop/rate-limit
-  meshery-filters history rate-limit -n shop -o json`,
+  meshery-filters history rate-limit -n shop -o json
+  meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {
 				return usageError{err}
+			}
+			if k.given() {
+				c, err := k.open()
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				all, err := c.Targets(cmd.Context())
+				if err != nil {
+					return err
+				}
+				history := operation.HistoryOf(all.Revisions(), key)
+				if len(history) == 0 {
+					return problem.FilterNotFound.New("%s in %s", key, c)
+				}
+				return a.printHistory(server.Revisions(history))
 			}
 			c, err := a.dial()
 			if err != nil {
@@ -42,6 +64,7 @@ A revision's number is what undo takes.`,
 		},
 	}
 	a.namespaceFlag(cmd, "namespace of a name without one (default: \"default\")")
+	k.flags(cmd, "whose filter it is")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
@@ -86,9 +109,12 @@ func newUndo(a *app) *cobra.Command {
 		Long: `Bring a filter back to what it was before its last change, or at a revision that history shows.
 
 What it was is proved and rolled out like anything that is applied. A filter that was removed comes back; one that was
-applied for the first time goes. The other filters of its chain stay as they are.`,
+applied for the first time goes. The other filters of its chain stay as they are.
+
+With --kubeconfig it is brought back in that cluster, if it has a history there, and on plain Envoys otherwise.`,
 		Example: `  meshery-filters undo shop/rate-limit
-  meshery-filters undo shop/rate-limit --to 12`,
+  meshery-filters undo shop/rate-limit --to 12
+  meshery-filters undo shop/rate-limit --kubeconfig ~/.kube/config --no-adapter`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
@@ -108,6 +134,8 @@ applied for the first time goes. The other filters of its chain stay as they are
 	cmd.Flags().IntVar(&to, "to", 0, "the `revision` to bring it back to (default: the one before the last)")
 	a.namespaceFlag(cmd, "namespace of a name without one (default: \"default\")")
 	w.flags(cmd)
+	w.cluster.flags(cmd, "whose filter it is; the adapter gets that one context of it")
+	w.aloneFlag(cmd)
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd

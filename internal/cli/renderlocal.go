@@ -56,14 +56,21 @@ func (a *app) servedFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.servedAt, "modules-url", "", "modulesURL of the adapter that will apply it: its `address` as proxies reach it (default: it serves no modules)")
 }
 
+func (a *app) checkServedAt() error {
+	if u, err := url.Parse(a.servedAt); a.servedAt != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		return usage("--modules-url is the modulesURL of an adapter, such as http://HOST:PORT")
+	}
+	return nil
+}
+
 // resolver gives a filter the values of its secrets.
 type resolver func(context.Context, filter.Filter) (filter.Filter, error)
 
 // planLocally plans what documents make of their targets, a target at a time, without an adapter.
 func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Document, around surroundings, resolve resolver) ([]plan.Plan, error) {
 	world := plan.World{Modules: map[string]plan.Code{}}
-	if u, err := url.Parse(a.servedAt); a.servedAt != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		return nil, usage("--modules-url is the modulesURL of an adapter, such as http://HOST:PORT")
+	if err := a.checkServedAt(); err != nil {
+		return nil, err
 	}
 	modules := module.New(module.Options{Blobs: held(world.Modules), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt})
 	named := func(f filter.Filter, err error) error {

@@ -58,6 +58,9 @@ func (t *Targets) Chains() (chains []filter.Chain) {
 	return chains
 }
 
+// Revisions are not kept.
+func (t *Targets) Revisions() []plan.Revision { return nil }
+
 // Target is one of them, or one that has nothing.
 func (t *Targets) Target(mesh string, at filter.Target) *Target {
 	id := filter.Chain{Mesh: mesh, Target: at}.ID()
@@ -102,6 +105,9 @@ func (t *Target) Written() bool { return t.written }
 
 // Versions are of no use here: entries say what they hold.
 func (t *Target) Versions() map[string]string { return nil }
+
+// Revisions are not kept.
+func (t *Target) Revisions() []plan.Revision { return nil }
 
 // Objects are none: no entry carries a module.
 func (t *Target) Objects(context.Context) ([]plan.Object, error) { return nil, nil }

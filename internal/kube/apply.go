@@ -495,7 +495,7 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 // conclude writes the inventory of what holds now, unless it says so already.
 func (t *Target) conclude(ctx context.Context, ch *change) error {
 	next := *t.had
-	next.Chain, next.Version, next.Objects = ch.plan.Chain, ch.plan.Version, nil
+	next.Chain, next.Version, next.Objects, next.revisions = ch.plan.Chain, ch.plan.Version, nil, t.had.revised(ch.plan.Chain)
 	for _, s := range ch.steps {
 		next.Objects = append(next.Objects, s.item)
 	}

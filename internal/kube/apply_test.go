@@ -19,14 +19,14 @@ func TestObjectsAreMadeLeftAloneWhenNothingDiffersAndTakenAway(t *testing.T) {
 	p := planOf(ns, "headers", "rate-limit")
 	both := fmt.Sprintf("WasmPlugin/%s/headers WasmPlugin/%s/rate-limit", ns, ns)
 	same(t, "diff", diff(t, c, p), changed(both, plan.Created))
-	if there(t, pluginPath(ns, "headers")) != nil || there(t, inventoryPath(ns)) != nil {
+	if there(t, pluginPath(ns, "headers")) != nil || holding(t, ns) != nil {
 		t.Fatal("a diff has written something")
 	}
 	same(t, "first", apply(t, c, p), changed(both, plan.Created))
 
 	made := there(t, pluginPath(ns, "rate-limit"))
 	same(t, "priority", descend(made, []string{"spec"})["priority"], int64(90))
-	inventory := there(t, inventoryPath(ns))
+	inventory := holding(t, ns)
 	if label := descend(inventory, []string{"metadata", "labels"})[inventoryLabel]; label != "istio" {
 		t.Errorf("the inventory's label is %v", label)
 	}
@@ -36,7 +36,7 @@ func TestObjectsAreMadeLeftAloneWhenNothingDiffersAndTakenAway(t *testing.T) {
 
 	before := []string{version(made), version(inventory)}
 	same(t, "again", apply(t, base(t), p), changed(both, plan.Unchanged))
-	same(t, "resource versions", []string{version(there(t, pluginPath(ns, "rate-limit"))), version(there(t, inventoryPath(ns)))}, before)
+	same(t, "resource versions", []string{version(there(t, pluginPath(ns, "rate-limit"))), version(holding(t, ns))}, before)
 
 	p.Objects[0].Content["spec"].(map[string]any)["priority"] = 7
 	p.Version = "v2"
@@ -50,10 +50,13 @@ func TestObjectsAreMadeLeftAloneWhenNothingDiffersAndTakenAway(t *testing.T) {
 	same(t, "the chain", committed.Chain, p.Chain)
 
 	same(t, "removal", apply(t, c, planOf(ns)), changed(both, plan.Deleted))
-	for _, path := range []string{pluginPath(ns, "rate-limit"), pluginPath(ns, "headers"), inventoryPath(ns)} {
+	for _, path := range []string{pluginPath(ns, "rate-limit"), pluginPath(ns, "headers")} {
 		if o := there(t, path); o != nil {
 			t.Errorf("%s is still there", path)
 		}
+	}
+	if holding(t, ns) != nil {
+		t.Error("the inventory still has something")
 	}
 	if changes := apply(t, c, planOf(ns)); len(changes) > 0 {
 		t.Errorf("nothing was there, and %v", changes)
@@ -66,10 +69,10 @@ func TestModuleBytesNeverReachTheCluster(t *testing.T) {
 	p := planOf(ns, "inline")
 	p.Chain.Filters[0].Spec.Module.Inline = "AGFzbQEAAAA="
 	apply(t, c, p)
-	if data, _ := json.Marshal(there(t, inventoryPath(ns))); strings.Contains(string(data), "AGFzbQ") {
+	if data, _ := json.Marshal(holding(t, ns)); strings.Contains(string(data), "AGFzbQ") {
 		t.Errorf("the inventory has the module: %s", data)
 	}
-	if v := version(there(t, inventoryPath(ns))); len(apply(t, c, p)) != 1 || version(there(t, inventoryPath(ns))) != v {
+	if v := version(holding(t, ns)); len(apply(t, c, p)) != 1 || version(holding(t, ns)) != v {
 		t.Error("the same plan wrote the inventory again")
 	}
 }
@@ -108,7 +111,7 @@ func TestAConflictStopsBeforeAnythingIsWrittenAndNamesManagerAndField(t *testing
 	if strings.Contains(problem.Of(err).Details, ".spec.url") {
 		t.Errorf("it names a field that both want alike: %v", err)
 	}
-	if there(t, pluginPath(ns, "a")) != nil || there(t, inventoryPath(ns)) != nil {
+	if there(t, pluginPath(ns, "a")) != nil || holding(t, ns) != nil {
 		t.Error("something was written")
 	}
 	same(t, "their object", there(t, pluginPath(ns, "b")), before)
@@ -151,7 +154,7 @@ func TestWhatWeDidNotMakeIsNeverDeleted(t *testing.T) {
 		t.Errorf("removal: %v", changes)
 	}
 	same(t, "their new object", there(t, pluginPath(ns, "ours")), again)
-	if there(t, inventoryPath(ns)) != nil {
+	if holding(t, ns) != nil {
 		t.Error("the inventory is still there")
 	}
 }
@@ -228,7 +231,7 @@ func TestAKindThatIsNotServedOrAnObjectThatIsNotValidStopsBeforeAnythingIsWritte
 		if !errors.Is(err, c2.kind) || !strings.Contains(err.Error(), c2.says) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if there(t, pluginPath(ns, "a")) != nil || there(t, inventoryPath(ns)) != nil {
+		if there(t, pluginPath(ns, "a")) != nil || holding(t, ns) != nil {
 			t.Errorf("%s: something was written", name)
 		}
 	}
@@ -292,7 +295,7 @@ func holds(t *testing.T, ns string, names ...string) {
 			t.Errorf("%s is there: %v", n, got)
 		}
 	}
-	o := there(t, inventoryPath(ns))
+	o := holding(t, ns)
 	if (o != nil) != (len(names) > 0) {
 		t.Errorf("there is an inventory: %v", o != nil)
 	}
@@ -421,7 +424,7 @@ func TestAnInventoryThatSomebodyHasChangedIsNotGuessedAt(t *testing.T) {
 		"no objects":       map[string]any{"objects": "[{]"},
 		"another's target": map[string]any{"chain": `{"mesh":"istio","target":{"kind":"Mesh"}}`},
 	} {
-		good := there(t, inventoryPath(ns))
+		good := holding(t, ns)
 		must(t, "PATCH", inventoryPath(ns), map[string]any{"data": data})
 		_, err := applies(t.Context(), c, planOf(ns))
 		if !errors.Is(err, problem.InventoryDamaged) || there(t, pluginPath(ns, "a")) == nil {

@@ -116,7 +116,7 @@ func TestANamespaceThatIsMissingOrBeingDeletedTakesNothingNewAndLetsGoOfWhatItHa
 	if there(t, "/api/v1/namespaces/"+ns) != nil {
 		t.Fatal("the namespace is still there")
 	}
-	if changes := apply(t, c, planOf(ns)); len(changes) > 0 || there(t, inventoryPath(ns)) != nil {
+	if changes := apply(t, c, planOf(ns)); len(changes) > 0 || holding(t, ns) != nil {
 		t.Errorf("removal: %v", changes)
 	}
 }

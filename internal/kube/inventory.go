@@ -33,6 +33,7 @@ type Inventory struct {
 	Version string // of the plan that holds; empty while one is being applied, or was when it was cut off
 	Objects []Item // sorted by kind, namespace and name
 
+	revisions                  []kept // oldest first; the last is the chain that holds
 	name, uid, resourceVersion string // of the ConfigMap; empty while there is none
 }
 
@@ -138,6 +139,11 @@ func (d document) inventory() (*Inventory, error) {
 	if err := json.Unmarshal([]byte(d.Data["objects"]), &v.Objects); err != nil {
 		return nil, fmt.Errorf("its objects cannot be read: %w", err)
 	}
+	if text := d.Data["revisions"]; text != "" {
+		if err := json.Unmarshal([]byte(text), &v.revisions); err != nil {
+			return nil, fmt.Errorf("its revisions cannot be read: %w", err)
+		}
+	}
 	return v, nil
 }
 
@@ -222,7 +228,7 @@ func (c *Cluster) Inventories(ctx context.Context) ([]*Inventory, error) {
 
 // write makes the inventory what the cluster keeps, provided that nobody has changed it since it was read.
 func (c *Cluster) write(ctx context.Context, v *Inventory) error {
-	if len(v.Objects) == 0 && len(v.Chain.Filters) == 0 {
+	if len(v.Objects) == 0 && len(v.Chain.Filters) == 0 && len(v.revisions) == 0 {
 		return c.drop(ctx, v)
 	}
 	body, err := v.encode(c.opts.Namespace)
@@ -280,14 +286,22 @@ func (v *Inventory) encode(namespace string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the objects: %w", err)
 	}
-	body, err := json.Marshal(document{
+	revisions, err := json.Marshal(v.revisions)
+	if err != nil {
+		return nil, fmt.Errorf("encode the revisions: %w", err)
+	}
+	d := document{
 		APIVersion: "v1", Kind: "ConfigMap",
 		Metadata: documentMetadata{
 			Name: v.name, Namespace: namespace, UID: v.uid, ResourceVersion: v.resourceVersion,
 			Labels: map[string]string{"app.kubernetes.io/managed-by": Manager, inventoryLabel: v.Chain.Mesh},
 		},
 		Data: map[string]string{"target": v.Chain.Target.String(), "chain": string(chain), "objects": string(objects), "version": v.Version},
-	})
+	}
+	if room := maxInventory - len(chain) - len(objects); len(v.revisions) > 0 && 2*len(revisions) < room { // quotes are escaped once more
+		d.Data["revisions"] = string(revisions)
+	}
+	body, err := json.Marshal(d)
 	if err != nil {
 		return nil, fmt.Errorf("encode the inventory: %w", err)
 	}

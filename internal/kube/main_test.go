@@ -407,6 +407,16 @@ func planOf(ns string, names ...string) plan.Plan {
 	return p
 }
 
+// holding is the inventory of a target that has something; one that only has what was there before is none.
+func holding(t *testing.T, ns string) map[string]any {
+	t.Helper()
+	o := there(t, inventoryPath(ns))
+	if o != nil && o["data"].(map[string]any)["objects"] == "null" {
+		return nil
+	}
+	return o
+}
+
 func inventoryPath(ns string) string {
 	return "/api/v1/namespaces/" + defaultNamespace + "/configmaps/" + inventoryName("istio", target(ns))
 }

@@ -98,7 +98,7 @@ func TestASharedObjectGetsOursAndGetsBackExactlyWhatItHad(t *testing.T) {
 			if got, want := extensions(t, ns), strings.TrimSpace(theirs+" a b"); got != want {
 				t.Errorf("extensions %q, want %q", got, want)
 			}
-			if data := fmt.Sprint(there(t, inventoryPath(ns))); strings.Contains(data, "builtin/wasm") {
+			if data := fmt.Sprint(holding(t, ns)); strings.Contains(data, "builtin/wasm") {
 				t.Errorf("the inventory has the configuration: %s", data)
 			}
 			v := version(there(t, defaultsPath(ns, "api")))
@@ -112,7 +112,7 @@ func TestASharedObjectGetsOursAndGetsBackExactlyWhatItHad(t *testing.T) {
 			}
 			same(t, "removal", apply(t, c, planOf(ns)), changed(subject, plan.Updated))
 			same(t, "the user's object", essence(there(t, defaultsPath(ns, "api"))), essence(before))
-			if there(t, inventoryPath(ns)) != nil {
+			if holding(t, ns) != nil {
 				t.Error("the inventory is still there")
 			}
 		})
@@ -214,7 +214,7 @@ func TestASharedObjectThatIsGoneIsNeitherMadeNorMissed(t *testing.T) {
 	userDefaults(t, ns, map[string]any{})
 	share(t, c, ns, "a")
 	must(t, "DELETE", defaultsPath(ns, "api"), nil)
-	if changes := apply(t, c, planOf(ns)); len(changes) > 0 || there(t, inventoryPath(ns)) != nil {
+	if changes := apply(t, c, planOf(ns)); len(changes) > 0 || holding(t, ns) != nil {
 		t.Errorf("removal: %v", changes)
 	}
 }

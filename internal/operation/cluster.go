@@ -40,6 +40,8 @@ type Cluster interface {
 type ClusterTargets interface {
 	// Chains lists what we put there.
 	Chains() []filter.Chain
+	// Revisions are the chains that they had, oldest first.
+	Revisions() []plan.Revision
 	// Target is one of them, or one that has nothing.
 	Target(mesh string, t filter.Target) ClusterTarget
 }
@@ -58,6 +60,8 @@ type ClusterTarget interface {
 	Written() bool
 	// Versions are the resourceVersions of the objects as the last Apply left them, by plan.Change.Subject.
 	Versions() map[string]string
+	// Revisions are the chains that it had, oldest first.
+	Revisions() []plan.Revision
 	// Objects are those of ours that are there.
 	Objects(context.Context) ([]plan.Object, error)
 }
@@ -228,8 +232,19 @@ func (b *clusterBackend) Drift(ctx context.Context, c filter.Chain) ([]plan.Chan
 	return slices.DeleteFunc(changes, func(c plan.Change) bool { return c.Action == plan.Unchanged }), err
 }
 
-// History is kept nowhere.
-func (b *clusterBackend) History(context.Context) ([]plan.Revision, error) { return nil, nil }
+// History is what the inventories keep of the mesh's chains.
+func (b *clusterBackend) History(ctx context.Context) (of []plan.Revision, err error) {
+	targets, err := b.cluster.all(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, rev := range targets.Revisions() {
+		if rev.Chain.Mesh == b.mesh.Name() {
+			of = append(of, rev)
+		}
+	}
+	return of, nil
+}
 
 // Behind is nothing: what holds is read from the cluster each time.
 func (b *clusterBackend) Behind(context.Context) ([]filter.Chain, error) { return nil, nil }
@@ -349,16 +364,16 @@ func (b *clusterBackend) Commit(ctx context.Context, p plan.Plan) error {
 	if err != nil {
 		return err
 	}
-	kept := usedRecord(b.cluster.String(), p.Chain)
+	used := usedRecord(b.cluster.String(), p.Chain, t.Revisions())
 	if len(p.Chain.Filters) > 0 {
-		if err := kept.put(ctx, b.r.Records); err != nil {
+		if err := used.put(ctx, b.r.Records); err != nil {
 			return fmt.Errorf("remember the modules of %s: %w", p.Chain.Target, err)
 		}
 	}
 	if err := t.Commit(ctx); err != nil || len(p.Chain.Filters) > 0 {
 		return stale(err)
 	}
-	if err := kept.drop(ctx, b.r.Records); err != nil { // they are kept for longer than they need to be
+	if err := used.put(ctx, b.r.Records); err != nil { // they are live for longer than they need to be
 		b.r.Log.Warn("modules are not forgotten", "cluster", b.cluster.String(), "target", p.Chain.Target.String(), "err", err)
 	}
 	return nil

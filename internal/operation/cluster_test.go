@@ -353,7 +353,7 @@ func keys[V any](m map[string]V) (all []string) {
 	return all
 }
 
-// inventories are the ConfigMaps of the test's targets.
+// inventories are the ConfigMaps of the test's targets that have something.
 func (c *clusterRig) inventories() (all []map[string]any) {
 	c.t.Helper()
 	code, list, err := c.ask("GET", "/api/v1/namespaces/meshery-filters/configmaps", nil)
@@ -362,6 +362,9 @@ func (c *clusterRig) inventories() (all []map[string]any) {
 	}
 	for _, o := range list["items"].([]any) {
 		data, _ := o.(map[string]any)["data"].(map[string]any)
+		if data["objects"] == "null" {
+			continue
+		}
 		if target, _ := data["target"].(string); strings.Contains(target, c.ns+" ") || strings.Contains(target, " "+c.ns+"/") || strings.HasSuffix(target, c.ns) {
 			all = append(all, o.(map[string]any))
 		}

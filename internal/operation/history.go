@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -37,59 +40,74 @@ func (r Revision) Alone() Status {
 	return Status{Chain: filter.Chain{Mesh: r.Filter.Spec.Mesh, Target: r.Filter.Spec.Target, Filters: []filter.Filter{r.Filter}}}
 }
 
-// History tells what became of a filter, oldest first, as far as the last 10 changes of each target's chain go.
+// History tells what became of a filter, oldest first, as far as the last 10 changes of each target's chain go: on the
+// adapter's own proxies, then in its own cluster.
 func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revision, error) {
 	key, err := filter.ParseKey(name, cmp.Or(namespace, "default"))
 	if err != nil || strings.Contains(name, "/") {
 		return nil, problem.InvalidRequest.WithFields("", []problem.Field{{Path: "name", Cause: fmt.Sprintf("%q is not a filter's name", clip(name)),
 			Remedy: "use lower-case letters, digits and dashes, and put the namespace into its own field"}})
 	}
-	return r.history(ctx, key)
-}
-
-func (r *Runner) history(ctx context.Context, key filter.Key) ([]Revision, error) {
 	history := []Revision{}
-	for _, b := range r.Backends {
-		revisions, err := b.History(ctx)
+	for _, pl := range append([]place{r.here()}, r.clusters(nil)...) {
+		in, err := pl.history(ctx, key)
 		if err != nil {
-			return nil, fmt.Errorf("read the history of the chains: %w", err)
+			return nil, err
 		}
-		on := map[string]filter.Filter{} // by chain, what stands on it
-		seen := map[string]bool{}
-		last := "" // id of the chain that has it, empty where none has
-		for _, rev := range revisions {
-			id := rev.Chain.ID()
-			oldest := !seen[id]
-			seen[id] = true
-			f, there := rev.Chain.Find(key)
-			was, had := on[id]
-			switch {
-			case there && had && same(f, was), !there && !had:
-				continue
-			case !there:
-				delete(on, id)
-				if last != id {
-					continue // it had moved away before
-				}
-				last = ""
-				history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: Removed, Filter: was})
-				continue
-			}
-			change := Applied
-			if had {
-				change = Changed
-			} else if last != "" {
-				change = Moved
-			}
-			on[id], last = f, id
-			history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: change, Filter: f, First: oldest && rev.Oldest})
-		}
+		history = append(history, in...)
 	}
-	slices.SortStableFunc(history, func(a, b Revision) int { return int(a.Number) - int(b.Number) })
 	if len(history) == 0 {
 		return nil, problem.FilterNotFound.New("%s", key)
 	}
 	return history, nil
+}
+
+// history tells what became of a filter in the place; nothing where it never was.
+func (pl place) history(ctx context.Context, key filter.Key) (history []Revision, err error) {
+	for _, b := range pl.backends {
+		revisions, err := b.History(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read the history of the chains: %w", err)
+		}
+		history = append(history, HistoryOf(revisions, key)...)
+	}
+	slices.SortStableFunc(history, func(a, b Revision) int { return cmp.Compare(a.Number, b.Number) })
+	return history, nil
+}
+
+// HistoryOf tells what became of a filter, by the chains that targets had, oldest first.
+func HistoryOf(revisions []plan.Revision, key filter.Key) (history []Revision) {
+	on := map[string]filter.Filter{} // by chain, what stands on it
+	seen := map[string]bool{}
+	last := "" // id of the chain that has it, empty where none has
+	for _, rev := range revisions {
+		id := rev.Chain.ID()
+		oldest := !seen[id]
+		seen[id] = true
+		f, there := rev.Chain.Find(key)
+		was, had := on[id]
+		switch {
+		case there && had && same(f, was), !there && !had:
+			continue
+		case !there:
+			delete(on, id)
+			if last != id {
+				continue // it had moved away before
+			}
+			last = ""
+			history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: Removed, Filter: was})
+			continue
+		}
+		change := Applied
+		if had {
+			change = Changed
+		} else if last != "" {
+			change = Moved
+		}
+		on[id], last = f, id
+		history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: change, Filter: f, First: oldest && rev.Oldest})
+	}
+	return history
 }
 
 func same(a, b filter.Filter) bool {
@@ -98,13 +116,123 @@ func same(a, b filter.Filter) bool {
 	return errors.Join(xerr, yerr) == nil && string(x) == string(y)
 }
 
-// readUndo makes an Undo what it comes to now: applying the filter as it was, or removing it.
-func (r *Runner) readUndo(ctx context.Context, j *job) error {
+// readUndo makes an Undo what it comes to now: applying the filter as it was, or removing it. That is looked up in the
+// clusters and here, and holds for where the filter has a history. A cluster that does not answer may have one. Those that came
+// with a connection, which are implied, count where there is none here.
+func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied bool) error {
 	u := j.Undo
-	history, err := r.history(ctx, u.Key)
+	here, err := r.here().history(ctx, u.Key)
 	if err != nil {
 		return err
 	}
+	if implied && len(here) > 0 {
+		clusters = nil
+	}
+	found, histories, err := pasts(ctx, clusters, u.Key)
+	if err != nil && len(here) == 0 {
+		return err
+	}
+	switch {
+	case len(found) > 0 && len(here) > 0:
+		return problem.UndoAmbiguous.New("%s has a history on plain Envoys and in %s", u.Key, found[0].name())
+	case len(found) == 0 && len(here) == 0:
+		return problem.FilterNotFound.New("%s", u.Key)
+	case len(found) == 0:
+		found, histories = []place{r.here()}, [][]Revision{here}
+	case r.Own != nil && !r.AllowWideTargets && j.Namespace != "" && u.Key.Namespace != j.Namespace:
+		return problem.TargetTooWide.New("%s is in another namespace than the request, which is in %s", u.Key, j.Namespace)
+	}
+	var to past
+	var lines []string
+	for i, pl := range found {
+		p, err := pastOf(u, histories[i])
+		if err != nil && len(found) == 1 {
+			return err
+		} else if err != nil {
+			lines = append(lines, fmt.Sprintf("%s: %s", pl.name(), problem.Of(err).Details))
+			continue
+		}
+		if pl.cluster != nil {
+			j.Only = append(j.Only, pl.name())
+		}
+		if lines = append(lines, pl.name()+": "+p.String()); to.is == "" {
+			to = p
+		}
+		if to.is != p.is || !same(to.filter, p.filter) {
+			return problem.UndoAmbiguous.New("%s\n%s", u.Key, strings.Join(lines, "\n"))
+		}
+	}
+	if to.is == "" {
+		return problem.RevisionNotFound.New("%s\n%s", u.Key, strings.Join(lines, "\n"))
+	}
+	f := to.filter
+	if _, cause := wide(f, j.Namespace); cause != "" && !r.AllowWideTargets {
+		return problem.TargetTooWide.New("%s: %s", u.Key, cause)
+	}
+	if to.is == Removed {
+		j.Remove = []filter.Key{u.Key}
+		if len(j.Only) > 0 {
+			j.Meshes = []string{f.Spec.Mesh}
+		}
+		pt := of([]filter.Filter{f})
+		j.Wait, j.Rollout = pt.wait, pt.rollout
+		return nil
+	}
+	if m := f.Spec.Module; m.Builtin != "" && r.Modules.Shipped()[m.Builtin] != m.SHA256 {
+		// The program ships another module by that name now; the bytes it had are kept.
+		f.Spec.Module = filter.Module{SHA256: m.SHA256}
+	}
+	j.Filters = []filter.Filter{f}
+	return nil
+}
+
+// pasts are the clusters that have a history of a filter, and what it is. A cluster that cannot be asked is an error.
+func pasts(ctx context.Context, clusters []place, key filter.Key) (found []place, histories [][]Revision, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	all, errs := make([][]Revision, len(clusters)), make([]error, len(clusters))
+	var g errgroup.Group
+	g.SetLimit(sideBySide)
+	for i, pl := range clusters {
+		g.Go(func() error {
+			if all[i], errs[i] = pl.history(ctx, key); ctx.Err() != nil {
+				errs[i] = problem.ClusterUnreachable.New("it did not tell its history within %s", lookTimeout)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	var silent []place
+	var why []error
+	for i, pl := range clusters {
+		switch {
+		case errs[i] != nil:
+			silent, why = append(silent, pl), append(why, errs[i])
+		case len(all[i]) > 0:
+			found, histories = append(found, pl), append(histories, all[i])
+		}
+	}
+	if len(why) > 0 {
+		return nil, nil, together(silent, why)
+	}
+	return found, histories, nil
+}
+
+// past is what a filter was, and is to be again: Applied, or Removed, with the filter as it is.
+type past struct {
+	is     string
+	filter filter.Filter
+}
+
+func (p past) String() string {
+	if p.is == Removed {
+		return "it was not there"
+	}
+	return fmt.Sprintf("it was on %s, with sha256 %s…", p.filter.Spec.Target, filter.ShortDigest(p.filter.Spec.Module.SHA256))
+}
+
+// pastOf finds what an undo brings a filter back to.
+func pastOf(u *undo, history []Revision) (past, error) {
 	last := len(history) - 1
 	to := last - 1
 	if u.Revision != 0 {
@@ -114,26 +242,17 @@ func (r *Runner) readUndo(ctx context.Context, j *job) error {
 			for _, rev := range history {
 				numbers = append(numbers, fmt.Sprint(rev.Number))
 			}
-			return problem.RevisionNotFound.New("%s has no revision %d; there are %s", u.Key, u.Revision, strings.Join(numbers, ", "))
+			return past{}, problem.RevisionNotFound.New("%s has no revision %d; there are %s", u.Key, u.Revision, strings.Join(numbers, ", "))
 		}
 	}
 	switch {
 	case to < 0 && history[last].First:
-		return problem.RevisionNotFound.New("%s was there before its revision %d, and nothing older is kept", u.Key, history[last].Number)
+		return past{}, problem.RevisionNotFound.New("%s was there before its revision %d, and nothing older is kept", u.Key, history[last].Number)
 	case to < 0 || history[to].Change == Removed:
 		if history[last].Change == Removed {
-			return problem.FilterNotFound.New("%s is removed already", u.Key)
+			return past{}, problem.FilterNotFound.New("%s is removed already", u.Key)
 		}
-		j.Remove = []filter.Key{u.Key}
-		pt := of([]filter.Filter{history[last].Filter})
-		j.Wait, j.Rollout = pt.wait, pt.rollout
-		return nil
+		return past{Removed, history[last].Filter}, nil
 	}
-	f := history[to].Filter
-	if _, _, err := r.Modules.Resolve(ctx, f.Spec.Module); errors.Is(err, problem.DigestMismatch) {
-		// The program ships another module by that name now; the bytes it had are kept.
-		f.Spec.Module = filter.Module{SHA256: f.Spec.Module.SHA256}
-	}
-	j.Filters = []filter.Filter{f}
-	return nil
+	return past{Applied, history[to].Filter}, nil
 }

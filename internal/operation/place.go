@@ -210,6 +210,9 @@ func (r *Runner) places(j job) ([]place, error) {
 		return places, nil
 	}
 	clusters := r.clusters(j.kubeconfigs)
+	if len(j.Only) > 0 {
+		clusters = slices.DeleteFunc(clusters, func(pl place) bool { return !slices.Contains(j.Only, pl.name()) })
+	}
 	if len(clusters) == 0 && !everywhere {
 		return nil, problem.ClusterMissing.New("spec.mesh is %s", strings.Join(meshes, ", "))
 	}

@@ -36,7 +36,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		return nil, err
 	}
 	if j.Undo != nil {
-		if err := r.readUndo(ctx, &j); err != nil {
+		if err := r.readUndo(ctx, &j, nil, false); err != nil {
 			return nil, err
 		}
 	}

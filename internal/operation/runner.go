@@ -192,6 +192,7 @@ type job struct {
 	Rollout   filter.Rollout    `json:"rollout,omitempty"` // of a removal
 	Wait      filter.Wait       `json:"wait"`              // of a removal
 	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
+	Only      []string          `json:"only,omitempty"`    // clusters, by name; all when empty
 	Sealed    []byte            `json:"sealed,omitempty"`  // the kubeconfigs
 	Accepted  time.Time         `json:"accepted,omitzero"`
 	Caller    Caller            `json:"caller,omitzero"`
@@ -247,7 +248,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		return j, false, err
 	}
 	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
-	if q.Implied && !r.namesCluster(j) {
+	if q.Implied && j.Undo == nil && !r.namesCluster(j) {
 		q.Kubeconfigs = nil
 	}
 	if err := r.permit(j, q); err != nil {
@@ -282,8 +283,11 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		if again, err := r.Queue.Known(ctx, q.ID, digest); again || err != nil {
 			return j, again, err
 		}
-		if err := r.readUndo(ctx, &j); err != nil {
+		if err := r.readUndo(ctx, &j, r.clusters(q.Kubeconfigs), q.Implied); err != nil {
 			return j, false, err
+		}
+		if len(j.Only) == 0 { // it is for plain Envoys
+			j.kubeconfigs, j.Sealed = nil, nil
 		}
 	}
 	for _, f := range j.Filters {

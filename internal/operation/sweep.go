@@ -6,10 +6,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/store"
 )
 
@@ -72,7 +74,7 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 			use(digests, c.Filters)
 		}
 	}
-	return digests, r.used(ctx, digests)
+	return digests, r.used(ctx, func(u used) []string { return u.Modules }, digests)
 }
 
 // using has a module live until done is called: that of an image, whose digest is not in the document.
@@ -108,7 +110,7 @@ func (r *Runner) referred(ctx context.Context) (map[string]bool, error) {
 			use(digests, rev.Chain.Filters)
 		}
 	}
-	return digests, nil
+	return digests, r.used(ctx, func(u used) []string { return u.Kept }, digests)
 }
 
 func use(digests map[string]bool, filters []filter.Filter) {
@@ -123,6 +125,8 @@ type used struct {
 	Cluster string   `json:"cluster"`
 	Target  string   `json:"target"`
 	Modules []string `json:"modules"` // sha256
+	// Kept are those that its revisions have besides, for whoever brings one back.
+	Kept []string `json:"kept,omitempty"`
 
 	key string
 }
@@ -130,17 +134,28 @@ type used struct {
 // usedPrefix begins the keys of these records.
 const usedPrefix = "clusters/"
 
-func usedRecord(cluster string, c filter.Chain) used {
+func usedRecord(cluster string, c filter.Chain, revisions []plan.Revision) used {
 	u := used{Cluster: cluster, Target: c.Target.String()}
 	sum := sha256.Sum256([]byte(cluster + "|" + c.ID()))
 	u.key = usedPrefix + hex.EncodeToString(sum[:16])
 	for _, f := range c.Filters {
 		u.Modules = append(u.Modules, f.Spec.Module.SHA256)
 	}
+	for _, rev := range revisions {
+		for _, f := range rev.Chain.Filters {
+			if d := f.Spec.Module.SHA256; !slices.Contains(u.Modules, d) && !slices.Contains(u.Kept, d) {
+				u.Kept = append(u.Kept, d)
+			}
+		}
+	}
 	return u
 }
 
+// put keeps the record, or drops it when there is nothing in it.
 func (u used) put(ctx context.Context, records store.Records) error {
+	if len(u.Modules)+len(u.Kept) == 0 {
+		return u.drop(ctx, records)
+	}
 	data, err := json.Marshal(u)
 	if err != nil {
 		return err
@@ -159,8 +174,8 @@ func (u used) drop(ctx context.Context, records store.Records) error {
 	return records.Delete(ctx, u.key)
 }
 
-// used adds the modules of chains in clusters.
-func (r *Runner) used(ctx context.Context, digests map[string]bool) error {
+// used adds what records say of modules of chains in clusters.
+func (r *Runner) used(ctx context.Context, modules func(used) []string, digests map[string]bool) error {
 	records, err := r.Records.All(ctx)
 	if err != nil {
 		return err
@@ -173,7 +188,7 @@ func (r *Runner) used(ctx context.Context, digests map[string]bool) error {
 		if err := json.Unmarshal(data, &u); err != nil {
 			return fmt.Errorf("read %s: %w", key, err)
 		}
-		for _, m := range u.Modules {
+		for _, m := range modules(u) {
 			digests[m] = true
 		}
 	}

@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"maps"
 	"time"
@@ -93,7 +94,30 @@ func (r *Runner) resolve(ctx context.Context, f filter.Filter, places []place) (
 		m, data, err = r.Modules.Resolve(ctx, f.Spec.Module)
 	} else {
 		m, data, err = r.Modules.ResolveWith(ctx, f.Spec.Module, r.pullSecret(ctx, f, places))
+		if errors.Is(err, problem.ModuleUnavailable) {
+			if inline := r.carried(ctx, f, places); inline != "" {
+				m, data, err = r.Modules.Resolve(ctx, filter.Module{Inline: inline, SHA256: f.Spec.Module.SHA256})
+			}
+		}
 	}
 	note(ctx, attrDigest.String(m.SHA256), attrBytes.Int(len(data)))
 	return m, data, err
+}
+
+// carried is the module, in base64, of a filter whose bytes are not at hand, if an object of its target still has it.
+func (r *Runner) carried(ctx context.Context, f filter.Filter, places []place) (inline string) {
+	if f.Spec.Module.SHA256 == "" {
+		return ""
+	}
+	for _, pl := range places {
+		b, ok := pl.backends[f.Spec.Mesh].(*clusterBackend)
+		if !ok {
+			continue
+		}
+		w, err := b.World(ctx, filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target, Filters: []filter.Filter{f}})
+		if err == nil && w.Modules[f.Spec.Module.SHA256].Inline != nil {
+			return base64.StdEncoding.EncodeToString(w.Modules[f.Spec.Module.SHA256].Inline)
+		}
+	}
+	return ""
 }

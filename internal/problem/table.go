@@ -253,6 +253,9 @@ var (
 	ClusterSecret = &Kind{"meshery-filters-1145", codes.FailedPrecondition, "a Secret of the cluster cannot be used",
 		"A reference of a filter in a cluster stands for a Secret of the filter's own namespace there. That Secret, or its key, is not there, or is not what it is taken for.",
 		"`kubectl -n NAMESPACE create secret generic NAME --from-literal KEY=VALUE` makes one, and `kubectl -n NAMESPACE create secret docker-registry NAME …` one for pulling images."}
+	UndoAmbiguous = &Kind{"meshery-filters-1146", codes.FailedPrecondition, "the undo comes to different things",
+		"The filter has a history in several of the places that the request is for, and was not the same there.",
+		"Send the undo with the kubeconfig of one cluster, or apply the filter as you want it."}
 )
 
 // All lists the table in the order of its codes.
@@ -269,5 +272,5 @@ func All() []*Kind {
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret, UndoAmbiguous}
 }

@@ -61,13 +61,17 @@ func (f *filterServer) History(ctx context.Context, r *filterspb.HistoryRequest)
 	if err != nil {
 		return nil, err
 	}
-	out := &filterspb.HistoryResponse{}
-	for _, rev := range revisions {
+	return &filterspb.HistoryResponse{Revisions: Revisions(revisions)}, nil
+}
+
+// Revisions are those of a history as the service gives them.
+func Revisions(history []operation.Revision) (out []*filterspb.Revision) {
+	for _, rev := range history {
 		c := toChain(rev.Alone())
-		out.Revisions = append(out.Revisions, &filterspb.Revision{Number: rev.Number, Time: timestamppb.New(rev.Time), Change: rev.Change,
+		out = append(out, &filterspb.Revision{Number: rev.Number, Time: timestamppb.New(rev.Time), Change: rev.Change,
 			Target: c.Target, Filter: c.Filters[0]})
 	}
-	return out, nil
+	return out
 }
 
 func (f *filterServer) Watch(r *filterspb.WatchRequest, out filterspb.FilterService_WatchServer) error {
