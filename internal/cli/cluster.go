@@ -5,9 +5,11 @@ import (
 	"iter"
 
 	"github.com/meshery/meshery-filters/config"
+	"github.com/meshery/meshery-filters/internal/consul"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/istiod"
 	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -43,8 +45,11 @@ func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 	return t.Targets.Target(mesh, of)
 }
 
-// Loaded asks istiod and the proxies.
+// Loaded asks the proxies and, on Istio, istiod.
 func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
+	if p.Chain.Mesh == (mesh.Consul{}).Name() {
+		return consul.InPods(ctx, c.Cluster, p)
+	}
 	return istiod.Loaded(ctx, c.Cluster, p)
 }
 

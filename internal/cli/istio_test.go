@@ -69,6 +69,13 @@ func startIstio(t *testing.T) *istioMesh {
 		}
 		m.Stop()
 	})
+	grant(t, m.Apply)
+	return &istioMesh{Mesh: m}
+}
+
+// grant gives wholeUser and baseUser their rights in a cluster.
+func grant(t *testing.T, apply func(context.Context, ...map[string]any) error) {
+	t.Helper()
 	user := func(name string) string {
 		return "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: " + name + "}"
 	}
@@ -82,12 +89,11 @@ func startIstio(t *testing.T) *istioMesh {
 			} else if err != nil {
 				t.Fatal(err)
 			}
-			if err := m.Apply(t.Context(), o); err != nil {
+			if err := apply(t.Context(), o); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	return &istioMesh{Mesh: m}
 }
 
 // as writes the kubeconfig of a user.

@@ -31,6 +31,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/limit"
+	"github.com/meshery/meshery-filters/internal/meshery"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/page"
@@ -143,6 +144,14 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 			return err
 		}
 		brokers[name] = b
+	}
+
+	// Meshery Server: events go there too, one by one, and the adapter is registered once its address is known.
+	var sink *meshery.Sink
+	if c.Meshery.Events {
+		if sink, err = mesherySink(ctx, c, kept, log); err != nil {
+			return err
+		}
 	}
 
 	// Audit: who asked for what, in a file of its own.
@@ -275,6 +284,14 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 	grpcListener, xdsListener, httpListener := listeners["grpcAddr"], listeners["xdsAddr"], listeners["httpAddr"]
 
+	var registrar *meshery.Registrar
+	if c.MesheryServer != "" && c.Meshery.Register {
+		if registrar, err = mesheryRegistrar(c, grpcListener.Addr(), component, kept.Records(), log); err != nil {
+			closeAll(listeners)
+			return err
+		}
+	}
+
 	// The page: what the runner and the backend say, and the hub's events.
 	view, err := page.New(page.Options{Groups: func() []page.Group { return pageGroups(envoys.Groups()) }, Chains: runner.List, Events: hub,
 		Version: build.Version, Component: component, Loopback: isLoopback(httpListener.Addr()), Log: log})
@@ -290,7 +307,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 	metrics.Operations(keys)
 	metrics.Ask(telemetry.Sources{Queue: kept.Queue().Depth, QueueLimit: c.Limits.Queue, Groups: envoys.Stats, Events: events, Hub: hub,
-		Brokers: brokers, Pages: view.Streams, Store: kept.Sizes})
+		Brokers: brokers, Sink: sink, Registrar: registrar, Pages: view.Streams, Store: kept.Sizes})
 	view.Handle("GET /metrics", metrics.Handler())
 
 	// What proxies had before, they get again, before the first of them is answered, and what they are in front of runs.
@@ -319,6 +336,12 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 	for _, b := range brokers {
 		g.Go(func() error { return b.Run(outlive) })
+	}
+	if sink != nil {
+		g.Go(func() error { return sink.Run(outlive) })
+	}
+	if registrar != nil {
+		g.Go(func() error { return registrar.Run(running) })
 	}
 	if audited != nil {
 		g.Go(func() error { return audited.Run(outlive) })

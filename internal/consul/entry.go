@@ -72,7 +72,7 @@ func (e entry) object(kind, namespace string) plan.Object {
 	var theirs []any
 	for _, x := range e.extensions() {
 		if !strings.HasPrefix(pluginOf(x), plugins) {
-			theirs = append(theirs, written(x))
+			theirs = append(theirs, plain(x))
 		}
 	}
 	delete(spec, "envoyExtensions")
@@ -101,8 +101,8 @@ func (e entry) extensions() (all []map[string]any) {
 	return all
 }
 
-// written is an extension with the fields that matter to us, under the names that Kubernetes has for them.
-func written(x map[string]any) map[string]any {
+// plain is an extension with the fields that matter to us, under the names that Kubernetes has for them.
+func plain(x map[string]any) map[string]any {
 	return map[string]any{"name": field(x, "name"), "required": field(x, "required") == true, "arguments": field(x, "arguments")}
 }
 
@@ -169,7 +169,7 @@ func (e entry) same(raw map[string]any) bool {
 	next := entry{raw: raw}
 	a, b := e.extensions(), next.extensions()
 	return reflect.DeepEqual(e.meta(), next.meta()) && slices.EqualFunc(a, b, func(x, y map[string]any) bool {
-		return canonical(written(x)) == canonical(written(y))
+		return canonical(plain(x)) == canonical(plain(y))
 	})
 }
 

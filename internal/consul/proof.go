@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
@@ -28,6 +29,9 @@ const (
 	plugins  = "meshery.filters/" // begins the names of plugins that are ours
 	maxDump  = 64 << 20           // bytes of a proxy's listeners
 	maxStats = 1 << 20
+
+	// again is the time in which a proxy refuses once more what it has refused before, which its dump does not tell apart.
+	again = 3 * time.Second
 )
 
 // pluginName is what a filter's plugin is called in entries and in proxies.
@@ -42,6 +46,9 @@ type Proof struct {
 	gone   []string // plugins that must not be there
 	err    error
 	before *uint64 // times that the proxy had failed to fetch a module when it was first looked at
+
+	begun         time.Time // with the first look
+	refusedBefore bool      // the proxy had refused such a chain when it was first looked at
 }
 
 // want is one plugin that the proxy has to have.
@@ -120,16 +127,19 @@ func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState,
 		}
 		x.before = &before
 	}
-	refused, stale := x.failed(listeners)
+	refused := x.refused(listeners)
+	if x.begun.IsZero() {
+		x.begun, x.refusedBefore = time.Now(), refused != ""
+	}
 	switch {
+	case missing != "" && refused != "" && x.refusedBefore && time.Since(x.begun) < again:
+		return plan.Waiting, "it refused the same before: " + refused
 	case missing != "" && refused != "":
 		return plan.Rejected, refused
 	case missing != "":
 		return plan.Waiting, missing
 	case remote && s.failures > *x.before:
 		return plan.Rejected, fmt.Sprintf("it could not fetch a module, or got another than was meant (wasm.remote_load_fetch_failures rose from %d to %d)", *x.before, s.failures)
-	case stale:
-		return plan.Waiting, "it has not heard from Consul since it refused another chain"
 	case remote && s.fetched == 0:
 		return plan.Waiting, "it is fetching a module"
 	case len(x.wants) > 0 && s.vms != nil && *s.vms == 0:
@@ -174,19 +184,17 @@ func (x *Proof) missing(listeners []envoy.Listener) string {
 	return ""
 }
 
-// failed reads the listeners that the proxy refused: its text, where one has a plugin as it is wanted, and whether one has
-// a plugin that is gone, or otherwise than it is wanted.
-func (x *Proof) failed(listeners []envoy.Listener) (text string, stale bool) {
+// refused is the proxy's text of a listener that it refused and that has a plugin as it is wanted. One with other plugins
+// stays in its dump after Consul has gone back to what the proxy runs, of which Consul then has nothing to tell it.
+func (x *Proof) refused(listeners []envoy.Listener) string {
 	for _, l := range listeners {
 		for _, p := range slices.Concat(l.Failed...) {
 			if i := x.find(p); i >= 0 && x.wants[i].is(p) {
-				text = l.Error
-			} else if i >= 0 || slices.Contains(x.gone, p.GetName()) {
-				stale = true
+				return l.Error
 			}
 		}
 	}
-	return text, stale
+	return ""
 }
 
 func (x *Proof) find(p *wasm.PluginConfig) int {

@@ -119,14 +119,14 @@ func (w *watch) begin(ctx context.Context) error {
 	}
 	var unseen []string
 	if t.Kind == filter.Service {
-		known, err := c.sidecars(ctx, t.Name)
+		known, err := c.instances(ctx, t.Name)
 		if err != nil {
 			return err
 		}
 		for _, p := range asked {
 			i := -1
 			if p != nil {
-				i = slices.IndexFunc(known, func(s sidecar) bool { return s.ServiceID == p.id && p.service == t.Name })
+				i = slices.IndexFunc(known, func(s instance) bool { return s.ServiceID == p.id && p.service == t.Name })
 			}
 			if i >= 0 {
 				w.proxies = append(w.proxies, p)
@@ -170,14 +170,14 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// sidecar is a proxy as Consul's catalog has it.
-type sidecar struct{ Node, ServiceID, ServiceKind string }
+// instance is a proxy as Consul's catalog has it.
+type instance struct{ Node, ServiceID, ServiceKind string }
 
-func (c *Client) sidecars(ctx context.Context, service string) (all []sidecar, err error) {
+func (c *Client) instances(ctx context.Context, service string) (all []instance, err error) {
 	if _, err := c.get(ctx, call{path: "/v1/catalog/connect/" + url.PathEscape(service)}, &all); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(s sidecar) bool { return s.ServiceKind != "connect-proxy" }), nil
+	return slices.DeleteFunc(all, func(s instance) bool { return s.ServiceKind != "connect-proxy" }), nil
 }
 
 // identify asks who answers at an admin address. One of another namespace or partition is none.

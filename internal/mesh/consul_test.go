@@ -16,7 +16,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/plan"
 )
 
-const consulCRDs = "testdata/consul/crds.yaml"
+const consulCRDs = "../../build/controlplanes/consultest/crds.yaml"
 
 // consulCase is a file of Filter documents. Its first comment says what is special about the world, and NAME.world.yaml
 // holds the objects that there are instead of those of cluster.yaml:
@@ -72,7 +72,7 @@ func consulCases(t *testing.T) []string {
 }
 
 func TestAChainOnConsulBecomesTheExtensionsOfOneEntry(t *testing.T) {
-	files := []string{consulCRDs, "testdata/consul/cluster.yaml"}
+	files := []string{"testdata/consul/cluster.yaml"}
 	for _, in := range consulCases(t) {
 		golden := strings.TrimSuffix(in, ".in.yaml") + ".yaml"
 		files = append(files, in, golden, strings.TrimSuffix(in, ".in.yaml")+".world.yaml")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,11 +104,11 @@ func TestAnswersBecomeTheProblemsThatTheyAre(t *testing.T) {
 			<-r.Context().Done()
 		}, problem.MesheryUnreachable},
 	} {
-		asked := 0
-		url := serve(t, func(w http.ResponseWriter, r *http.Request) { asked++; c.answer(w, r) })
+		var asked atomic.Int32
+		url := serve(t, func(w http.ResponseWriter, r *http.Request) { asked.Add(1); c.answer(w, r) })
 		_, err := client(t, Options{Server: url, TokenFile: file, Timeout: 200 * time.Millisecond}).Do(t.Context(), "POST", "/api", "", []byte("x"), 100)
-		if !errors.Is(err, c.want) || strings.Contains(err.Error(), "the-token") || asked != 1 {
-			t.Errorf("%s: asked %d times, %v", story, asked, err)
+		if !errors.Is(err, c.want) || strings.Contains(err.Error(), "the-token") || asked.Load() != 1 {
+			t.Errorf("%s: asked %d times, %v", story, asked.Load(), err)
 		}
 	}
 	for _, server := range []string{"http://127.0.0.1:1", "http://169.254.169.254", "http://[fd00:ec2::254]"} {

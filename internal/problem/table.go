@@ -226,6 +226,9 @@ var (
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
+	EntryRefused = &Kind{"meshery-filters-1111", codes.FailedPrecondition, "Consul does not take the entry",
+		"The cluster has the object, and Consul's controller cannot write it to Consul, whose servers refuse it or do not answer.",
+		"Read the controller's own text in the details; `kubectl describe` of the object that is named shows it too."}
 	MesheryUnreachable = &Kind{"meshery-filters-1120", codes.Unavailable, "Meshery Server does not answer",
 		"Nothing listens at mesheryServer of the adapter's configuration, or the network between is broken.",
 		"Start Meshery with `mesheryctl system start`, or correct the address: it is the one that the adapter reaches, not the browser's."}
@@ -270,7 +273,7 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers,
+		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret, UndoAmbiguous}
 }

@@ -7,10 +7,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/meshery"
 	"github.com/meshery/meshery-filters/internal/xds"
 )
 
-// Sources are asked at each scrape. All are needed.
+// Sources are asked at each scrape. All but Meshery's are needed.
 type Sources struct {
 	// Queue counts the operations that wait and that run.
 	Queue func() (waiting, running int)
@@ -21,6 +22,9 @@ type Sources struct {
 	Hub        *event.Hub
 	// Brokers are where events are published, by a name of the configuration's.
 	Brokers map[string]*event.NATS
+	// Sink sends events to Meshery Server, and Registrar has the adapter registered there; nil where nothing does.
+	Sink      *meshery.Sink
+	Registrar *meshery.Registrar
 	// Pages counts the browsers that listen to events.
 	Pages func() int
 	// Store gives bytes on disk by what is kept. It is bounded by ctx.
@@ -41,7 +45,7 @@ type asked struct {
 	Sources
 	m *Metrics
 	queue, queueLimit, proxies, rejections, events, delivered, backlog, connected, subscribers, missed, slow,
-	calls, bytes *prometheus.Desc
+	calls, bytes, mesheryAnswers, registered, registrations *prometheus.Desc
 }
 
 // Ask makes scrapes ask these. It is called once, before the first scrape.
@@ -51,26 +55,29 @@ func (m *Metrics) Ask(s Sources) {
 		return prometheus.NewDesc(prefix+name, help, labels, nil)
 	}
 	m.registry.MustRegister(&asked{Sources: s, m: m,
-		queue:       desc("gauge", "queue_operations", "Operations in the queue that wait, and that run; of all adapters that share the store.", "state"),
-		queueLimit:  desc("gauge", "queue_limit_operations", "How many operations the queue takes."),
-		proxies:     desc("gauge", "proxies", "Connected proxies by how far they are with the chain that they should have: running, waiting (not answered), rejected, held (not asked yet). Groups without a place of their own are "+rest+".", "group", "state"),
-		rejections:  desc("counter", "proxy_rejections_total", "Chains that proxies have refused (NACK).", "group"),
-		events:      desc("counter", "events_total", "Events that this adapter has put into the log: info, warn, error.", "type"),
-		delivered:   desc("counter", "events_delivered_total", "Events that a NATS server has confirmed to have: nats is natsURL, listen natsListen.", "broker"),
-		backlog:     desc("gauge", "events_backlog", "Events that wait to be delivered to NATS; missing while another adapter delivers them.", "broker"),
-		connected:   desc("gauge", "nats_connected", "Whether the NATS server is connected.", "broker"),
-		subscribers: desc("gauge", "event_subscribers", "Who reads events now: StreamEvents and Watch over gRPC, and browsers that show the page.", "kind"),
-		missed:      desc("counter", "events_missed_total", "Events that slow subscribers did not get, each as often as it was missed."),
-		slow:        desc("counter", "event_subscribers_slow_total", "How often a subscriber was so slow that it missed events."),
-		calls:       desc("gauge", "grpc_calls", "Calls that run now; streams are calls.", "method"),
-		bytes:       desc("gauge", "store_bytes", "Bytes on disk by what is kept; missing while the store does not answer.", "kind"),
+		queue:          desc("gauge", "queue_operations", "Operations in the queue that wait, and that run; of all adapters that share the store.", "state"),
+		queueLimit:     desc("gauge", "queue_limit_operations", "How many operations the queue takes."),
+		proxies:        desc("gauge", "proxies", "Connected proxies by how far they are with the chain that they should have: running, waiting (not answered), rejected, held (not asked yet). Groups without a place of their own are "+rest+".", "group", "state"),
+		rejections:     desc("counter", "proxy_rejections_total", "Chains that proxies have refused (NACK).", "group"),
+		events:         desc("counter", "events_total", "Events that this adapter has put into the log: info, warn, error.", "type"),
+		delivered:      desc("counter", "events_delivered_total", "Events that a NATS server has confirmed to have, or Meshery Server: nats is natsURL, listen natsListen, meshery mesheryServer.", "broker"),
+		backlog:        desc("gauge", "events_backlog", "Events that wait to be delivered to NATS or Meshery Server; missing while another adapter delivers them.", "broker"),
+		connected:      desc("gauge", "nats_connected", "Whether the NATS server is connected.", "broker"),
+		mesheryAnswers: desc("gauge", "meshery_connected", "Whether Meshery Server took the event that it was sent last."),
+		registered:     desc("gauge", "meshery_registered", "Whether Meshery Server knew the adapter's components when it was asked last."),
+		registrations:  desc("counter", "meshery_registrations_total", "Registrations of all components with Meshery Server: done, and failed attempts at that or at asking for it.", "result"),
+		subscribers:    desc("gauge", "event_subscribers", "Who reads events now: StreamEvents and Watch over gRPC, and browsers that show the page.", "kind"),
+		missed:         desc("counter", "events_missed_total", "Events that slow subscribers did not get, each as often as it was missed."),
+		slow:           desc("counter", "event_subscribers_slow_total", "How often a subscriber was so slow that it missed events."),
+		calls:          desc("gauge", "grpc_calls", "Calls that run now; streams are calls.", "method"),
+		bytes:          desc("gauge", "store_bytes", "Bytes on disk by what is kept; missing while the store does not answer.", "kind"),
 	})
 }
 
 // Describe is one of prometheus.Collector.
 func (a *asked) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{a.queue, a.queueLimit, a.proxies, a.rejections, a.events, a.delivered, a.backlog, a.connected,
-		a.subscribers, a.missed, a.slow, a.calls, a.bytes} {
+		a.subscribers, a.missed, a.slow, a.calls, a.bytes, a.mesheryAnswers, a.registered, a.registrations} {
 		out <- d
 	}
 }
@@ -103,16 +110,31 @@ func (a *asked) Collect(out chan<- prometheus.Metric) {
 		counter(a.events, a.Events.Appended(t), name)
 	}
 	end := a.Hub.Cursor()
+	delivered := func(name string, published, position uint64) {
+		counter(a.delivered, published, name)
+		if position > 0 {
+			gauge(a.backlog, float64(end-min(position, end)), name)
+		}
+	}
+	flag := func(yes bool) float64 {
+		if yes {
+			return 1
+		}
+		return 0
+	}
 	for name, b := range a.Brokers {
-		counter(a.delivered, b.Published(), name)
-		if at := b.Position(); at > 0 {
-			gauge(a.backlog, float64(end-min(at, end)), name)
-		}
-		up := 0.0
-		if b.Connected() {
-			up = 1
-		}
-		gauge(a.connected, up, name)
+		delivered(name, b.Published(), b.Position())
+		gauge(a.connected, flag(b.Connected()), name)
+	}
+	if a.Sink != nil {
+		delivered("meshery", a.Sink.Published(), a.Sink.Position())
+		gauge(a.mesheryAnswers, flag(a.Sink.Connected()))
+	}
+	if a.Registrar != nil {
+		ok, bad := a.Registrar.Registrations()
+		counter(a.registrations, ok, done)
+		counter(a.registrations, bad, failed)
+		gauge(a.registered, flag(a.Registrar.Registered()))
 	}
 	missed, slow := a.Hub.Missed()
 	counter(a.missed, missed)
