@@ -489,3 +489,46 @@ func TestAListenersTLSAsksForClientCertificates(t *testing.T) {
 		}
 	}
 }
+
+type listening string
+
+func (listening) Network() string  { return "tcp" }
+func (l listening) String() string { return string(l) }
+
+func TestMesheryIsToldWhereItReachesTheAdapter(t *testing.T) {
+	for _, c := range []struct{ grpc, adapter, listens, want string }{
+		{"127.0.0.1:10014", "", "127.0.0.1:10014", "127.0.0.1:10014"},
+		{"127.0.0.1:0", "", "127.0.0.1:4711", "127.0.0.1:4711"},
+		{"0.0.0.0:10014", "", "[::]:10014", "machine:10014"},
+		{":10014", "", "[::]:10014", "machine:10014"},
+		{"127.0.0.1:10014", "meshery-filters", "127.0.0.1:10014", "meshery-filters:10014"},
+		{"127.0.0.1:0", "meshery-filters", "127.0.0.1:4711", "meshery-filters:4711"},
+		{"127.0.0.1:10014", "host.docker.internal:20014", "127.0.0.1:10014", "host.docker.internal:20014"},
+		{"127.0.0.1:10014", "[fd00::7]", "127.0.0.1:10014", "[fd00::7]:10014"},
+	} {
+		conf := Defaults()
+		conf.GRPCAddr, conf.Meshery.AdapterAddr = c.grpc, c.adapter
+		if got, err := conf.Callback(listening(c.listens), "machine"); err != nil || got != c.want {
+			t.Errorf("%+v: %s, %v", c, got, err)
+		}
+	}
+}
+
+func TestWhatMesheryNeedsIsChecked(t *testing.T) {
+	paths, text := mistakes(t, write(t, `
+mesheryServer: http://me:secret@host:9081
+meshery:
+  adapterAddr: http://host:10014
+  provider: "a;b"
+`), nil, nil)
+	if fmt.Sprint(paths) != "[meshery.adapterAddr meshery.provider mesheryServer]" || strings.Contains(text, "secret") {
+		t.Errorf("wrong are %v: %s", paths, text)
+	}
+	if paths, _ := mistakes(t, write(t, "meshery: {events: true}\n"), nil, nil); fmt.Sprint(paths) != "[meshery.events]" {
+		t.Errorf("wrong are %v", paths)
+	}
+	c, err := Load("", append([]string{"MESHERY_SERVER=http://meshery:9081", "SERVICE_ADDR=filters"}, home...), nil)
+	if err != nil || c.MesheryServer != "http://meshery:9081" || c.Meshery.AdapterAddr != "filters" {
+		t.Errorf("Meshery's variables give %+v, %v", c.Meshery, err)
+	}
+}
