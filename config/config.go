@@ -163,7 +163,8 @@ type ImageHub struct {
 	// Host that a cluster's gateway serves Image Hub for.
 	Host string `yaml:"host"`
 	// What of a cluster Image Hub stands behind. istio: Istio's Gateway, on Pods with the label istio=ingressgateway.
-	// gateway-api: a Gateway of the Gateway API, of class istio. auto: istio, or gateway-api where only that is served.
+	// gateway-api: a Gateway of the Gateway API, of class istio, or consul where Consul is. auto: istio, or gateway-api where
+	// only that is served.
 	Gateway string `yaml:"gateway"`
 	// Label the namespace of Image Hub in a cluster with istio-injection=enabled, and make it where it is missing. Otherwise
 	// Image Hub's Pods alone ask for a sidecar.

@@ -2,7 +2,9 @@ package templates
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// ImageHub says what of Image Hub in a cluster with Istio is not as imagehub/istio.yaml has it. Nothing has a default.
+// ImageHub says what of Image Hub in a cluster is not as the files in imagehub have it. Nothing has a default.
 type ImageHub struct {
 	// APIImage and WebImage are the public images. Their tokens are not signed.
 	APIImage, WebImage string
@@ -20,27 +22,44 @@ type ImageHub struct {
 	Image string
 	// Host that the gateway answers for.
 	Host string
-	// LabelNamespace makes the namespace where it is missing, and has Istio put sidecars into all of its Pods.
+	// LabelNamespace makes the namespace where it is missing, and has Istio put sidecars into all of its Pods. Consul is not
+	// asked for those by a namespace.
 	LabelNamespace bool
 }
 
 // GatewayAPI is the group of the Gateway API's kinds.
 const GatewayAPI = "gateway.networking.k8s.io"
 
-// words of imagehub/istio.yaml.
+// Place is where Image Hub runs. All but Module must be set.
+type Place struct {
+	// Mesh that its sidecars are of: istio or consul.
+	Mesh      string
+	Namespace string
+	// Gateway is the apiVersion of the Gateway to stand behind: Istio's, or the Gateway API's.
+	Gateway string
+	// Key is what tokens are signed with, without effect where they are not.
+	Key string
+	// Module of the limiter, which the Pods have on Consul.
+	Module []byte
+}
+
+// words of the files.
 type words struct {
 	ImageHub
+	Mesh       string
 	Namespace  string
 	Serves     string // apiVersion of the Gateway and its routes
 	GatewayAPI bool
 	Key        string // in base64
+	Module     string // in base64
+	ModuleName string // by its digest
 }
 
-// Objects are what an API has to keep so that Image Hub runs in a namespace, as JSON. gateway is the apiVersion of the
-// Gateway to stand behind, Istio's or the Gateway API's, and key is what tokens are signed with, without effect where they
-// are not.
-func (h ImageHub) Objects(namespace, gateway, key string) ([]map[string]any, error) {
-	text, err := h.execute("istio", words{h, namespace, gateway, strings.HasPrefix(gateway, GatewayAPI+"/"), base64.StdEncoding.EncodeToString([]byte(key))})
+// Objects are what an API has to keep so that Image Hub runs in a place, as JSON.
+func (h ImageHub) Objects(at Place) ([]map[string]any, error) {
+	sum := sha256.Sum256(at.Module)
+	text, err := h.execute(at.Mesh, words{h, at.Mesh, at.Namespace, at.Gateway, strings.HasPrefix(at.Gateway, GatewayAPI+"/"),
+		base64.StdEncoding.EncodeToString([]byte(at.Key)), base64.StdEncoding.EncodeToString(at.Module), hex.EncodeToString(sum[:]) + ".wasm"})
 	if err != nil {
 		return nil, err
 	}
@@ -54,22 +73,22 @@ func (h ImageHub) Objects(namespace, gateway, key string) ([]map[string]any, err
 		}
 		meta := o["metadata"].(map[string]any)
 		if o["kind"] != "Namespace" {
-			meta["namespace"] = namespace
+			meta["namespace"] = at.Namespace
 			meta["labels"] = map[string]any{"app.kubernetes.io/managed-by": "meshery-filters", "app.kubernetes.io/part-of": "imagehub"}
 		}
 		all = append(all, o)
 	}
 }
 
-// Limiter is the Filter document of the operation imagehub_rate_limit on it.
-func (h ImageHub) Limiter() (string, error) {
-	text, err := h.execute("limiter-istio", words{ImageHub: h})
+// Limiter is the Filter document of the operation imagehub_rate_limit on it, in clusters with a mesh.
+func (h ImageHub) Limiter(mesh string) (string, error) {
+	text, err := h.execute("limiter-"+mesh, words{ImageHub: h})
 	return string(text), err
 }
 
 func (h ImageHub) execute(name string, w words) ([]byte, error) {
 	t, err := template.New(name+".yaml").Funcs(template.FuncMap{"q": func(s string) string { return fmt.Sprintf("%q", s) }}).
-		ParseFS(files, "imagehub/"+name+".yaml")
+		ParseFS(files, "imagehub/parts.yaml", "imagehub/"+name+".yaml")
 	if err != nil {
 		return nil, fmt.Errorf("the program lacks a part of itself: %w", err)
 	}

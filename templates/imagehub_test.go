@@ -16,18 +16,20 @@ const hubKey = "a key of forty characters, as they come."
 
 // hubs are Image Hub as a configuration can have it.
 var hubs = map[string]struct {
-	hub     ImageHub
-	gateway string
+	hub           ImageHub
+	mesh, gateway string
 }{
-	"istio":           {ImageHub{APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest", Host: "imagehub.localhost"}, "networking.istio.io/v1"},
-	"gateway-api":     {ImageHub{APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest", Host: "imagehub.localhost"}, "gateway.networking.k8s.io/v1"},
-	"own-image":       {ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com", LabelNamespace: true}, "networking.istio.io/v1"},
-	"own-gateway-api": {ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com"}, "gateway.networking.k8s.io/v1"},
+	"istio":           {ImageHub{APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest", Host: "imagehub.localhost"}, "istio", "networking.istio.io/v1"},
+	"gateway-api":     {ImageHub{APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest", Host: "imagehub.localhost"}, "istio", "gateway.networking.k8s.io/v1"},
+	"own-image":       {ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com", LabelNamespace: true}, "istio", "networking.istio.io/v1"},
+	"consul":          {ImageHub{APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest", Host: "imagehub.localhost"}, "consul", "gateway.networking.k8s.io/v1beta1"},
+	"consul-own":      {ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com", LabelNamespace: true}, "consul", "gateway.networking.k8s.io/v1"},
+	"own-gateway-api": {ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com"}, "istio", "gateway.networking.k8s.io/v1"},
 }
 
 func TestImageHubsObjectsAreTheGoldenOnes(t *testing.T) {
 	for name, h := range hubs {
-		objects, err := h.hub.Objects("shop", h.gateway, hubKey)
+		objects, err := h.hub.Objects(Place{Mesh: h.mesh, Namespace: "shop", Gateway: h.gateway, Key: hubKey, Module: []byte("\x00asm")})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -39,7 +41,7 @@ func TestImageHubsObjectsAreTheGoldenOnes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		limiter, err := h.hub.Limiter()
+		limiter, err := h.hub.Limiter(h.mesh)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +76,7 @@ func golden(t *testing.T, name string, got []byte) {
 }
 
 func TestANameThatYAMLTakesForANumberStaysAName(t *testing.T) {
-	objects, err := ImageHub{APIImage: "a", WebImage: "b", Host: "1.2", LabelNamespace: true}.Objects("123", "networking.istio.io/v1", "")
+	objects, err := ImageHub{APIImage: "a", WebImage: "b", Host: "1.2", LabelNamespace: true}.Objects(Place{Mesh: "istio", Namespace: "123", Gateway: "networking.istio.io/v1"})
 	if err != nil {
 		t.Fatal(err)
 	}

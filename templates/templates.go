@@ -14,8 +14,8 @@ var files embed.FS
 // ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none. In a
 // cluster it is the one for the public images.
 func ImageHubLimiter(mesh string) (string, bool) {
-	if mesh == "istio" {
-		text, err := ImageHub{}.Limiter()
+	if mesh == "istio" || mesh == "consul" {
+		text, err := ImageHub{}.Limiter(mesh)
 		return text, err == nil
 	}
 	b, err := files.ReadFile("imagehub/limiter-" + mesh + ".yaml")

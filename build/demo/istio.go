@@ -157,7 +157,7 @@ func (s *istio) Place() demo.Place {
 
 // Limiter is Image Hub's, by the operation that has no body of its own.
 func (s *istio) Limiter() (operation, document string) {
-	document, _ = templates.ImageHub{Image: image}.Limiter()
+	document, _ = templates.ImageHub{Image: image}.Limiter("istio")
 	return "imagehub_rate_limit", document
 }
 

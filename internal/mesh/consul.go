@@ -37,6 +37,7 @@ const (
 	wasmExtension   = "builtin/wasm" // of Consul's extensions
 	consulTimeout   = "10s"          // of a proxy's fetching a module; Consul counts whole seconds
 	injectedLabel   = "consul.hashicorp.com/connect-inject-status"
+	partOf          = "app.kubernetes.io/part-of"
 	consulConnected = "connect-proxy" // the only kind of proxies that the extension is for
 )
 
@@ -133,7 +134,9 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	if undelivered != nil {
 		return plan.Plan{}, problem.NoDelivery.New("%s\n%s", t, strings.Join(undelivered, "\n"))
 	}
-	shared := there && labelsOf(entry)[managedBy] != manager
+	// What we made for something else than a chain, such as Image Hub, is shared too.
+	by := labelsOf(entry)
+	shared := there && (by[managedBy] != manager || by[partOf] != "")
 	if len(extensions) > 0 {
 		namespace := t.Namespace
 		if there {

@@ -9,11 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -24,7 +26,8 @@ import (
 // ImageHubIn is Image Hub as clusters get it.
 type ImageHubIn struct {
 	templates.ImageHub
-	// Gateway says which gateways it stands behind. Default: Istio's where they are served, else those of the Gateway API.
+	// Gateway says which gateways it stands behind. Default: on Istio its own where they are served, else those of the Gateway
+	// API, as on Consul.
 	Gateway HubGateway
 	// Patience bounds a deployment: its images have to be pulled. Default: 3 minutes.
 	Patience time.Duration
@@ -38,8 +41,18 @@ const (
 	HubGatewayAPI HubGateway = "gateway-api"
 )
 
-// hubMesh is the mesh whose clusters Image Hub runs in.
-var hubMesh = mesh.Istio{}.Name()
+// hubMeshes are those whose clusters Image Hub runs in. A cluster that shows several has it on the first.
+var hubMeshes = []string{mesh.Istio{}.Name(), mesh.Consul{}.Name()}
+
+// hubMesh picks one of those that a cluster shows. Default: the first, for clusters with no more of it than gateways.
+func hubMesh(seen []string) string {
+	for _, m := range hubMeshes {
+		if slices.Contains(seen, m) {
+			return m
+		}
+	}
+	return hubMeshes[0]
+}
 
 // hubToken is what Image Hub's tokens are signed with, as the limiter's documents refer to it: in a cluster the entry of the
 // Secret that is deployed with it.
@@ -66,7 +79,14 @@ func (r *Runner) limiter() useCase {
 			if !r.brings(q) {
 				return here(ctx, j, q)
 			}
-			q.Body = r.hubLimiter
+			shown, err := r.shown(ctx, q.Kubeconfigs)
+			if errors.Is(err, problem.MeshAmbiguous) || errors.Is(err, problem.MeshNotSupported) {
+				err = nil // what holds then for Image Hub does for its limiter
+			}
+			if err != nil {
+				return err
+			}
+			q.Body = r.hubLimiters[hubMesh([]string{shown})]
 			return there(ctx, j, q)
 		}
 	}
@@ -77,7 +97,7 @@ func (r *Runner) limiter() useCase {
 // readImageHub says where Image Hub is to run.
 func (r *Runner) readImageHub(_ context.Context, j *job, q Request) error {
 	if r.brings(q) {
-		j.Meshes = []string{hubMesh}
+		j.Meshes = hubMeshes[:1] // in clusters, whichever mesh each has
 	}
 	return nil
 }
@@ -131,36 +151,29 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 // deploy has Image Hub run in a namespace of a cluster, or not any more.
 func (r *Runner) deploy(ctx context.Context, s *story, pl place, j job) (outcome, error) {
 	target := hubTarget(j.Namespace)
-	chain := filter.Chain{Mesh: hubMesh, Target: target}
-	defer r.lock(pl.key(chain.ID()))()
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(r.ImageHubIn.Patience, deployTimeout))
 	defer cancel()
-	p, through := plan.Plan{Chain: chain}, ""
-	if !j.Delete {
-		var err error
-		if p, through, err = r.hubPlan(ctx, pl, chain); err != nil {
+	var plans []plan.Plan
+	at, through := "", ""
+	if j.Delete {
+		for _, m := range hubMeshes { // the cluster may have lost its mesh since
+			plans = append(plans, plan.Plan{Chain: filter.Chain{Mesh: m, Target: target}})
+		}
+	} else {
+		p, port, behind, err := r.hubPlan(ctx, pl, target)
+		if err != nil {
 			return outcome{}, err
 		}
+		plans, through = append(plans, p), behind
+		at = fmt.Sprintf("http://%s%s/ from the namespace %s", r.ImageHubIn.Host, port, target.Namespace)
 	}
-	if err := s.holds(ctx); err != nil {
-		return outcome{}, err
-	}
-	t, err := pl.cluster.Target(ctx, chain.Mesh, target)
-	if err != nil {
-		return outcome{}, err
-	}
-	changes, err := t.Apply(ctx, p)
-	if err == nil {
-		err = t.Commit(ctx)
-	}
-	if err != nil {
-		if !t.Written() {
+	var changes []plan.Change
+	for _, p := range plans {
+		done, err := r.hold(ctx, s, pl, p)
+		if err != nil {
 			return outcome{}, err
 		}
-		half := *problem.Of(err)
-		half.Err = err
-		half.Details += "\nWhat was written stays. Sending the operation again goes on from there, and deleting takes it away."
-		return outcome{}, &half
+		changes = append(changes, done...)
 	}
 	changed, kept := false, ""
 	for _, c := range changes {
@@ -173,7 +186,6 @@ func (r *Runner) deploy(ctx context.Context, s *story, pl place, j job) (outcome
 		changed = true
 		s.info(c.String(), "of Image Hub in the namespace "+target.Namespace)
 	}
-	at := fmt.Sprintf("http://%s/ from the namespace %s", r.ImageHubIn.Host, target.Namespace)
 	switch {
 	case j.Delete && !changed:
 		return outcome{"Image Hub was removed before from the namespace " + target.Namespace, "there was nothing to do"}, nil
@@ -185,64 +197,96 @@ func (r *Runner) deploy(ctx context.Context, s *story, pl place, j job) (outcome
 	return outcome{"Image Hub runs at " + at, through + "; nothing limits pulls until imagehub_rate_limit is applied"}, nil
 }
 
-// hubKinds are those that a gateway of each family is made of.
-var hubKinds = []struct {
-	family HubGateway
-	kinds  []schema.GroupKind
-}{
-	{HubIstio, []schema.GroupKind{{Group: "networking.istio.io", Kind: "Gateway"}, {Group: "networking.istio.io", Kind: "VirtualService"}}},
-	{HubGatewayAPI, []schema.GroupKind{{Group: templates.GatewayAPI, Kind: "Gateway"}, {Group: templates.GatewayAPI, Kind: "HTTPRoute"}}},
+// hold makes a cluster hold Image Hub as one mesh has it.
+func (r *Runner) hold(ctx context.Context, s *story, pl place, p plan.Plan) ([]plan.Change, error) {
+	defer r.lock(pl.key(p.Chain.ID()))()
+	if err := s.holds(ctx); err != nil {
+		return nil, err
+	}
+	t, err := pl.cluster.Target(ctx, p.Chain.Mesh, p.Chain.Target)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := t.Apply(ctx, p)
+	if err == nil {
+		err = t.Commit(ctx)
+	}
+	if err != nil && t.Written() {
+		half := *problem.Of(err)
+		half.Err = err
+		half.Details += "\nWhat was written stays. Sending the operation again goes on from there, and deleting takes it away."
+		return nil, &half
+	}
+	return changes, err
 }
 
-// hubPlan plans Image Hub behind a gateway of a kind that the cluster serves, which through names.
-func (r *Runner) hubPlan(ctx context.Context, pl place, chain filter.Chain) (p plan.Plan, through string, err error) {
-	var reads plan.Reads
-	for _, g := range hubKinds {
-		reads.Kinds = append(reads.Kinds, g.kinds...)
+// hubGateways are the gateways that Image Hub stands behind on each mesh, the best first, and the kinds that each is made of.
+var hubGateways = []struct {
+	mesh   string
+	family HubGateway
+	kinds  []schema.GroupKind
+	port   string // of the address that it answers at
+	on     string // says what serves it
+}{
+	{hubMeshes[0], HubIstio, []schema.GroupKind{{Group: "networking.istio.io", Kind: "Gateway"}, {Group: "networking.istio.io", Kind: "VirtualService"}},
+		"", " on the Pods with the label istio=ingressgateway"},
+	{hubMeshes[0], HubGatewayAPI, gatewayAPI, "", ""},
+	{hubMeshes[1], HubGatewayAPI, gatewayAPI, ":8080", " of Consul"},
+}
+
+var gatewayAPI = []schema.GroupKind{{Group: templates.GatewayAPI, Kind: "Gateway"}, {Group: templates.GatewayAPI, Kind: "HTTPRoute"}}
+
+// hubPlan plans Image Hub on the mesh that the cluster shows, behind a gateway of a kind that it serves. It answers at the
+// port, through what behind names.
+func (r *Runner) hubPlan(ctx context.Context, pl place, target filter.Target) (p plan.Plan, port, behind string, err error) {
+	reads := mesh.Signs()
+	for _, g := range hubGateways {
+		reads.Served = append(reads.Served, g.kinds...)
 	}
 	served, err := pl.cluster.Read(ctx, reads)
 	if err != nil {
-		return p, "", err
+		return p, "", "", err
 	}
-	h := r.ImageHubIn
-	for _, g := range hubKinds {
-		gateway, ok := served.Kind(g.kinds[0])
-		_, route := served.Kind(g.kinds[1])
-		if !ok || !route || h.Gateway != "" && h.Gateway != g.family {
+	h, m := r.ImageHubIn, hubMesh(mesh.Seen(served))
+	var asked []string
+	for _, g := range hubGateways {
+		if g.mesh != m || h.Gateway != "" && h.Gateway != g.family {
 			continue
 		}
-		key, err := r.hubKey(pl.cluster, chain.Target.Namespace)
-		if err != nil {
-			return p, "", err
-		}
-		objects, err := h.Objects(chain.Target.Namespace, gateway.GroupVersion().String(), key)
-		if err != nil {
-			return p, "", err
-		}
-		content, err := json.Marshal(objects)
-		if err != nil {
-			return p, "", fmt.Errorf("encode Image Hub's objects: %w", err)
-		}
-		sum := sha256.Sum256(content)
-		p = plan.Plan{Chain: chain, Version: hex.EncodeToString(sum[:8])}
-		for _, o := range objects {
-			p.Objects = append(p.Objects, plan.Object{Content: o})
-		}
-		through = "through Gateway " + chain.Target.Namespace + "/imagehub"
-		if g.family == HubIstio {
-			through += " on the Pods with the label istio=ingressgateway"
-		}
-		return p, through, nil
-	}
-	var asked []string
-	for _, g := range hubKinds {
-		if h.Gateway == "" || h.Gateway == g.family {
+		gateway, ok := served.Kind(g.kinds[0])
+		_, route := served.Kind(g.kinds[1])
+		if !ok || !route {
 			for _, k := range g.kinds {
 				asked = append(asked, k.String())
 			}
+			continue
 		}
+		in := templates.Place{Mesh: m, Namespace: target.Namespace, Gateway: gateway.GroupVersion().String()}
+		if in.Key, err = r.hubKey(pl.cluster, target.Namespace); err != nil {
+			return p, "", "", err
+		}
+		if in.Module, ok = filters.Builtin("ratelimit"); !ok {
+			return p, "", "", problem.Internal.New("the program lacks a part of itself: the module ratelimit")
+		}
+		objects, err := h.Objects(in)
+		if err != nil {
+			return p, "", "", err
+		}
+		content, err := json.Marshal(objects)
+		if err != nil {
+			return p, "", "", fmt.Errorf("encode Image Hub's objects: %w", err)
+		}
+		sum := sha256.Sum256(content)
+		p = plan.Plan{Chain: filter.Chain{Mesh: m, Target: target}, Version: hex.EncodeToString(sum[:8])}
+		for _, o := range objects {
+			p.Objects = append(p.Objects, plan.Object{Content: o})
+		}
+		return p, g.port, "through Gateway " + target.Namespace + "/imagehub" + g.on, nil
 	}
-	return p, "", problem.HubGateway.New("%s does not serve %s", pl.name(), strings.Join(asked, ", "))
+	if len(asked) == 0 {
+		return p, "", "", problem.HubGateway.New("%s has %s, where imagehub.gateway cannot be %s", pl.name(), m, h.Gateway)
+	}
+	return p, "", "", problem.HubGateway.New("%s does not serve %s", pl.name(), strings.Join(asked, ", "))
 }
 
 // hubKey is what Image Hub's tokens are signed with in a namespace of a cluster. It is made of the adapter's own key, so that

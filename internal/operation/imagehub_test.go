@@ -31,7 +31,9 @@ var hubPaths = []string{"/api/v1/namespaces/%s/serviceaccounts", "/api/v1/namesp
 	"/apis/apps/v1/namespaces/%s/deployments", "/apis/apps/v1/namespaces/%s/replicasets", "/api/v1/namespaces/%s/pods",
 	"/apis/networking.istio.io/v1/namespaces/%s/gateways", "/apis/networking.istio.io/v1/namespaces/%s/virtualservices",
 	"/apis/networking.istio.io/v1alpha3/namespaces/%s/envoyfilters",
-	"/apis/gateway.networking.k8s.io/v1/namespaces/%s/gateways", "/apis/gateway.networking.k8s.io/v1/namespaces/%s/httproutes"}
+	"/apis/gateway.networking.k8s.io/v1/namespaces/%s/gateways", "/apis/gateway.networking.k8s.io/v1/namespaces/%s/httproutes",
+	"/api/v1/namespaces/%s/configmaps", "/apis/consul.hashicorp.com/v1alpha1/namespaces/%s/servicedefaults",
+	"/apis/consul.hashicorp.com/v1alpha1/namespaces/%s/serviceintentions"}
 
 // hubRig is a clusterRig whose cluster runs Deployments, in a namespace that takes restricted Pods only.
 func hubRig(t *testing.T, s *servers, hub operation.ImageHubIn, change ...func(*operation.Options)) *clusterRig {
@@ -75,7 +77,7 @@ func (c *clusterRig) there() map[string]map[string]any {
 func (c *clusterRig) names() (all []string) {
 	for path := range c.there() {
 		kind, name, _ := strings.Cut(path[strings.Index(path, c.ns)+len(c.ns)+1:], "/")
-		if kind != "replicasets" && kind != "pods" && name != "default" {
+		if kind != "replicasets" && kind != "pods" && name != "default" && name != "kube-root-ca.crt" {
 			all = append(all, kind+"/"+name)
 		}
 	}
@@ -416,7 +418,7 @@ func TestImageHubRunsInACluster(t *testing.T) {
 	})
 
 	t.Run("one that is cut off is finished after the restart", func(t *testing.T) {
-		for _, fuse := range []int64{30, 38, 44} {
+		for _, fuse := range []int64{26, 34, 40} {
 			c := hubRig(t, s, publicHub)
 			k := killed{Server: s.URL, CA: s.CA, Token: s.Token(hubUser), Address: freeAddress(t), Namespace: c.ns, State: t.TempDir(), Hub: true}
 			if !k.in(t, fuse) {
@@ -440,5 +442,109 @@ func TestImageHubRunsInACluster(t *testing.T) {
 		c := hubRig(t, s, publicHub)
 		c.ok(c.imagehub(func(q *operation.Request) { q.Caller = operation.Caller{Remote: "192.0.2.7:4242", Foreign: true} }))
 		apart(c, "gateways/imagehub", " virtualservices/imagehub")
+	})
+
+	// From here on the cluster has Consul, and Istio is gone.
+	for _, kind := range []string{"envoyfilters", "gateways", "virtualservices"} {
+		if code, answer, err := s.ask("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+kind+".networking.istio.io", nil); code != http.StatusOK {
+			t.Fatal(code, answer["message"], err)
+		}
+	}
+	for _, kind := range []string{"wasmplugins", "trafficextensions"} {
+		if code, answer, err := s.ask("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+kind+".extensions.istio.io", nil); code != http.StatusOK {
+			t.Fatal(code, answer["message"], err)
+		}
+	}
+	if err := s.make("../../build/controlplanes/consultest/crds.yaml", ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"servicedefaults", "serviceintentions"} {
+		if err := s.serves("/apis/consul.hashicorp.com/v1alpha1/" + kind); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		extensions, _, _ := s.ask("GET", "/apis/extensions.istio.io", nil)
+		networking, _, _ := s.ask("GET", "/apis/networking.istio.io", nil)
+		if extensions == http.StatusNotFound && networking == http.StatusNotFound {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("Istio's kinds are still served")
+		}
+	}
+	consulApart := func(c *clusterRig, more ...string) {
+		c.t.Helper()
+		want := append(strings.Fields("configmaps/imagehub-filters deployments/imagehub-api gateways/imagehub httproutes/imagehub serviceaccounts/imagehub-api "+
+			"servicedefaults/imagehub-api serviceintentions/imagehub-api services/imagehub-api"), more...)
+		slices.Sort(want)
+		if got := c.names(); !reflect.DeepEqual(got, want) {
+			c.t.Fatalf("there are\n%v, and should be\n%v", got, want)
+		}
+	}
+	web := strings.Fields("deployments/imagehub-web serviceaccounts/imagehub-web servicedefaults/imagehub-web serviceintentions/imagehub-web services/imagehub-web")
+
+	t.Run("on Consul it has entries of its own, and its module beside the sidecar", func(t *testing.T) {
+		c := hubRig(t, s, publicHub)
+		events := c.ok(c.imagehub())
+		says(t, events, "ServiceDefaults/"+c.ns+"/imagehub-api created", "ServiceIntentions/"+c.ns+"/imagehub-web created",
+			"Image Hub runs at http://imagehub.localhost:8080/ from the namespace "+c.ns+" in cluster "+host+" | through Gateway "+c.ns+"/imagehub of Consul;")
+		consulApart(c, web...)
+		was := c.there()
+		inventory := version(c.inventories()[0])
+		says(t, c.ok(c.imagehub()), "Image Hub is unchanged at http://imagehub.localhost:8080/")
+		for path, o := range c.there() {
+			if was[path] != nil && !strings.Contains(path, "/pods/") && !strings.Contains(path, "/replicasets/") && version(o) != version(was[path]) {
+				t.Errorf("%s was written again", path)
+			}
+		}
+		if version(c.inventories()[0]) != inventory {
+			t.Error("the inventory was written again")
+		}
+
+		// The limiter joins the entry, which stays Image Hub's.
+		entry := func() map[string]any {
+			return c.there()[fmt.Sprintf("/apis/consul.hashicorp.com/v1alpha1/namespaces/%s/servicedefaults/imagehub-api", c.ns)]["spec"].(map[string]any)
+		}
+		bare := entry()
+		says(t, c.ok(c.imagehub(op("imagehub_rate_limit"))), problem.UnsignedTokens.Code, "ServiceDefaults/"+c.ns+"/imagehub-api updated", "Service "+c.ns+"/imagehub-api")
+		module := c.there()["v1/namespaces/"+c.ns+"/configmaps/imagehub-filters"]["binaryData"].(map[string]any)
+		limited, err := json.Marshal(entry())
+		if err != nil || len(module) != 1 || !strings.Contains(string(limited), `"filename":"/meshery-filters/`+keys(module)[0]+`"`) || entry()["protocol"] != "http" {
+			t.Errorf("%v: %s", err, limited)
+		}
+		says(t, c.ok(c.imagehub()), "Image Hub is unchanged at")
+		if now, err := json.Marshal(entry()); err != nil || string(now) != string(limited) {
+			t.Errorf("deploying again made of the entry %s", now)
+		}
+		c.ok(c.imagehub(op("imagehub_rate_limit"), deletion))
+		if !reflect.DeepEqual(entry(), bare) {
+			t.Errorf("the entry is %v, and was %v", entry(), bare)
+		}
+		says(t, c.ok(c.imagehub(deletion)), "HTTPRoute/"+c.ns+"/imagehub removed", "Image Hub removed from the namespace "+c.ns)
+		if names := c.names(); len(names) > 0 || len(c.inventories()) > 0 {
+			t.Errorf("%v and %d inventories are left", names, len(c.inventories()))
+		}
+		says(t, c.ok(c.imagehub(deletion)), "Image Hub was removed before")
+	})
+
+	t.Run("on Consul this project's image is one service, and its limiter has the key", func(t *testing.T) {
+		own := operation.ImageHubIn{ImageHub: templates.ImageHub{Image: "registry.example/meshery-filters:v1", Host: "hub.example.com"}}
+		c := hubRig(t, s, own)
+		says(t, c.ok(c.imagehub(op("meshery-filters"))), "Image Hub runs at http://hub.example.com:8080/", "Image Hub and its rate limit are deployed")
+		consulApart(c, "secrets/imagehub")
+		c.ok(c.imagehub(op("meshery-filters"), deletion))
+		if names := c.names(); len(names) > 0 || len(c.inventories()) > 0 {
+			t.Errorf("%v and %d inventories are left", names, len(c.inventories()))
+		}
+	})
+
+	t.Run("on Consul there is no gateway of Istio's", func(t *testing.T) {
+		istio := publicHub
+		istio.Gateway = operation.HubIstio
+		c := hubRig(t, s, istio)
+		if e := c.fails(problem.HubGateway, c.imagehub()); !strings.Contains(e.Details, "cannot be istio") {
+			t.Errorf("%s", e.Details)
+		}
 	})
 }

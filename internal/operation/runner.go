@@ -129,9 +129,9 @@ type Seal interface {
 // restart: an operation that was cut off is run again from its beginning, and tells what it has not told before.
 type Runner struct {
 	Options
-	catalogue  []useCase
-	byKey      map[string]useCase
-	hubLimiter string // the document of imagehub_rate_limit in clusters
+	catalogue   []useCase
+	byKey       map[string]useCase
+	hubLimiters map[string]string // the documents of imagehub_rate_limit in clusters, by their mesh
 
 	mu    sync.Mutex
 	locks map[string]*chainLock
@@ -154,11 +154,15 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
-	limiter, err := o.ImageHubIn.Limiter()
-	if err != nil {
-		return nil, err
+	limiters := map[string]string{}
+	for _, m := range hubMeshes {
+		limiter, err := o.ImageHubIn.Limiter(m)
+		if err != nil {
+			return nil, err
+		}
+		limiters[m] = limiter
 	}
-	r := &Runner{Options: o, hubLimiter: limiter, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, hubLimiters: limiters, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err
@@ -387,7 +391,9 @@ func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, er
 		}
 		if j.Operation == opImageHub || j.Operation == ComponentName {
 			if pl.cluster != nil {
-				touch(hubMesh, hubTarget(j.Namespace))
+				for _, m := range hubMeshes {
+					touch(m, hubTarget(j.Namespace))
+				}
 			} else {
 				keys = append(keys, "imagehub")
 			}

@@ -206,7 +206,7 @@ var (
 		"The address that proxies are to fetch it from did not give the adapter the module's bytes. A proxy without its module serves errors, so nothing was changed.",
 		"Check the address from where proxies run: it is modulesURL of the adapter's configuration, or the document's module.url with delivery {mode: direct}."}
 	HubGateway = &Kind{"meshery-filters-1095", codes.FailedPrecondition, "Image Hub finds no gateway in the cluster",
-		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, or not those that imagehub.gateway of the adapter's configuration asks for.",
+		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, which Consul's gateway needs, or not those that imagehub.gateway of the adapter's configuration asks for.",
 		"Install Istio with its gateway, or the Gateway API's kinds; or set imagehub.gateway to auto."}
 	ConsulUnreachable = &Kind{"meshery-filters-1100", codes.Unavailable, "Consul cannot be reached",
 		"The agent at consul.addr is down, has no leader, cannot be reached from the adapter's machine, or has another certificate than consul.caFile says.",
