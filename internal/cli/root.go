@@ -45,7 +45,7 @@ Exit codes:
 		commands []*cobra.Command
 	}{
 		{groupUse, []*cobra.Command{newApply(a), newRemove(a), newUndo(a), newHistory(a), newList(a), newStatus(a), newEvents(a), newOperations(a), newRun(a), newRender(a), newDiff(a)}},
-		{groupBuild, []*cobra.Command{newExplain(a), newInspect(a), newTry(a)}},
+		{groupBuild, []*cobra.Command{newExplain(a), newInspect(a), newTry(a), newMeshery(a)}},
 		{groupRun, []*cobra.Command{serve, newManifests(a), newEnvoy(a), newImageHub(a), newDemo(a), newVersion(a)}},
 	} {
 		for _, c := range g.commands {

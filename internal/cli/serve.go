@@ -190,8 +190,17 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 
 	// Operations: over modules by digest, the backend of plain Envoy, and clusters.
+	var stored func(ctx context.Context, id string, limit int64) ([]byte, error)
+	if c.MesheryServer != "" {
+		m, err := meshery.New(meshery.Options{Server: c.MesheryServer, TokenFile: c.Meshery.TokenFile, Provider: c.Meshery.Provider, Timeout: c.Limits.ModuleTimeout})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		stored = m.Download
+	}
 	modules := module.New(module.Options{Blobs: kept.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(),
-		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, ServedAt: c.ModulesURL, Secret: c.Secret,
+		MaxBytes: int64(c.Limits.ModuleBytes), Timeout: c.Limits.ModuleTimeout, AllowLoopback: c.AllowLoopbackModules, ServedAt: c.ModulesURL, Secret: c.Secret, Meshery: stored,
 		Log: log, OnFetch: metrics.Fetched})
 	var runner *operation.Runner
 	xdsTLS, err := c.XDSTLS.Server(log)
@@ -218,7 +227,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	hubApp := &application{addr: c.ImageHub.Addr, key: []byte(tokenKey), records: kept.Records(), record: "imagehub/runs/" + component, log: log}
 	defer hubApp.end(context.WithoutCancel(ctx))
 	operations := operation.Options{
-		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(),
+		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(), StoredFilters: stored != nil,
 		ImageHub: hubApp, Limiter: limiter, ImageHubIn: hubIn(c.ImageHub), Prepared: prepared, Secret: secret,
 		Records: kept.Records(), Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,

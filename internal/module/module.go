@@ -43,6 +43,8 @@ type Options struct {
 	RootCAs *x509.CertPool
 	// Secret is for credentials of registries. Default: there are none.
 	Secret Secrets
+	// Meshery returns the bytes of a filter that is stored in Meshery, at most limit. Default: no server is known.
+	Meshery func(ctx context.Context, id string, limit int64) ([]byte, error)
 	// Log gets a Debug line per fetch. Default: none.
 	Log *slog.Logger
 	// OnFetch hears how each look-up of a module went, and must not wait. Default: nobody hears.
@@ -67,6 +69,7 @@ const (
 	Inline  = "inline"  // the document
 	HTTPS   = "https"   // the network
 	OCI     = "oci"     // a registry of images
+	Meshery = "meshery" // Meshery Server
 	Stored  = "store"   // what is kept of an earlier fetch
 	None    = "none"    // nowhere: the document names no source that is allowed
 	Address = "address" // where proxies will fetch it, to see that they can
@@ -101,7 +104,8 @@ func New(o Options) *Resolver {
 // them by digest: SHA256 is set, Inline and File are empty, Builtin and URL still tell where it came from.
 //
 // A module without a source is looked up by its digest. An address is not asked for bytes that are stored; an image whose
-// document does not say what its module's digest is, is asked for each time, since its tag may have moved.
+// document does not say what its module's digest is, is asked for each time, since its tag may have moved; so is a filter
+// that is stored in Meshery.
 // Errors are problem.InvalidDocument for what only the author can mend, problem.ModuleUnavailable, DigestMismatch,
 // StoreFailed, or ctx's own.
 func (r *Resolver) Resolve(ctx context.Context, m filter.Module) (filter.Module, []byte, error) {
@@ -205,12 +209,8 @@ func (r *Resolver) fromURL(ctx context.Context, m filter.Module, secret Secrets)
 	switch {
 	case err != nil || u.Host == "":
 		return nil, None, mistake("url", "it is not an address", "write https://HOST/PATH or oci://HOST/REPOSITORY:TAG")
-	case u.Scheme == "meshery":
-		return nil, None, problem.ModuleUnavailable.WithFields("", []problem.Field{{Path: "spec.module.url",
-			Cause:  "meshery:// addresses are not supported by this version",
-			Remedy: "use an https address with sha256 or an oci address, or send the file with `meshery-filters apply -f` and module.file"}})
-	case u.Scheme != "https" && u.Scheme != "oci":
-		return nil, None, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH or oci://HOST/REPOSITORY:TAG")
+	case u.Scheme != "https" && u.Scheme != "oci" && u.Scheme != "meshery":
+		return nil, None, mistake("url", fmt.Sprintf("modules are not fetched over %q", u.Scheme), "write https://HOST/PATH, oci://HOST/REPOSITORY:TAG or meshery://ID")
 	case u.User != nil:
 		return nil, None, mistake("url", "an address must not carry credentials", "take them out")
 	case u.Scheme == "https" && m.SHA256 == "":
@@ -225,12 +225,31 @@ func (r *Resolver) fromURL(ctx context.Context, m filter.Module, secret Secrets)
 			return nil, Stored, fmt.Errorf("look module up: %w", err)
 		}
 	}
+	if u.Scheme == "meshery" {
+		data, err = r.fromMeshery(ctx, u)
+		return data, Meshery, err
+	}
 	if u.Scheme == "oci" {
 		data, err = r.fetchImage(ctx, u, m.PullSecret, secret)
 		return data, OCI, err
 	}
 	data, err = r.fetch(ctx, r.client, u)
 	return data, HTTPS, err
+}
+
+// fromMeshery gets a filter that is stored in Meshery.
+func (r *Resolver) fromMeshery(ctx context.Context, u *url.URL) ([]byte, error) {
+	if r.Meshery == nil {
+		return nil, problem.MesheryUnset.New("%s", bare(u))
+	}
+	caller := ctx
+	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
+	defer cancel()
+	data, err := r.Meshery(ctx, u.Host+u.Path, r.MaxBytes)
+	if ctx.Err() != nil && caller.Err() == nil {
+		return nil, problem.ModuleUnavailable.New("%s did not give the module within %s", bare(u), r.Timeout)
+	}
+	return data, err
 }
 
 func mistake(field, cause, remedy string) error {

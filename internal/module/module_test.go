@@ -154,7 +154,7 @@ func TestModulesThatCannotBeAreRefusedWithTheField(t *testing.T) {
 		"inline, not base64":  {filter.Module{Inline: "%%%"}, problem.InvalidDocument, []string{"spec.module.inline"}},
 		"inline, too large":   {filter.Module{Inline: base64.StdEncoding.EncodeToString(make([]byte, 101))}, problem.ModuleUnavailable, []string{"101", "100"}},
 		"file":                {filter.Module{File: "/etc/passwd"}, problem.InvalidDocument, []string{"spec.module.file", "apply -f"}},
-		"meshery":             {filter.Module{URL: "meshery://1234"}, problem.ModuleUnavailable, []string{"meshery://"}},
+		"meshery":             {filter.Module{URL: "meshery://1234"}, problem.MesheryUnset, []string{"meshery://1234"}},
 		"http":                {filter.Module{URL: "http://host.example/a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"https"}},
 		"https without sum":   {filter.Module{URL: "https://host.example/a.wasm"}, problem.InvalidDocument, []string{"spec.module.sha256"}},
 		"https with password": {filter.Module{URL: "https://a:hunter2@host.example/a.wasm", SHA256: ok}, problem.InvalidDocument, []string{"credentials"}},
@@ -194,6 +194,41 @@ func TestStoredBytesAreNotFetchedAgain(t *testing.T) {
 	if n := asked.Load(); n != 1 {
 		t.Errorf("asked %d times", n)
 	}
+}
+
+func TestAFilterInMesheryIsAModuleLikeOthers(t *testing.T) {
+	var asked []string
+	answer := wasm
+	o := module.Options{MaxBytes: 100, Timeout: time.Minute, Meshery: func(_ context.Context, id string, limit int64) ([]byte, error) {
+		asked = append(asked, fmt.Sprintf("%s %d", id, limit))
+		return answer, nil
+	}}
+	r := resolver(t, o)
+	m, data, err := r.Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4"})
+	if err != nil || m.SHA256 != digest(wasm) || m.URL != "meshery://1c9adbd4" || !bytes.Equal(data, wasm) {
+		t.Fatalf("%+v, %d bytes, %v", m, len(data), err)
+	}
+	// Its user may have replaced it; with a digest that cannot matter.
+	answer = append(slices.Clone(wasm), '2')
+	if m, _, err = r.Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4"}); err != nil || m.SHA256 != digest(answer) {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if _, data, err = r.Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4", SHA256: digest(wasm)}); err != nil || !bytes.Equal(data, wasm) {
+		t.Errorf("what is stored under its digest: %v", err)
+	}
+	if want := []string{"1c9adbd4 100", "1c9adbd4 100"}; !slices.Equal(asked, want) {
+		t.Errorf("asked for %q, want %q", asked, want)
+	}
+	_, _, err = r.Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4", SHA256: digest([]byte("else"))})
+	wants(t, err, problem.DigestMismatch, digest(answer))
+	answer = make([]byte, 101)
+	_, _, err = r.Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4"})
+	wants(t, err, problem.ModuleUnavailable, "101", "100")
+
+	o.Timeout = time.Millisecond
+	o.Meshery = func(ctx context.Context, _ string, _ int64) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }
+	_, _, err = resolver(t, o).Resolve(t.Context(), filter.Module{URL: "meshery://1c9adbd4"})
+	wants(t, err, problem.ModuleUnavailable, "1ms")
 }
 
 func TestManyFetchesAtOnceEachGetTheirBytes(t *testing.T) {

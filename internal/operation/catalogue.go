@@ -138,6 +138,11 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 	return nil
 }
 
+// mesheryScheme begins the address of a filter that is stored in Meshery.
+const mesheryScheme = "meshery://"
+
+var storedForm = regexp.MustCompile(`^meshery://[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
 // meshAuto is what spec.mesh says where it is left to the adapter.
 const meshAuto = "auto"
 
@@ -199,9 +204,12 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		case mod.Builtin != "" && !slices.Contains(r.ModuleNames, mod.Builtin):
 			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.builtin"), Cause: fmt.Sprintf("there is no builtin %q", clip(mod.Builtin)),
 				Remedy: "use one of " + strings.Join(r.ModuleNames, ", ")})
-		case strings.HasPrefix(mod.URL, "meshery://"):
-			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: "meshery:// is not supported by this version",
-				Remedy: "use https:// with sha256, oci://, or module.inline"})
+		case strings.HasPrefix(mod.URL, mesheryScheme) && !r.StoredFilters:
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: "the adapter knows no Meshery Server where the filter is stored",
+				Remedy: "set mesheryServer and meshery.tokenFile in the adapter's configuration, or use https:// with sha256, oci://, or module.inline"})
+		case strings.HasPrefix(mod.URL, mesheryScheme) && !storedForm.MatchString(mod.URL):
+			mistakes = append(mistakes, problem.Field{Path: at(i, "spec.module.url"), Cause: fmt.Sprintf("%q is not the id of a filter in Meshery", clip(mod.URL)),
+				Remedy: "write meshery://ID; `meshery-filters meshery filters list` shows the ids"})
 		}
 		filters[i] = f
 		onTarget[f.Spec.Target.String()]++

@@ -1,6 +1,7 @@
 package operation_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -41,6 +44,34 @@ func TestACallerOfAnotherHostNeedsACertificateToUseTheAdaptersOwnRights(t *testi
 	open := newRig(t, func(o *operation.Options) { o.AllowUnauthenticated = true })
 	open.ok(by(stranger, apply(doc("hello"))))
 	open.ok(by(stranger, operation.Request{Operation: "imagehub"}))
+}
+
+func TestFiltersInMesheryAreFetchedForNoStranger(t *testing.T) {
+	const id = "1c9adbd4-c121-4fc0-9690-5bf88f477096"
+	r := newRig(t, func(o *operation.Options) {
+		o.StoredFilters = true
+		o.Modules.(*module.Resolver).Meshery = func(_ context.Context, asked string, _ int64) ([]byte, error) {
+			if asked != id {
+				t.Errorf("asked for %q", asked)
+			}
+			data, _ := filters.Builtin("headers")
+			return data, nil
+		}
+	})
+	stored := doc("hello", "module: {url: meshery://"+id+"}")
+	q := apply(stored)
+	q.Caller = operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}
+	q.Kubeconfigs = []string{"{}"} // a cluster of its own does not make the adapter's token its own
+	if _, err := r.runner.Submit(t.Context(), q); !errors.Is(err, problem.CallerUnknown) {
+		t.Errorf("a stranger: %v", err)
+	}
+	if _, err := r.runner.Submit(t.Context(), apply(doc("hello", "module: {url: 'meshery://../system'}"))); !errors.Is(err, problem.InvalidDocument) || !strings.Contains(err.Error(), "not the id") {
+		t.Errorf("an id that is none: %v", err)
+	}
+	r.ok(apply(stored))
+	if got := r.order("default"); got != "default/hello" {
+		t.Errorf("the chain is %q", got)
+	}
 }
 
 func TestNothingIsFetchedOrKeptForWhoMayOnlyLook(t *testing.T) {

@@ -62,8 +62,10 @@ type Options struct {
 	Records     store.Records // of which modules chains in clusters use
 	Modules     Modules
 	ModuleNames []string // those that builtin can name
-	ImageHub    Application
-	Limiter     string // the document of imagehub_rate_limit on plain Envoys
+	// StoredFilters says that Modules knows a Meshery Server, and fetches what users have stored there.
+	StoredFilters bool
+	ImageHub      Application
+	Limiter       string // the document of imagehub_rate_limit on plain Envoys
 	// ImageHubIn is Image Hub in the clusters that requests bring, or in Own.
 	ImageHubIn ImageHubIn
 	// Prepared are documents that each become an operation, by the key of that operation.

@@ -634,7 +634,7 @@ func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
 		"a username with a line break":    {problem.InvalidRequest, "username", operation.Request{Operation: "imagehub", Username: "a\nb"}},
 		"a file of the adapter's machine": {problem.InvalidDocument, "spec.module.file", apply(doc("x", "module: {file: /etc/passwd}"))},
 		"a builtin that is none":          {problem.InvalidDocument, "headers, ratelimit", apply(doc("x", "module: {builtin: nope}"))},
-		"meshery":                         {problem.InvalidDocument, "meshery:// is not supported", apply(doc("x", "module: {url: 'meshery://x'}"))},
+		"meshery":                         {problem.InvalidDocument, "knows no Meshery Server", apply(doc("x", "module: {url: 'meshery://x'}"))},
 		"a mesh that is not built":        {problem.MeshNotSupported, "kuma", apply(doc("x", "mesh: kuma"))},
 		"Istio without a cluster":         {problem.ClusterMissing, "default/x: spec.mesh is istio", apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
 		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},

@@ -256,6 +256,12 @@ var (
 	ClusterSecret = &Kind{"meshery-filters-1145", codes.FailedPrecondition, "a Secret of the cluster cannot be used",
 		"A reference of a filter in a cluster stands for a Secret of the filter's own namespace there. That Secret, or its key, is not there, or is not what it is taken for.",
 		"`kubectl -n NAMESPACE create secret generic NAME --from-literal KEY=VALUE` makes one, and `kubectl -n NAMESPACE create secret docker-registry NAME …` one for pulling images."}
+	StoredFilterMissing = &Kind{"meshery-filters-1134", codes.NotFound, "Meshery has no such filter",
+		"Nobody has stored a filter of this name or id there, or it is another user's, who has not published it.",
+		"`meshery-filters meshery filters list` shows those of the user whose token is used."}
+	MesheryUnset = &Kind{"meshery-filters-1135", codes.FailedPrecondition, "the adapter knows no Meshery Server",
+		"The document's module is a filter that is stored in Meshery, and mesheryServer of the adapter's configuration is empty.",
+		"Set mesheryServer, and meshery.tokenFile to the file that `mesheryctl system login` writes; or give the module in another way."}
 	UndoAmbiguous = &Kind{"meshery-filters-1146", codes.FailedPrecondition, "the undo comes to different things",
 		"The filter has a history in several of the places that the request is for, and was not the same there.",
 		"Send the undo with the kubeconfig of one cluster, or apply the filter as you want it."}
@@ -275,5 +281,5 @@ func All() []*Kind {
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, ClusterSecret, UndoAmbiguous}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous}
 }

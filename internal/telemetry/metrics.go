@@ -105,7 +105,7 @@ func New(b Build) *Metrics {
 
 	for _, result := range []string{done, failed} {
 		m.dryRuns.WithLabelValues(result)
-		for _, source := range []string{module.Builtin, module.Inline, module.HTTPS, module.OCI, module.Stored, module.None, module.Address} {
+		for _, source := range []string{module.Builtin, module.Inline, module.HTTPS, module.OCI, module.Meshery, module.Stored, module.None, module.Address} {
 			m.fetches.WithLabelValues(source, result)
 		}
 	}
