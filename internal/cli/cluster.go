@@ -18,7 +18,10 @@ import (
 // operated is a cluster as operations want it.
 type operated struct{ *kube.Cluster }
 
-var _ operation.Cluster = operated{}
+var (
+	_ operation.Cluster = operated{}
+	_ operation.Crowd   = operated{}
+)
 
 // Target reads what holds on a target.
 func (c operated) Target(ctx context.Context, mesh string, t filter.Target) (operation.ClusterTarget, error) {
@@ -43,6 +46,11 @@ type targets struct{ *kube.Targets }
 
 func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 	return t.Targets.Target(mesh, of)
+}
+
+// Connected asks istiod.
+func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error) {
+	return istiod.Connected(ctx, c.Cluster, p)
 }
 
 // Loaded asks the proxies and, on Istio, istiod.

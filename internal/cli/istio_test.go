@@ -182,8 +182,11 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
 
-	// A plugin whose module is missing has every request answered with 500, until it is taken back.
-	a.cli("apply", "-f", doc("y", "five", missing), "--kubeconfig", whole).want(t, exitFailed, "TrafficExtension/shop/y-api-", "a proxy rejected the configuration")
+	// A plugin whose module is missing has every request answered with 500, until it is taken back; a proxy that tries it
+	// first refuses it instead.
+	a.cli("apply", "-f", doc("y", "five", missing), "--kubeconfig", whole).want(t, exitFailed, "-first created", "a proxy rejected the configuration")
+	m.answer(t, "")
+	a.cli("apply", "-f", doc("y", "five", "rollout: all\n"+missing), "--kubeconfig", whole).want(t, exitFailed, "TrafficExtension/shop/y-api-", "a proxy rejected the configuration")
 	m.answer(t, "")
 	runWith(t, "", nil, "list", "--kubeconfig", whole).want(t, exitOK, "No filter is applied.")
 }

@@ -88,12 +88,14 @@ func TestProxiesFetchModulesFromTheAdapter(t *testing.T) {
 	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "removed from", "3 of 3 proxies")
 	m.answer(t, "")
 
-	// A network that keeps the proxies away is not seen before, and what comes of it is taken back.
+	// A network that keeps the proxies away is not seen before. One proxy finds out, and what comes of it is taken back.
 	agentsMay.Store(false)
 	another := doc("y", "{inline: "+anotherModule(t)+"}", "four")
-	r := a.cli("apply", "-f", another, "--kubeconfig", whole).want(t, exitFailed)
-	if !strings.Contains(r.out+r.err, "y-api") {
-		t.Errorf("%s%s", r.out, r.err)
+	stop = m.load(t)
+	a.cli("apply", "-f", another, "--kubeconfig", whole).want(t, exitFailed, "y-api", "by proxy shop/api-1", "could not fetch its module")
+	_, failed := stop()
+	if len(failed) == 0 || slices.ContainsFunc(failed, func(f string) bool { return !strings.HasPrefix(f, "api-1: 403") }) {
+		t.Errorf("not only requests to the first proxy failed: %v", failed)
 	}
 	m.answer(t, "")
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,6 +63,9 @@ type connection struct {
 func (w *watch) list(ctx context.Context) (err error) {
 	if w.pods, err = w.cluster.Pods(ctx, w.plan.Proxies.Namespace, w.plan.Proxies.Labels); err != nil {
 		return fmt.Errorf("find the target's Pods: %w", err)
+	}
+	if only := w.plan.Proxies.Only; only != nil {
+		w.pods = slices.DeleteFunc(w.pods, func(p plan.Pod) bool { return p != *only })
 	}
 	if w.istiods, err = w.cluster.Pods(ctx, w.root, map[string]string{"app": "istiod"}); err != nil {
 		return fmt.Errorf("find istiod: %w", err)

@@ -66,11 +66,8 @@ const pushAnnotation = "istio.io.filters.meshery.io/pushed"
 // The texts of proxies may quote their configuration, resolved secrets included.
 func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}, lines: map[endpoint]*line{}}
+		w := newWatch(c, p)
 		defer w.close()
-		if p.Chain.Target.Kind == filter.Mesh {
-			w.root = p.Chain.Target.Namespace
-		}
 		if err := w.begin(ctx); err != nil {
 			yield(plan.Loaded{}, w.unverified(ctx, err))
 			return
@@ -102,6 +99,33 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 			}
 		}
 	}
+}
+
+// Connected lists the plan's Pods whose proxies are connected to an istiod, by name. With fewer than two Pods nobody is
+// asked.
+func Connected(ctx context.Context, c Cluster, p plan.Plan) ([]plan.Pod, error) {
+	if p.Proxies == nil {
+		return nil, nil
+	}
+	pods, err := c.Pods(ctx, p.Proxies.Namespace, p.Proxies.Labels)
+	if err != nil || len(pods) < 2 {
+		return pods, err
+	}
+	w := newWatch(c, p)
+	defer w.close()
+	connected, err := w.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(w.pods, func(pod plan.Pod) bool { _, ok := connected[pod]; return !ok }), nil
+}
+
+func newWatch(c Cluster, p plan.Plan) *watch {
+	w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}, lines: map[endpoint]*line{}}
+	if p.Chain.Target.Kind == filter.Mesh {
+		w.root = p.Chain.Target.Namespace
+	}
+	return w
 }
 
 // unverified makes a problem of what stood in the way.

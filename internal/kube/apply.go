@@ -484,6 +484,15 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 	if err := c.applyRank(ctx, ch, len(order)); err != nil {
 		return err
 	}
+	if t.written { // what is known of the objects now is for whoever goes on from here
+		for i, item := range t.had.Objects {
+			for _, s := range ch.steps {
+				if s.item.key() == item.key() && !item.Shared {
+					t.had.Objects[i] = s.item
+				}
+			}
+		}
+	}
 	for i := len(order); i >= 0; i-- {
 		if err := each(ranked(ch.stale, i), func(s *step) error { return c.remove(ctx, s) }); err != nil {
 			return fmt.Errorf("remove: %w", err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 )
 
@@ -171,7 +173,15 @@ func TestARealAPIServerTakesEveryGolden(t *testing.T) {
 			if err != nil {
 				continue
 			}
-			for _, o := range p.Objects {
+			trial, err := Istio{}.Try(plan.Plan{Chain: filter.Chain{Mesh: c.Mesh, Target: c.Target}}, p, c, w, plan.Pod{Namespace: "shop", Name: "api-1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			objects := p.Objects
+			if trial != nil {
+				objects = slices.Concat(objects, trial.Proof.Objects)
+			}
+			for _, o := range objects {
 				manifest, err := plan.Manifest([]plan.Object{o})
 				if err != nil {
 					t.Fatal(err)

@@ -155,16 +155,23 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 			if u := codes[i].url; u != "" {
 				p.Sources = append(p.Sources, plan.Source{Filter: f.Key, URL: u, SHA256: f.Spec.Module.SHA256})
 			}
-			p.Losses = append(p.Losses, append(losses, at.losses(f)...)...)
+			p.Losses = append(p.Losses, append(losses, at.losses(f, untriable(c, at, w))...)...)
 		}
 	}
-	data, err := json.Marshal(p.Objects) // which sorts keys
-	if err != nil {
+	if p.Version, err = versionOf(p.Objects); err != nil {
 		return plan.Plan{}, fmt.Errorf("marshal the objects of %s: %w", c.Target, err)
 	}
-	sum := sha256.Sum256(data)
-	p.Version = hex.EncodeToString(sum[:8])
 	return p, nil
+}
+
+// versionOf changes whenever the objects do.
+func versionOf(objects []plan.Object) (string, error) {
+	data, err := json.Marshal(objects) // which sorts keys
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:8]), nil
 }
 
 func object(k plan.Kind, f filter.Filter, namespace, name string, spec map[string]any) plan.Object {
@@ -343,13 +350,13 @@ func (at site) selection(k plan.Kind) map[string]any {
 	return map[string]any{"selector": map[string]any{"matchLabels": values}}
 }
 
-// losses are what no kind has a word for, there or anywhere.
-func (at site) losses(f filter.Filter) (losses []plan.Loss) {
+// losses are what no kind has a word for, there or anywhere; untriable says why a canary is not possible.
+func (at site) losses(f filter.Filter, untriable string) (losses []plan.Loss) {
 	if f.Spec.Match.Direction != "" && (at.gateway || at.waypoint) {
 		losses = append(losses, plan.Loss{Filter: f.Key, Field: "spec.match.direction", Reason: "a gateway or waypoint has one direction only"})
 	}
-	if f.Spec.Rollout == filter.RolloutCanary {
-		losses = append(losses, plan.Loss{Filter: f.Key, Field: "spec.rollout", Reason: "istiod gives a filter to all proxies of its target at once"})
+	if f.Spec.Rollout == filter.RolloutCanary && untriable != "" {
+		losses = append(losses, plan.Loss{Filter: f.Key, Field: "spec.rollout", Reason: "all proxies of the target get it at once: " + untriable})
 	}
 	return losses
 }

@@ -27,6 +27,15 @@ type Mesh interface {
 	Plan(filter.Chain, plan.World) (plan.Plan, error)
 }
 
+// Trier is a Mesh that can have one proxy run a chain before the others do.
+type Trier interface {
+	// Try plans that the proxy of one Pod runs the chain c, whose secrets are resolved and of which next is the plan, while
+	// all others go on with what is held. Nil: there it cannot be done.
+	Try(held, next plan.Plan, c filter.Chain, w plan.World, pod plan.Pod) (*plan.Trial, error)
+}
+
+var _ Trier = Istio{}
+
 var known = []Mesh{Envoy{}, Istio{}, Consul{}}
 
 // Names lists the meshes that this version translates for.

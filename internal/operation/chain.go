@@ -20,15 +20,23 @@ import (
 
 // plan makes the plan of a chain in the backend's world now. The plan's Chain keeps its references.
 func (r *Runner) plan(ctx context.Context, b Backend, c filter.Chain) (plan.Plan, error) {
-	resolved := c
-	resolved.Filters = make([]filter.Filter, len(c.Filters))
-	for i, f := range c.Filters {
-		var err error
-		if resolved.Filters[i], err = f.Resolved(r.lookup(ctx, clusterOf(b), f)); err != nil {
-			return plan.Plan{}, named(f, err)
-		}
+	resolved, err := r.resolvedChain(ctx, b, c)
+	if err != nil {
+		return plan.Plan{}, err
 	}
 	return r.planResolved(ctx, b, c, resolved)
+}
+
+// resolvedChain is the chain with its references resolved.
+func (r *Runner) resolvedChain(ctx context.Context, b Backend, c filter.Chain) (resolved filter.Chain, err error) {
+	resolved = c
+	resolved.Filters = make([]filter.Filter, len(c.Filters))
+	for i, f := range c.Filters {
+		if resolved.Filters[i], err = f.Resolved(r.lookup(ctx, clusterOf(b), f)); err != nil {
+			return resolved, named(f, err)
+		}
+	}
+	return resolved, nil
 }
 
 func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter.Chain) (plan.Plan, error) {
@@ -36,23 +44,31 @@ func (r *Runner) planResolved(ctx context.Context, b Backend, c, resolved filter
 	if err != nil {
 		return plan.Plan{}, err
 	}
-	about := attrTarget.String(c.Target.String())
-	reading, end := r.step(ctx, "world", about)
-	w, err := b.World(reading, c)
-	if end(err); err != nil {
-		return plan.Plan{}, fmt.Errorf("read the world of %s: %w", c.Target, err)
+	w, err := r.world(ctx, b, c)
+	if err != nil {
+		return plan.Plan{}, err
 	}
-	for digest, code := range w.Modules {
-		code.URL = r.Modules.Address(digest)
-		w.Modules[digest] = code
-	}
-	_, end = r.step(ctx, "plan", about)
+	_, end := r.step(ctx, "plan", attrTarget.String(c.Target.String()))
 	p, err := m.Plan(resolved, w)
 	if end(err); err != nil {
 		return plan.Plan{}, err
 	}
 	p.Chain = c
 	return p, nil
+}
+
+// world is what the chain lands in.
+func (r *Runner) world(ctx context.Context, b Backend, c filter.Chain) (plan.World, error) {
+	reading, end := r.step(ctx, "world", attrTarget.String(c.Target.String()))
+	w, err := b.World(reading, c)
+	if end(err); err != nil {
+		return w, fmt.Errorf("read the world of %s: %w", c.Target, err)
+	}
+	for digest, code := range w.Modules {
+		code.URL = r.Modules.Address(digest)
+		w.Modules[digest] = code
+	}
+	return w, nil
 }
 
 // hide has a value hidden wherever it is quoted.
@@ -223,15 +239,13 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 	if err := s.holds(ctx); err != nil {
 		return l, false, err
 	}
-	applying, end := r.step(ctx, "apply", about(p)...)
-	changes, err := b.Apply(applying, p)
-	if end(err); err != nil {
-		return l, false, fmt.Errorf("offer the chain to %s: %w", target, err)
-	}
-	for _, c := range changes {
-		if pl.cluster != nil && c.Action != plan.Unchanged {
-			s.info(c.String(), fmt.Sprintf("for %s, chain version %s", target, p.Version))
+	if !unchanged && !e.removal && pt.rollout == filter.RolloutCanary {
+		if err := r.try(ctx, s, pl, b, prev.Chain, p, e, pt); err != nil {
+			return l, false, err
 		}
+	}
+	if err := r.offer(ctx, s, pl, b, p); err != nil {
+		return l, false, err
 	}
 	l, err = r.await(ctx, s, b, p, e, pt)
 	switch {
@@ -263,6 +277,54 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, target))
 	}
 	return l, unchanged, nil
+}
+
+// offer applies a plan, and tells what that changed in a cluster.
+func (r *Runner) offer(ctx context.Context, s *story, pl place, b Backend, p plan.Plan) error {
+	applying, end := r.step(ctx, "apply", about(p)...)
+	changes, err := b.Apply(applying, p)
+	if end(err); err != nil {
+		return fmt.Errorf("offer the chain to %s: %w", p.Chain.Target, err)
+	}
+	for _, c := range changes {
+		if pl.cluster != nil && c.Action != plan.Unchanged {
+			s.info(c.String(), fmt.Sprintf("for %s, chain version %s", p.Chain.Target, p.Version))
+		}
+	}
+	return nil
+}
+
+// trier is a Backend that plans what one proxy does before the others; those that do not have ways of their own.
+type trier interface {
+	Try(ctx context.Context, held filter.Chain, next plan.Plan) (*plan.Trial, error)
+}
+
+// try has one proxy run a plan, while all others run what holds. When it does not, what held before holds again.
+func (r *Runner) try(ctx context.Context, s *story, pl place, b Backend, held filter.Chain, p plan.Plan, e edit, pt patience) error {
+	t, ok := b.(trier)
+	if !ok {
+		return nil
+	}
+	trial, err := t.Try(ctx, held, p)
+	if err != nil || trial == nil {
+		return err
+	}
+	if err := r.offer(ctx, s, pl, b, trial.Apply); err != nil {
+		return err
+	}
+	pt.wait.For = filter.WaitAll // others wait for this one
+	l, err := r.await(ctx, s, b, trial.Proof, e, pt)
+	first := trial.Proof.Proxies.Only
+	switch {
+	case errors.Is(err, problem.ProxyTimeout):
+		err = problem.CanarySilent.New("%s: no answer from proxy %s within %s; no other was asked", e.on(p.Chain.Target), first, pt.wait.Timeout)
+		fallthrough
+	case err != nil:
+		return r.takeBack(context.WithoutCancel(ctx), b, trial.Apply, err)
+	case l.Unverified == "":
+		s.info(fmt.Sprintf("%s tried by proxy %s first", e.subject, first), fmt.Sprintf("on %s, where all others follow now", p.Chain.Target))
+	}
+	return s.holds(ctx)
 }
 
 // check fetches once, as proxies will, what a plan has them fetch.

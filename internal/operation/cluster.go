@@ -390,7 +390,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			}
 		}
 		if t := b.targets[p.Chain.Target.ID()]; t != nil {
-			p.Dropped, p.Gone, p.Versions = t.dropped, t.gone(p.Chain), t.Versions()
+			p.Dropped, p.Gone, p.Versions = slices.Concat(p.Dropped, t.dropped), t.gone(p.Chain), t.Versions()
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {
 			if errors.Is(err, problem.NotVerified) {
@@ -401,6 +401,42 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			}
 		}
 	}
+}
+
+// Crowd is a Cluster that knows how many proxies a plan is for.
+type Crowd interface {
+	// Connected lists the plan's Pods whose proxies are connected to their control plane, by name.
+	Connected(context.Context, plan.Plan) ([]plan.Pod, error)
+}
+
+// Try plans that one proxy runs the plan before the others do. Nil: there is only one, or nobody can see them, or the mesh
+// cannot do it.
+func (b *clusterBackend) Try(ctx context.Context, held filter.Chain, next plan.Plan) (*plan.Trial, error) {
+	m, tries := b.mesh.(mesh.Trier)
+	crowd, knows := b.cluster.Cluster.(Crowd)
+	if !tries || !knows {
+		return nil, nil
+	}
+	pods, err := crowd.Connected(ctx, next)
+	if err != nil {
+		b.r.Log.Info("no proxy tries a chain first, since none can be seen", "cluster", b.cluster.String(), "target", next.Chain.Target.String(), "err", err)
+	}
+	if err != nil || len(pods) < 2 {
+		return nil, ctx.Err()
+	}
+	before, err := b.r.plan(ctx, b, held)
+	if err != nil {
+		return nil, err
+	}
+	resolved, err := b.r.resolvedChain(ctx, b, next.Chain)
+	if err != nil {
+		return nil, err
+	}
+	w, err := b.r.world(ctx, b, next.Chain)
+	if err != nil {
+		return nil, err
+	}
+	return m.Try(before, next, resolved, w, pods[0])
 }
 
 // stale makes an error of a target that somebody else has changed one that has the operation start again from what is

@@ -327,7 +327,11 @@ func (c *clusterRig) objects(kind string) map[string]map[string]any {
 	for _, o := range list["items"].([]any) {
 		meta := o.(map[string]any)["metadata"].(map[string]any)
 		annotations := meta["annotations"].(map[string]any)
-		all[strings.TrimPrefix(annotations["filters.meshery.io/filter"].(string), c.ns+"/")] = o.(map[string]any)
+		name := strings.TrimPrefix(annotations["filters.meshery.io/filter"].(string), c.ns+"/")
+		if all[name] != nil {
+			c.t.Fatalf("there are two %ss for %s", kind, name)
+		}
+		all[name] = o.(map[string]any)
 	}
 	return all
 }
@@ -868,9 +872,9 @@ func TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd(t *tes
 	if testing.Short() {
 		t.Skip("needs a Kubernetes API server")
 	}
-	step := int64(5)
+	step := int64(8)
 	if underRace {
-		step = 9
+		step = 15
 	}
 	kills := 0
 	for fuse := int64(1); ; fuse += step {
@@ -955,7 +959,7 @@ func (k killed) run(t *testing.T) {
 	r := startRig(t, k.State, func(o *operation.Options) {
 		o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
 			c, err := pool.Open(kubeconfig)
-			return opened{c}, err
+			return crowded{opened{c}}, err
 		}
 		o.ImageHubIn = publicHub
 	})
@@ -985,6 +989,13 @@ func (k killed) run(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// crowded has every target have two proxies, of which one tries a chain first.
+type crowded struct{ opened }
+
+func (crowded) Connected(context.Context, plan.Plan) ([]plan.Pod, error) {
+	return []plan.Pod{{Namespace: "shop", Name: "web-1"}, {Namespace: "shop", Name: "web-2"}}, nil
 }
 
 // gateway passes requests on to an API server, each through around.
@@ -1062,6 +1073,26 @@ func TestAnOperationMakesFewRequestsToItsCluster(t *testing.T) {
 			if t.Logf("%s, kubeconfig %s: %d requests", op.what, kubeconfig.what, len(asked)); len(asked) > op.most {
 				t.Errorf("%s with %s took %d requests, and %d are enough:\n%s", op.what, kubeconfig.what, len(asked), op.most, strings.Join(asked, "\n"))
 			}
+		}
+	}
+
+	// With one proxy that tries a chain before the others it is no more than twice.
+	crowd := newClusterRig(t, func(o *operation.Options) {
+		open := o.Clusters
+		o.Clusters = func(k []byte) (operation.Cluster, error) {
+			cl, err := open(k)
+			if err != nil {
+				return nil, err
+			}
+			return crowded{cl.(opened)}, nil
+		}
+	})
+	crowd.kubeconfig = fresh()
+	for _, q := range []operation.Request{crowd.apply(on("web", "a")), crowd.apply(on("web", "a", "config: {response: {x-other: a}}"))} {
+		asked = nil
+		says(t, crowd.ok(q), "a-web-", "-first created", "a-web-", "-first removed")
+		if t.Logf("one that is tried first: %d requests", len(asked)); len(asked) > 2*(3+4) {
+			t.Errorf("one that is tried first took %d requests:\n%s", len(asked), strings.Join(asked, "\n"))
 		}
 	}
 }

@@ -89,6 +89,8 @@ type Selection struct {
 	Labels    map[string]string // that a Pod has; none: every Pod
 	// Role is what the mesh takes such a proxy for: sidecar, router or waypoint.
 	Role string
+	// Only is the one Pod that counts. Default: all of them.
+	Only *Pod
 }
 
 // maxSchemaDepth bounds how deep a schema, which came from a cluster, is followed.

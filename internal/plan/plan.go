@@ -75,6 +75,12 @@ type Plan struct {
 	Rollout filter.Rollout
 }
 
+// Trial has one proxy run a plan before the others do.
+type Trial struct {
+	Apply Plan // what has to hold for that: the chain is the one that held before
+	Proof Plan // what that proxy then has
+}
+
 // Object is what an API has to keep, by its apiVersion, kind, metadata.name and metadata.namespace.
 type Object struct {
 	// Content is JSON: map[string]any, []any, string, bool, nil and numbers.

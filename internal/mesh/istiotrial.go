@@ -1,0 +1,107 @@
+package mesh
+
+import (
+	"math"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
+)
+
+// trialPriority is around what the EnvoyFilters of a trial have, so that Istio works through them after all others.
+const trialPriority = math.MaxInt32 / 2
+
+// trialSuffix ends the names of a trial's objects.
+const trialSuffix = "-first"
+
+// untriable says why no single proxy can try a chain first; empty when one can. Only an EnvoyFilter names a proxy.
+func untriable(c filter.Chain, at site, w plan.World) string {
+	if _, ok := w.Cluster.Kind(envoyPatch); !ok {
+		return "the cluster serves no EnvoyFilter, which alone names one proxy"
+	}
+	if at.waypoint {
+		return "an EnvoyFilter, which alone names one proxy, does not reach waypoints"
+	}
+	for _, f := range c.Filters {
+		switch {
+		case f.Spec.Protocol == filter.TCP:
+			return "a filter for TCP is not taken away from one proxy alone"
+		case f.Spec.Module.PullSecret != "":
+			return "an EnvoyFilter, which alone names one proxy, cannot name a pull secret"
+		case int(f.Spec.Priority) > trialPriority/2 || int(f.Spec.Priority) < -trialPriority/2:
+			return "its priority leaves no room above it"
+		}
+	}
+	return ""
+}
+
+// Try has EnvoyFilters take everything that is the target's away from the proxy of one Pod, and put the chain there. They
+// name other filters than the plans do, and take away what holds and what is to hold alike. So whatever the order in which
+// they and the plans' objects come and go, each request meets one chain or the other, once and whole.
+//
+// A filter of phase authz or stats stands right before the router there, since an EnvoyFilter knows no phases.
+func (Istio) Try(held, next plan.Plan, c filter.Chain, w plan.World, pod plan.Pod) (*plan.Trial, error) {
+	at, err := locate(c.Target, w.Cluster)
+	if err != nil || len(c.Filters) == 0 || untriable(c, at, w) != "" {
+		return nil, err
+	}
+	_, codes, err := choose(c, at, w)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	var dropped []string
+	for _, o := range held.Objects {
+		dropped = append(dropped, o.String())
+	}
+	for _, o := range slices.Concat(held.Objects, next.Objects) {
+		names = append(names, filterNames(o)...)
+	}
+	slices.Sort(names)
+	var patches []any
+	for _, name := range slices.Compact(names) {
+		patches = append(patches, map[string]any{"applyTo": "HTTP_FILTER", "patch": map[string]any{"operation": "REMOVE"},
+			"match": map[string]any{"context": "ANY", "listener": map[string]any{"filterChain": map[string]any{
+				"filter": map[string]any{"name": connectionManager, "subFilter": map[string]any{"name": name}}}}}})
+	}
+	patch, _ := w.Cluster.Kind(envoyPatch)
+	var objects []plan.Object
+	for i, f := range c.Filters {
+		name := objectName(f.Key, c.Target) + trialSuffix
+		spec, _ := envoyPatchSpec(patch, f, "meshery.filters/"+at.namespace+"."+name, at, codes[i], int64(len(c.Filters)-1-i))
+		spec["priority"] = trialPriority + spec["priority"].(int64)
+		own := slices.Concat(patches, spec["configPatches"].([]any))
+		for _, p := range own {
+			p.(map[string]any)["match"].(map[string]any)["proxy"] = map[string]any{"metadata": map[string]any{"NAME": pod.Name, "NAMESPACE": pod.Namespace}}
+		}
+		spec["configPatches"] = own
+		objects = append(objects, object(patch, f, at.namespace, name, spec))
+	}
+	only := *next.Proxies
+	only.Only = &pod
+	t := &plan.Trial{
+		Apply: plan.Plan{Chain: held.Chain, Objects: slices.Concat(held.Objects, objects), Proxies: next.Proxies},
+		Proof: plan.Plan{Chain: next.Chain, Objects: objects, Proxies: &only, Dropped: dropped},
+	}
+	if t.Apply.Version, err = versionOf(t.Apply.Objects); err != nil {
+		return nil, err
+	}
+	t.Proof.Version = t.Apply.Version
+	return t, nil
+}
+
+// filterNames are what proxies call the filter that an object puts there.
+func filterNames(o plan.Object) []string {
+	u := &unstructured.Unstructured{Object: o.Content}
+	name := u.GetNamespace() + "." + u.GetName()
+	switch u.GroupVersionKind().GroupKind() {
+	case envoyPatch:
+		return []string{"meshery.filters/" + name}
+	case wasmPlugin: // as Istio calls it since 1.30, and before
+		return []string{"extensions.istio.io/trafficextension/" + name + "~istio-translated-wasmplugin", "extensions.istio.io/wasmplugin/" + name}
+	}
+	return []string{"extensions.istio.io/" + strings.ToLower(u.GetKind()) + "/" + name}
+}
