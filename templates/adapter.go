@@ -89,6 +89,8 @@ func (a Adapter) Manifests() (string, error) {
 		"kind: Namespace\nmetadata:\n  name: meshery-filters\n", "kind: Namespace\nmetadata:\n  name: " + quoted(a.Namespace) + "\n",
 		"namespace: meshery-filters", "namespace: " + quoted(a.Namespace),
 		"//meshery-filters.meshery-filters:", "//meshery-filters." + a.Namespace + ":",
+		"adapterAddr: meshery-filters.meshery-filters:", "adapterAddr: meshery-filters." + a.Namespace + ":",
+		"//meshery.meshery:", "//meshery." + a.Meshery + ":",
 		"kubernetes.io/metadata.name: meshery\n", "kubernetes.io/metadata.name: " + quoted(a.Meshery) + "\n",
 		"image: meshery-filters\n", `image: "` + a.Image + "\"\n",
 	}
