@@ -86,9 +86,11 @@ func (c consulCluster) spec(t *testing.T) map[string]any {
 	return nil
 }
 
-// answer checks what the service answers with through both sidecars, without waiting.
+// answer checks what the service answers with through both sidecars, without waiting. A connection between them that was
+// open before a change is closed with one more request, which meets the chain that it began with.
 func (c consulCluster) answer(t *testing.T, there, lua string) {
 	t.Helper()
+	_, _ = c.web.Get(t.Context(), "api", "/")
 	r, err := c.web.Get(t.Context(), "api", "/")
 	if err != nil || r.Status != http.StatusOK || r.Header.Get("X-There") != there || r.Header.Get("X-Lua") != lua {
 		t.Errorf("it answers %d with %q and %q, %v, and should with %q and %q", r.Status, r.Header.Get("X-There"), r.Header.Get("X-Lua"), err, there, lua)
@@ -122,12 +124,13 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 	sum := sha256.Sum256(module)
 	files, digest := t.TempDir(), hex.EncodeToString(sum[:])
 	put(t, files, digest+".wasm", string(module))
-	a := newAdapter(t)
+	a := newAdapter(t, "--allow-wide-targets")
 	dir, whole, base := t.TempDir(), c.as(t, wholeUser), c.as(t, baseUser)
-	doc := func(name, value, path string) string {
-		return put(t, dir, "d.yaml", istioDocument(name, "mesh: consul\ntarget: {kind: Service, name: api}\n"+headers+
+	on := func(target, name, value, path string) string {
+		return put(t, dir, "d.yaml", istioDocument(name, "mesh: consul\ntarget: {kind: "+target+"}\n"+headers+
 			"delivery: {mode: local, localPath: "+path+"}\nconfig: {response: {x-there: "+value+"}}"))
 	}
+	doc := func(name, value, path string) string { return on("Service, name: api", name, value, path) }
 
 	// Of a service that nothing is said of Consul would take the filter, and give it to no proxy.
 	a.cli("apply", "-f", doc("x", "none", files), "--kubeconfig", whole).want(t, exitFailed, "its protocol is tcp, which is Consul's default", "set protocol: http in ServiceDefaults shop/api")
@@ -182,6 +185,41 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 	theirs["envoyExtensions"] = append(theirs["envoyExtensions"].([]any), lua("c"))
 	if got := c.spec(t); !reflect.DeepEqual(got, theirs) {
 		t.Errorf("the user's entry is %v, and was %v", got, theirs)
+	}
+
+	// An entry that was not there is made, and goes again; its protocol is that of the whole mesh.
+	ctx := t.Context()
+	const entries = "/apis/consul.hashicorp.com/v1alpha1/namespaces/"
+	if err := c.Apply(ctx, map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": "operators"}},
+		map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ProxyDefaults", "metadata": map[string]any{"namespace": "operators", "name": "global"},
+			"spec": map[string]any{"config": map[string]any{"protocol": "http"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Send(ctx, http.MethodDelete, entries+"shop/servicedefaults/api", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.await(t, "X-Lua", "")
+	a.cli("apply", "-f", doc("x", "six", files), "--kubeconfig", whole).want(t, exitOK, "ServiceDefaults/shop/api created", "1 of 1 proxy")
+	c.answer(t, "six", "")
+	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "ServiceDefaults/shop/api removed", "1 of 1 proxy")
+	c.answer(t, "", "")
+	if got := c.spec(t); got != nil {
+		t.Errorf("there is an entry: %v", got)
+	}
+
+	// The whole mesh has its filters in the entry that is there, in whatever namespace.
+	a.cli("apply", "-f", on("Mesh", "all", "seven", files), "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
+	c.answer(t, "seven", "")
+	a.cli("remove", "shop/all", "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
+	c.answer(t, "", "")
+
+	// What Consul does not take does not stay.
+	nonsense := map[string]any{"protocol": "http", "envoyExtensions": []any{map[string]any{"name": "builtin/nonsense"}}}
+	c.entry(t, nonsense)
+	a.cli("apply", "-f", doc("x", "eight", files), "--kubeconfig", whole).want(t, exitFailed, "Consul does not take the entry", "ConsulAgentError", "builtin/nonsense")
+	c.answer(t, "", "")
+	if got := c.spec(t); !reflect.DeepEqual(got, nonsense) {
+		t.Errorf("the user's entry is %v", got)
 	}
 }
 
