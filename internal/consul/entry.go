@@ -125,7 +125,11 @@ func (e entry) with(ours []map[string]any, names []string, at int) map[string]an
 		delete(raw, k)
 	}
 	if len(list) > 0 {
-		raw["EnvoyExtensions"] = list
+		all := make([]any, len(list))
+		for i, x := range list {
+			all[i] = x
+		}
+		raw["EnvoyExtensions"] = all
 	}
 	if slices.ContainsFunc(list, func(x map[string]any) bool { return strings.HasPrefix(pluginOf(x), plugins) }) {
 		return raw

@@ -2,7 +2,9 @@ package operation_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/consul"
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -26,6 +30,8 @@ type sidecars struct {
 	*consultest.Consul
 	dir      string
 	web, api *consultest.Service
+	modules  *consultest.Service          // that api calls, for its proxy
+	handler  atomic.Pointer[http.Handler] // of modules
 }
 
 var sharedSidecars *sidecars
@@ -49,22 +55,34 @@ var startSidecars = sync.OnceValues(func() (*sidecars, error) {
 			return nil, err
 		}
 	}
-	if s.api, err = s.Service(ctx, consultest.ServiceOptions{Name: "api"}); err != nil {
+	s.serve(http.NotFoundHandler())
+	s.modules, err = s.Service(ctx, consultest.ServiceOptions{Name: "modules", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		(*s.handler.Load()).ServeHTTP(w, r)
+	})})
+	if err != nil {
+		return nil, err
+	}
+	if s.api, err = s.Service(ctx, consultest.ServiceOptions{Name: "api", Upstreams: []string{"modules"}}); err != nil {
 		return nil, err
 	}
 	if s.web, err = s.Service(ctx, consultest.ServiceOptions{Name: "web", Upstreams: []string{"api"}}); err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	// What was just registered goes on changing the sidecars for a moment.
+	begun := time.Now()
+	for good := begun; time.Since(good) < 2*time.Second; {
 		r, err := s.web.Get(ctx, "api", "/")
 		if err == nil && r.Status == http.StatusOK {
-			return s, nil
+			continue
 		}
-		if time.Now().After(deadline) {
-			return nil, err
+		if good = time.Now(); good.Sub(begun) > time.Minute {
+			return nil, fmt.Errorf("api is not reached through the sidecars: %+v %w", r, err)
 		}
 	}
+	return s, nil
 })
+
+func (s *sidecars) serve(h http.Handler) { s.handler.Store(&h) }
 
 func stopSidecars() {
 	if sharedSidecars != nil {
@@ -104,6 +122,11 @@ type consulRig struct {
 
 func newConsulRig(t *testing.T, change ...func(*consul.Options)) *consulRig {
 	t.Helper()
+	return newConsulRigOf(t, func(*operation.Options) {}, change...)
+}
+
+func newConsulRigOf(t *testing.T, operations func(*operation.Options), change ...func(*consul.Options)) *consulRig {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts Consul and Envoys")
 	}
@@ -124,7 +147,7 @@ func newConsulRig(t *testing.T, change ...func(*consul.Options)) *consulRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	r := newRig(t, func(o *operation.Options) { o.Consul = consulCluster{client} })
+	r := newRig(t, func(o *operation.Options) { o.Consul = consulCluster{client} }, operations)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("Consul's log ends:\n%s", s.Log())
@@ -232,5 +255,244 @@ func TestConsulsSidecarsRunAFilterWhileTheyServe(t *testing.T) {
 	var keys []string
 	if err := r.Send(t.Context(), http.MethodGet, "/v1/kv/meshery-filters/?keys=true", nil, &keys); err == nil {
 		t.Errorf("inventories are left: %v", keys)
+	}
+}
+
+// lua is an extension of the user's that answers with a header.
+func lua(name string) map[string]any {
+	return map[string]any{"Name": "builtin/lua", "Arguments": map[string]any{"ProxyType": "connect-proxy", "Listener": "inbound",
+		"Script": "function envoy_on_response(h) h:headers():add('x-" + name + "', 'theirs') end"}}
+}
+
+func TestWhatIsTheUsersInConsulStaysAsItIs(t *testing.T) {
+	r := newConsulRig(t)
+	r.user(map[string]any{"Kind": "service-defaults", "Name": "api", "Protocol": "http", "Meta": map[string]any{"owner": "them"},
+		"UpstreamConfig":  map[string]any{"Defaults": map[string]any{"ConnectTimeoutMs": 1500}},
+		"EnvoyExtensions": []any{lua("before"), lua("after")}})
+	was := r.entry("service-defaults", "api")
+	r.await("x-after", "theirs")
+	r.calm(func() {
+		r.ok(apply(onAPI("hello")))
+		if h := r.header("x-before") + r.header("x-after") + r.header("x-hello"); h != "theirstheirsthere" {
+			t.Errorf("the headers are %q", h)
+		}
+		// They add to the entry on both sides of ours.
+		var e map[string]any
+		if err := json.Unmarshal([]byte(r.entry("service-defaults", "api")), &e); err != nil {
+			t.Fatal(err)
+		}
+		list := e["EnvoyExtensions"].([]any)
+		if len(list) != 3 || list[2].(map[string]any)["Name"] != "builtin/wasm" {
+			t.Fatalf("%v", list)
+		}
+		e["EnvoyExtensions"] = []any{list[0], list[2], list[1], lua("later")}
+		if err := r.Write(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		r.await("x-later", "theirs")
+		r.ok(apply(onAPI("hello", "config: {response: {x-hello: again}}")))
+		if order := extensions(t, r.entry("service-defaults", "api")); order != "lua wasm lua lua" {
+			t.Errorf("they stand as %s", order)
+		}
+		if h := r.header("x-hello"); h != "again" {
+			t.Errorf("the header is %q", h)
+		}
+		e["EnvoyExtensions"] = []any{list[0], list[2], list[1]}
+		e["EnvoyExtensions"].([]any)[1] = json.RawMessage(wasmOf(t, r.entry("service-defaults", "api")))
+		if err := r.Write(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		r.ok(remove(doc("hello", "mesh: consul")))
+		r.await("x-hello", "")
+	})
+	if now := r.entry("service-defaults", "api"); now != was {
+		t.Errorf("it was\n%s\nand is\n%s", was, now)
+	}
+}
+
+// extensions are the kinds of an entry's.
+func extensions(t *testing.T, entry string) string {
+	t.Helper()
+	var e struct{ EnvoyExtensions []struct{ Name string } }
+	if err := json.Unmarshal([]byte(entry), &e); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, x := range e.EnvoyExtensions {
+		names = append(names, strings.TrimPrefix(x.Name, "builtin/"))
+	}
+	return strings.Join(names, " ")
+}
+
+// wasmOf is the one extension of ours that an entry has.
+func wasmOf(t *testing.T, entry string) json.RawMessage {
+	t.Helper()
+	var e struct{ EnvoyExtensions []json.RawMessage }
+	if err := json.Unmarshal([]byte(entry), &e); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(e.EnvoyExtensions, func(x json.RawMessage) bool { return strings.Contains(string(x), "builtin/wasm") })
+	if i < 0 {
+		t.Fatalf("there is none: %s", entry)
+	}
+	return e.EnvoyExtensions[i]
+}
+
+// await calls api until it answers with a header's value; no call may fail.
+func (r *consulRig) await(name, value string) {
+	r.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); r.header(name) != value; {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("the header %s is %q, and not %q", name, r.header(name), value)
+		}
+	}
+}
+
+func TestWhatAConsulProxyRefusesIsTakenBackWithItsOwnText(t *testing.T) {
+	r := newConsulRig(t)
+	r.ok(apply(onAPI("hello")))
+	entry := r.entry("service-defaults", "api")
+	nowhere := t.TempDir()
+	_, digest := shippedModule(t)
+	missing := onAPI("other", "delivery: {mode: local, localPath: "+nowhere+"}")
+	r.calm(func() {
+		e := r.fails(problem.ProxyRejected, apply(missing))
+		if !strings.Contains(e.Details, nowhere+"/"+digest+".wasm") || !strings.Contains(e.Details, "api-sidecar-proxy at "+r.api.Envoy.AdminAddr()) ||
+			!strings.Contains(e.Details, "The chain that worked before is in place again.") {
+			t.Errorf("%s", e.Details)
+		}
+		if now := r.entry("service-defaults", "api"); now != entry {
+			t.Errorf("the entry was\n%s\nand is\n%s", entry, now)
+		}
+		if h := r.header("x-hello") + r.header("x-other"); h != "there" {
+			t.Errorf("the headers are %q", h)
+		}
+		// A configuration that the filter takes in its dry run, and Envoy does not: the file is another by then.
+		if err := os.WriteFile(filepath.Join(nowhere, digest+".wasm"), []byte("not wasm"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r.fails(problem.ProxyRejected, apply(onAPI("other", "delivery: {mode: local, localPath: "+nowhere+"}", "config: {response: {x-other: b}}")))
+		// The very plan that was refused is taken once the file is there.
+		bytes, _ := shippedModule(t)
+		if err := os.WriteFile(filepath.Join(nowhere, digest+".wasm"), bytes, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r.ok(apply(missing))
+		if h := r.header("x-hello") + r.header("x-other"); h != "therethere" {
+			t.Errorf("the headers are %q", h)
+		}
+		r.fails(problem.ConfigRefused, apply(onAPI("other", "config: {response: 5}")))
+		r.ok(remove(doc("other", "mesh: consul")))
+		r.ok(remove(doc("hello", "mesh: consul")))
+	})
+}
+
+func TestWithoutAnAdminAddressConsulsProxiesAreNotVerified(t *testing.T) {
+	r := newConsulRig(t, func(o *consul.Options) { o.Admin = []string{"127.0.0.1:1"} })
+	events := r.ok(apply(onAPI("hello")))
+	i := slices.IndexFunc(events, func(e event.Event) bool { return e.Code == problem.NotVerified.Code })
+	if i < 0 || !strings.Contains(events[i].Details, "knows of 1 proxies of api") || !strings.Contains(events[i].Details, "api-sidecar-proxy on machine") ||
+		!strings.Contains(events[i].Details, "nothing answers as an Envoy of Consul's at 127.0.0.1:1") {
+		t.Errorf("%v", texts(events))
+	}
+	r.await("x-hello", "there")
+	r.ok(remove(doc("hello", "mesh: consul")))
+	r.await("x-hello", "")
+}
+
+func TestAServiceOfAnotherProtocolIsRefusedByConsul(t *testing.T) {
+	r := newConsulRig(t)
+	r.user(map[string]any{"Kind": "service-defaults", "Name": "bytes", "Protocol": "tcp"})
+	r.fails(problem.ProtocolDiffers, apply(doc("hello", "mesh: consul", "target: {kind: Service, name: bytes}")))
+}
+
+func TestAWholeConsulMeshAndTheOtherDirection(t *testing.T) {
+	r := newConsulRigOf(t, func(o *operation.Options) { o.AllowWideTargets = true })
+	was := r.entry("proxy-defaults", "global")
+	r.calm(func() {
+		events := r.ok(apply(doc("everywhere", "mesh: consul", "target: {kind: Mesh}")))
+		if !warned(events, problem.NotVerified) || !strings.Contains(events[len(events)-1].Summary, "2 of 2 proxies") {
+			t.Errorf("%v", texts(events))
+		}
+		r.await("x-everywhere", "there")
+		// What web's sidecar does to what it sends is not what it does to what it gets.
+		r.ok(apply(doc("out", "mesh: consul", "target: {kind: Service, name: web}", "match: {direction: outbound}")))
+		if h := r.header("x-everywhere") + r.header("x-out"); h != "therethere" {
+			t.Errorf("the headers are %q", h)
+		}
+		r.ok(apply(doc("out", "mesh: consul", "target: {kind: Service, name: web}", "match: {direction: inbound}")))
+		if h := r.header("x-out"); h != "" {
+			t.Errorf("the header is %q", h)
+		}
+		r.ok(remove(doc("out", "mesh: consul")))
+		r.ok(remove(doc("everywhere", "mesh: consul")))
+		if h := r.header("x-everywhere"); h != "" {
+			t.Errorf("the header is %q", h)
+		}
+	})
+	if now := r.entry("proxy-defaults", "global"); now != was {
+		t.Errorf("it was\n%s\nand is\n%s", was, now)
+	}
+}
+
+func TestConsulsProxiesFetchAModuleFromAnUpstreamOfTheirs(t *testing.T) {
+	s, err := startSidecars()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blobs module.Options
+	r := newConsulRigOf(t, func(o *operation.Options) {
+		blobs = o.Modules.(*module.Resolver).Options
+		blobs.ServedAt = s.modules.Addr
+		o.Modules = module.New(blobs)
+	})
+	serving := module.NewServer(module.ServerOptions{Blobs: blobs.Blobs, Live: r.runner.LiveModules})
+	served := func(name string, spec ...string) string {
+		return onAPI(name, append(spec, "delivery: {mode: served, service: modules}", "wait: {timeout: 1m}")...)
+	}
+	r.calm(func() {
+		// An address that gives nothing never reaches Consul.
+		r.fails(problem.SourceUnproved, apply(served("hello")))
+		r.serve(serving)
+		r.ok(apply(served("hello")))
+		if h := r.header("x-hello"); h != "there" {
+			t.Errorf("the header is %q", h)
+		}
+		r.serve(http.NotFoundHandler())
+		r.fails(problem.SourceUnproved, apply(served("hello", "priority: 3")))
+		if h := r.header("x-hello"); h != "there" {
+			t.Errorf("the header is %q", h)
+		}
+	})
+	// The adapter gets the module, and proxies, who come through a sidecar, something else.
+	r.serve(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Header.Get("X-Request-Id") != "" {
+			w.Write([]byte("something else"))
+			return
+		}
+		serving.ServeHTTP(w, q)
+	}))
+	bytes, _ := shippedModule(t)
+	other := base64.StdEncoding.EncodeToString(append(slices.Clone(bytes), 0, 2, 1, 'x')) // a custom section: the same with another digest
+	e := r.fails(problem.ProxyRejected, apply(served("other", "module: {inline: '"+other+"'}")))
+	if !strings.Contains(e.Details, "remote_load_fetch_failures rose") || !strings.Contains(e.Details, "is in place again") {
+		t.Errorf("%s", e.Details)
+	}
+	r.calm(func() {
+		if h := r.header("x-hello") + r.header("x-other"); h != "there" {
+			t.Errorf("the headers are %q", h)
+		}
+		r.ok(remove(doc("hello", "mesh: consul")))
+	})
+}
+
+func TestATokenWithoutRightsChangesNothingInConsul(t *testing.T) {
+	r := newConsulRig(t, func(o *consul.Options) { o.Token = func() (string, error) { return "", nil } })
+	e := r.fails(problem.ConsulDenied, apply(onAPI("hello")))
+	if !strings.Contains(e.Details, "Permission denied") {
+		t.Errorf("%s", e.Details)
+	}
+	if e := r.entry("service-defaults", "api"); e != "" {
+		t.Errorf("%s", e)
 	}
 }

@@ -2,7 +2,6 @@ package consultest
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -31,6 +30,8 @@ type ServiceOptions struct {
 // Service is a service of this process behind a sidecar.
 type Service struct {
 	Name string
+	// Addr is where it answers itself, without the sidecar: http://127.0.0.1:PORT.
+	Addr string
 	// Upstreams are where its sidecar takes requests for other services, http://127.0.0.1:PORT by their names.
 	Upstreams map[string]string
 	// Envoy is the sidecar.
@@ -48,6 +49,7 @@ func (c *Consul) Service(ctx context.Context, o ServiceOptions) (_ *Service, err
 		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", r.Method, r.URL.Path) })
 	}
 	s := &Service{Name: o.Name, server: httptest.NewServer(handler)}
+	s.Addr = s.server.URL
 	defer func() {
 		if err != nil {
 			s.close()
@@ -196,7 +198,7 @@ func (s *Service) Load(ctx context.Context, upstream string) *Load {
 			}
 			l.requests++
 			if err != nil || r.Status != http.StatusOK {
-				l.failed = append(l.failed, strings.TrimSpace(fmt.Sprintf("%d %s", r.Status, cmp.Or(r.Body, fmt.Sprint(err)))))
+				l.failed = append(l.failed, fmt.Sprintf("%s %d %q %v %v", time.Now().Format("05.000"), r.Status, r.Body, r.Header, err))
 			}
 		}
 	}()
