@@ -55,7 +55,8 @@ type (
 		Mesh    string         `json:"mesh"`
 		Version string         `json:"version"`
 		Drifted bool           `json:"drifted"`
-		Running int            `json:"running"` // proxies
+		Problem string         `json:"problem,omitempty"` // why it is not as it was applied, or that cannot be told
+		Running int            `json:"running"`           // proxies
 		Filters []filterStatus `json:"filters"`
 		Proxies []proxyStatus  `json:"proxies"`
 	}
@@ -93,6 +94,10 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 			}
 		}
 		state := "as applied"
+		if s.Problem = c.GetProblem(); s.Problem != "" {
+			s.Drifted = true
+			drifted = append(drifted, []string{"", s.Target, "", "drifted", s.Problem})
+		}
 		switch {
 		case s.Drifted:
 			state = "drifted"

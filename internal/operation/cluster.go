@@ -79,6 +79,8 @@ type clusterBackend struct {
 	r       *Runner
 	cluster *reading
 	mesh    mesh.Mesh
+
+	mu      sync.Mutex
 	targets map[string]*clusterTarget // by filter.Target.ID, as Committed read them
 }
 
@@ -200,6 +202,8 @@ func (b *clusterBackend) Committed(ctx context.Context, t filter.Target) (plan.P
 	if err != nil {
 		return plan.Plan{}, err
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.targets[t.ID()] = &clusterTarget{ClusterTarget: read, before: read.Committed()}
 	return read.Committed(), nil
 }
@@ -254,12 +258,18 @@ func (b *clusterBackend) Adopt(context.Context, plan.Plan) error { return nil }
 
 // target is one that Committed has read.
 func (b *clusterBackend) target(ctx context.Context, t filter.Target) (*clusterTarget, error) {
-	if b.targets[t.ID()] == nil {
+	if b.read(t) == nil {
 		if _, err := b.Committed(ctx, t); err != nil {
 			return nil, err
 		}
 	}
-	return b.targets[t.ID()], nil
+	return b.read(t), nil
+}
+
+func (b *clusterBackend) read(t filter.Target) *clusterTarget {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.targets[t.ID()]
 }
 
 // Apply makes the target hold the plan, and remembers what went for that.
@@ -389,7 +399,7 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 				return
 			}
 		}
-		if t := b.targets[p.Chain.Target.ID()]; t != nil {
+		if t := b.read(p.Chain.Target); t != nil {
 			p.Dropped, p.Gone, p.Versions = slices.Concat(p.Dropped, t.dropped), t.gone(p.Chain), t.Versions()
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {

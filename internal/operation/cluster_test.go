@@ -819,6 +819,35 @@ func TestTheAdaptersOwnClusterIsTheOneThatIsMeantWhateverARequestBrings(t *testi
 	says(t, c.ok(ours(c.apply(on("web", "hello")))), "created", "is applied to")
 	says(t, c.ok(ours(c.apply(doc("other", "target: {kind: Workload, labels: {app: web}}")))), "requests meet "+c.ns+"/hello, "+c.ns+"/other")
 	says(t, c.ok(operation.Request{Operation: "greet", Namespace: c.ns}), "requests meet "+c.ns+"/hello, "+c.ns+"/other, "+c.ns+"/prepared")
+	objects := c.holds("EnvoyFilter", "hello", "other", "prepared")
+
+	// What the adapter lists has them, and what somebody else has changed.
+	listed := func() (st operation.Status) {
+		t.Helper()
+		all, err := c.runner.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, st := range all {
+			if st.Chain.Target.Namespace == c.ns {
+				return st
+			}
+		}
+		t.Fatalf("it is not among %d", len(all))
+		return st
+	}
+	if st := listed(); len(st.Chain.Filters) != 3 || st.Problem != "" || st.Loaded.Unverified == "" {
+		t.Errorf("%+v", st)
+	}
+	meta := objects["hello"]["metadata"].(map[string]any)
+	path := "/apis/networking.istio.io/v1alpha3/namespaces/" + c.ns + "/envoyfilters/" + meta["name"].(string)
+	if code, answer, err := c.ask("DELETE", path, nil); code != http.StatusOK {
+		t.Fatal(code, answer["message"], err)
+	}
+	if st := listed(); !strings.Contains(st.Problem, "EnvoyFilter/"+c.ns+"/"+meta["name"].(string)+" created") {
+		t.Errorf("one that is gone: %q", st.Problem)
+	}
+	c.ok(ours(c.apply(on("web", "hello"))))
 	c.holds("EnvoyFilter", "hello", "other", "prepared")
 	stranger := ours(c.apply(on("web", "hello")))
 	stranger.Caller = operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}

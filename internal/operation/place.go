@@ -100,7 +100,7 @@ func (r *Runner) in(c Cluster) place {
 	pl, read := place{c, map[string]Backend{}}, &reading{Cluster: c, used: map[string]bool{}}
 	for _, name := range mesh.Names() {
 		if m, _ := mesh.Find(name); !m.OwnRights() {
-			pl.backends[name] = &clusterBackend{r, read, m, map[string]*clusterTarget{}}
+			pl.backends[name] = &clusterBackend{r: r, cluster: read, mesh: m, targets: map[string]*clusterTarget{}}
 		}
 	}
 	return pl
@@ -305,7 +305,12 @@ func (r *Runner) each(ctx context.Context, s *story, places []place, f func(cont
 					errs[i] = r.panicked(s.operation, p)
 				}
 			}()
+			ctx, end := ctx, func(error) {}
+			if pl.cluster != nil {
+				ctx, end = r.step(ctx, "cluster", attrCluster.String(pl.name()))
+			}
 			done[i], errs[i] = f(ctx, s.in(pl.name()), pl)
+			end(errs[i])
 			for n := range done[i] {
 				done[i][n].line += pl.suffix()
 			}

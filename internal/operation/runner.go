@@ -664,58 +664,90 @@ func (r *Runner) lock(chain string) (unlock func()) {
 	}
 }
 
-// List tells every chain of the adapter's own proxies, and how far they are. What proxies say may quote secrets, which are
-// hidden.
-func (r *Runner) List(ctx context.Context) ([]Status, error) { return r.list(ctx, r.here()) }
+// List tells every chain of the adapter's own proxies, and then of its own cluster and Consul, and how far they are. What
+// proxies say may quote secrets, which are hidden. What could be told is told beside an error.
+func (r *Runner) List(ctx context.Context) ([]Status, error) {
+	all, err := r.list(ctx, r.here())
+	if err != nil {
+		return all, err
+	}
+	places := r.clusters(nil)
+	if r.Consul != nil {
+		places = append(places, r.inConsul())
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	for _, pl := range places {
+		in, err := r.list(ctx, pl)
+		if err != nil {
+			return all, fmt.Errorf("list the chains of %s: %w", pl.name(), err)
+		}
+		all = append(all, in...)
+	}
+	return all, nil
+}
 
-func (r *Runner) list(ctx context.Context, pl place) ([]Status, error) {
-	var out []Status
+func (r *Runner) list(ctx context.Context, pl place) (out []Status, err error) {
 	for _, b := range pl.backends {
 		chains, err := b.List(ctx)
 		if err != nil {
 			return nil, err
 		}
-		for _, c := range chains {
-			p, err := b.Committed(ctx, c.Target)
-			if err != nil {
-				return nil, err
-			}
-			st := Status{Chain: c, Version: p.Version}
-			if p.Version == "" {
-				st.Problem = "it was not brought back since the adapter started; an event says why, and applying its filters again mends it"
-				if pl.cluster != nil {
-					st.Problem = "it is being changed, or a change of it was cut off, which applying its filters again mends"
-				}
-				out = append(out, st)
-				continue
-			}
-			for l, err := range b.Loaded(ctx, p) {
-				if ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-				if err != nil { // it was replaced this very moment
-					continue
-				}
-				st.Loaded = l
-				break
-			}
-			drift, err := b.Drift(ctx, c)
-			switch {
-			case ctx.Err() != nil:
-				return nil, ctx.Err()
-			case err != nil:
-				st.Problem = problem.Of(err).Error()
-			case len(drift) > 0:
-				st.Problem = "somebody else has changed it; applying it again would change: " + listed(texts(drift))
-			}
-			st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
-			for i, proxy := range st.Loaded.Proxies {
-				st.Loaded.Proxies[i].Detail = r.redact(proxy.Detail)
-			}
-			out = append(out, st)
+		of := make([]Status, len(chains))
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(sideBySide)
+		for i, c := range chains {
+			g.Go(func() (err error) {
+				of[i], err = r.status(gctx, pl, b, c)
+				return err
+			})
 		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		out = append(out, of...)
 	}
 	return out, nil
+}
+
+// status tells how one chain is.
+func (r *Runner) status(ctx context.Context, pl place, b Backend, c filter.Chain) (Status, error) {
+	p, err := b.Committed(ctx, c.Target)
+	if err != nil {
+		return Status{}, err
+	}
+	st := Status{Chain: c, Version: p.Version}
+	if p.Version == "" {
+		st.Problem = "it was not brought back since the adapter started; an event says why, and applying its filters again mends it"
+		if pl.cluster != nil {
+			st.Problem = "it is being changed, or a change of it was cut off, which applying its filters again mends"
+		}
+		return st, nil
+	}
+	for l, err := range b.Loaded(ctx, p) {
+		if ctx.Err() != nil {
+			return st, ctx.Err()
+		}
+		if err != nil { // it was replaced this very moment
+			continue
+		}
+		st.Loaded = l
+		break
+	}
+	drift, err := b.Drift(ctx, c)
+	switch {
+	case ctx.Err() != nil:
+		return st, ctx.Err()
+	case err != nil:
+		st.Problem = problem.Of(err).Error()
+	case len(drift) > 0:
+		st.Problem = "somebody else has changed it; applying it again would change: " + listed(texts(drift))
+	}
+	st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
+	for i, proxy := range st.Loaded.Proxies {
+		st.Loaded.Proxies[i].Detail = r.redact(proxy.Detail)
+	}
+	return st, nil
 }
 
 // Restore makes the backends hold again what they held before the process started. A chain that cannot be planned now

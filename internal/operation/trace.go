@@ -21,6 +21,7 @@ const (
 	attrOperation = attribute.Key("meshery.operation.id")
 	attrKey       = attribute.Key("meshery.operation.key")
 	attrAttempt   = attribute.Key("meshery.operation.attempt")
+	attrCluster   = attribute.Key("meshery.cluster")
 	attrTarget    = attribute.Key("meshery.target")
 	attrVersion   = attribute.Key("meshery.chain.version")
 	attrFilter    = attribute.Key("meshery.filter")

@@ -2,6 +2,7 @@ package page
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,16 +113,18 @@ func TestTheStateTellsOfEveryTargetHowItIs(t *testing.T) {
 			operation.Status{Problem: "the secret is missing"}, Held},
 		{"its secret is gone", Group{Chain: chainOf("g", "x"), Version: "1", Proxies: []plan.ProxyStatus{running}},
 			operation.Status{Problem: "the secret is missing"}, Unplanned},
+		{"it is in a cluster, where nobody may look", Group{Chain: chainOf("g", "x"), Version: "1"},
+			operation.Status{Loaded: plan.Loaded{Unverified: "verb list, resource pods"}}, Unverified},
 	} {
 		t.Run(c.why, func(t *testing.T) {
 			w := &world{groups: []Group{c.group}}
-			if c.status.Problem != "" || c.status.Loaded.Proxies != nil {
+			if c.status.Problem != "" || c.status.Loaded.Proxies != nil || c.status.Loaded.Unverified != "" {
 				c.status.Chain = c.group.Chain
 				w.statuses = []operation.Status{c.status}
 			}
 			p, _ := newPage(t, w, nil)
 			s := stateOf(t, p)
-			if len(s.Targets) != 1 || s.Targets[0].Condition != c.want || s.Targets[0].Problem != c.status.Problem {
+			if len(s.Targets) != 1 || s.Targets[0].Condition != c.want || s.Targets[0].Problem != cmp.Or(c.status.Problem, c.status.Loaded.Unverified) {
 				t.Fatalf("%+v, want %s", s.Targets, c.want)
 			}
 			bad := c.want == Drifted || c.want == Held || c.want == Unplanned

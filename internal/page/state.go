@@ -43,6 +43,7 @@ const (
 	Empty      Condition = "no filters"        // proxies are connected, and run nothing of ours
 	Held       Condition = "held"              // the stored chain could not be applied since the adapter's start
 	Unplanned  Condition = "cannot be planned" // such as when a secret is missing
+	Unverified Condition = "not verified"      // it is applied to a cluster, and nobody may look at its proxies
 )
 
 // State is what /api/state answers.
@@ -176,6 +177,8 @@ func ofGroup(g Group, s operation.Status) Target {
 		t.Condition = Held
 	case t.Problem != "":
 		t.Condition = Unplanned
+	case s.Loaded.Unverified != "":
+		t.Condition, t.Problem = Unverified, s.Loaded.Unverified
 	case g.Offered != "":
 		t.Condition = RollingOut
 	case t.Counts[plan.Running] < len(proxies):
