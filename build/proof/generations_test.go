@@ -288,6 +288,7 @@ var varying = []struct {
 }{
 	{regexp.MustCompile(`\d+ bytes, sha256 [0-9a-f]{64}`), "SIZE bytes, sha256 DIGEST"},
 	{regexp.MustCompile(`sha256 [0-9a-f]{12}…`), "sha256 DIGEST…"},
+	{regexp.MustCompile(`run version [0-9a-f]{16}`), "run version VERSION"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:PORT"},
 	{regexp.MustCompile(`8: "[0-9a-f-]{36}"`), `8: "COMPONENT"`},
 }
