@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/templates"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -140,6 +142,28 @@ func TestADesignIsBounded(t *testing.T) {
 	// A removal needs no more than to know which filter is meant.
 	if steps, err := OAM([]string{`{"metadata":{"name":"a"},"spec":{"type":"WASMFilter","settings":{"nonsense":1,"context":"ANY"}}}`}, "", true); err != nil || len(steps) != 1 {
 		t.Errorf("the removal of what could not be deployed: %v", err)
+	}
+}
+
+// What the forms of Meshery's page have is what designs are read for.
+func TestEverySettingOfTheFormsIsRead(t *testing.T) {
+	for kind, known := range map[string]func(string) bool{
+		KindWASMFilter: func(name string) bool { return slices.Contains(specFields, name) },
+		KindImageHub:   func(name string) bool { return name == "rateLimit" },
+	} {
+		parts, err := templates.MeshmodelComponent(kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var form struct{ Properties map[string]json.RawMessage }
+		if err := json.Unmarshal([]byte(parts.Schema), &form); err != nil || len(form.Properties) == 0 {
+			t.Fatalf("%s: %d settings, %v", kind, len(form.Properties), err)
+		}
+		for name := range form.Properties {
+			if !known(name) {
+				t.Errorf("%s: the form's setting %s is not read", kind, name)
+			}
+		}
 	}
 }
 
