@@ -98,7 +98,7 @@ func (m *mesheryREST) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Component struct{ Kind, Schema string }
 			Model     struct{ Name, Version string }
 		}
-		if err := json.Unmarshal(body, &b); err == nil {
+		if err = json.Unmarshal(body, &b); err == nil {
 			err = json.Unmarshal(b.Entity, &e)
 		}
 		if err != nil || !json.Valid([]byte(e.Component.Schema)) {

@@ -96,7 +96,7 @@ func TestAnswersBecomeTheProblemsThatTheyAre(t *testing.T) {
 	}{
 		"401":              {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, problem.MesheryUnauthorized},
 		"403":              {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, problem.MesheryUnauthorized},
-		"the sign-in page": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/provider?ref=x", 302) }, problem.MesheryUnauthorized},
+		"the sign-in page": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/provider?ref=x", http.StatusFound) }, problem.MesheryUnauthorized},
 		"too long":         {func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 101)) }, problem.MesheryRefused},
 		"breaks off":       {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, problem.MesheryUnreachable},
 		"slower than we are": {func(_ http.ResponseWriter, r *http.Request) {

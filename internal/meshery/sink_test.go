@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/store"
 )
@@ -172,6 +174,12 @@ func TestAnAdapterThatComesBackGoesOnWhereItWas(t *testing.T) {
 type forgetful struct {
 	store.Cursor
 	after uint64
+	takes atomic.Int32
+}
+
+func (f *forgetful) Take(ctx context.Context) (uint64, bool, error) {
+	f.takes.Add(1)
+	return f.Cursor.Take(ctx)
 }
 
 func (f *forgetful) Save(ctx context.Context, position uint64) error {
@@ -192,6 +200,8 @@ func TestWhatWasAnsweredIsNotSentAgainWhenItCouldNotBeNoted(t *testing.T) {
 	story(t, newLog(t, s), anOperation, 1, 1)
 	eventually(t, "it arrives", func() bool { return len(server.arrived(anOperation)) == 1 })
 	eventually(t, "the failure is told", func() bool { return strings.Contains(k.log.String(), "deadline") })
+	again := f.takes.Load()
+	eventually(t, "it goes on trying", func() bool { return f.takes.Load() > again+3 })
 	k.stop() // the note is lost with it
 	f.after = 0
 	send(t, server.url(), s, s.Cursor("meshery"))
@@ -216,4 +226,43 @@ func TestAnEventThatIsTooLargeDoesNotHoldTheOthersUp(t *testing.T) {
 	story(t, newLog(t, s), anOperation, 1, 3)
 	eventually(t, "the others arrive", func() bool { return len(server.arrived(anOperation)) == 2 })
 	eventually(t, "it is told", func() bool { return strings.Contains(k.log.String(), "of this size") })
+}
+
+func TestOfAdaptersThatShareAStoreOneSends(t *testing.T) {
+	keeper, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper.Start()
+	t.Cleanup(func() { keeper.Shutdown(); keeper.WaitForShutdown() })
+	if !keeper.ReadyForConnections(patience) {
+		t.Fatal("NATS does not start")
+	}
+	const lease = 1500 * time.Millisecond
+	open := func() *store.Store {
+		s, err := store.Open(t.Context(), store.Options{StateDir: t.TempDir(), URL: keeper.ClientURL(), Lease: lease})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	rest := newStandIn(t, "newest")
+	one, other := open(), open()
+	first := send(t, rest.url(), one, one.Cursor("meshery"))
+	l := newLog(t, one)
+	story(t, l, anOperation, 1, 2)
+	eventually(t, "the first sends", func() bool { return first.Published() == 2 })
+	second := send(t, rest.url(), other, other.Cursor("meshery")) // once the first has been idle for the lease
+	story(t, l, anOperation, 3, 30)
+	eventually(t, "one of them sends the rest", func() bool { return first.Published()+second.Published() == 30 })
+	if second.Published() == 0 {
+		t.Error("the other has not taken over, so that this test shows nothing")
+	}
+	second.stop()
+	story(t, l, anOperation, 31, 40)
+	eventually(t, "the first takes over again", func() bool { return first.Published()+second.Published() == 40 })
+	if got := fmt.Sprint(rest.arrived(anOperation)); got != upTo(40) {
+		t.Errorf("there arrived %s", got)
+	}
 }
