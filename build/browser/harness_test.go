@@ -82,11 +82,11 @@ type adapter struct {
 }
 
 // newAdapter starts one with free ports and a state directory of its own.
-func newAdapter(t *testing.T) *adapter {
+func newAdapter(t *testing.T, flags ...string) *adapter {
 	t.Helper()
 	state := filepath.Join(t.TempDir(), "state")
-	cmd := exec.Command(program, "serve", "--state-dir", state, "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
-		"--http-addr", "127.0.0.1:0", "--imagehub-addr", "127.0.0.1:0")
+	cmd := exec.Command(program, append([]string{"serve", "--state-dir", state, "--grpc-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0",
+		"--http-addr", "127.0.0.1:0", "--imagehub-addr", "127.0.0.1:0"}, flags...)...)
 	log := &text{}
 	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = environment(), log, log, 5*time.Second
 	if err := cmd.Start(); err != nil {

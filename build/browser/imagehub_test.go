@@ -34,6 +34,29 @@ func TestAnImageHubUserMeetsTheLimitUpgradesAndPullsOn(t *testing.T) {
 	a := newAdapter(t)
 	at, _ := a.proxy("default-1", "default", a.imageHub())
 	b := newTab(t)
+	b.pullAndUpgrade(at, func() { a.command("", "run", "imagehub_rate_limit") }, func() { a.command("", "run", "imagehub_rate_limit", "--delete") })
+
+	// A limiter that knows another key takes no token: the page says so and asks for the password.
+	b.keys("ada" + keyTab + "lovelace" + keyEnter)
+	b.shows("#who-plan", "Team")
+	a.command(`{"apiVersion": "filters.meshery.io/v1alpha1", "kind": "Filter", "metadata": {"name": "other"},
+		"spec": {"module": {"builtin": "ratelimit"}, "config": {"auth": {"mode": "jwt", "key": "another key of thirty-two bytes!"}}}}`, "apply", "-f", "-")
+	if line := b.pullOnce(); !strings.Contains(line, "401") {
+		t.Errorf("a pull with a token of another key: %s", line)
+	}
+	b.shows("#answer", "Log in again", "not accepted")
+	var name string
+	b.js("document.querySelector('#login-username').value", &name)
+	if got := b.focused(); got != "login-password" || name != "ada" {
+		t.Errorf("after a refused token the focus is at %q, and the name is %q", got, name)
+	}
+	b.clean("401", "429")
+}
+
+// pullAndUpgrade has a user meet the limit at an address, take a larger plan and pull on, with the limiter and without.
+func (b *tab) pullAndUpgrade(at string, limit, lift func()) {
+	t := b.t
+	t.Helper()
 	b.open("http://" + at + "/")
 	b.named()
 	b.shoot("imagehub-before")
@@ -45,7 +68,7 @@ func TestAnImageHubUserMeetsTheLimitUpgradesAndPullsOn(t *testing.T) {
 	b.shows("#left", "Nothing limits pulls here")
 
 	// With the limiter in front, pages pass and pulls need an account.
-	a.command("", "run", "imagehub_rate_limit")
+	limit()
 	b.open("http://" + at + "/")
 	if line := b.pullOnce(); !strings.Contains(line, "401") {
 		t.Errorf("a pull as nobody: %s", line)
@@ -91,7 +114,7 @@ func TestAnImageHubUserMeetsTheLimitUpgradesAndPullsOn(t *testing.T) {
 	b.shoot("imagehub-upgraded")
 
 	// The limiter goes, and the same page pulls on.
-	a.command("", "run", "imagehub_rate_limit", "--delete")
+	lift()
 	if line := b.pullOnce(); !strings.Contains(line, "200") {
 		t.Errorf("a pull after the limiter was removed: %s", line)
 	}
@@ -107,22 +130,6 @@ func TestAnImageHubUserMeetsTheLimitUpgradesAndPullsOn(t *testing.T) {
 	if got := b.focused(); got != "login-username" {
 		t.Errorf("after the log-out the focus is at %q", got)
 	}
-
-	// A limiter that knows another key takes no token: the page says so and asks for the password.
-	b.keys("ada" + keyTab + "lovelace" + keyEnter)
-	b.shows("#who-plan", "Team")
-	a.command(`{"apiVersion": "filters.meshery.io/v1alpha1", "kind": "Filter", "metadata": {"name": "other"},
-		"spec": {"module": {"builtin": "ratelimit"}, "config": {"auth": {"mode": "jwt", "key": "another key of thirty-two bytes!"}}}}`, "apply", "-f", "-")
-	if line := b.pullOnce(); !strings.Contains(line, "401") {
-		t.Errorf("a pull with a token of another key: %s", line)
-	}
-	b.shows("#answer", "Log in again", "not accepted")
-	var name string
-	b.js("document.querySelector('#login-username').value", &name)
-	if got := b.focused(); got != "login-password" || name != "ada" {
-		t.Errorf("after a refused token the focus is at %q, and the name is %q", got, name)
-	}
-	b.clean("401", "429")
 }
 
 func TestImageHubsFormsSayWhatIsWrongAndWhere(t *testing.T) {
