@@ -30,7 +30,7 @@ import (
 var driven = []string{"envoy"}
 
 // assumed are the kinds that a mesh's clusters serve, for whoever renders without --cluster.
-var assumed = map[string]func() []plan.Kind{"istio": mesh.Istio131}
+var assumed = map[string]func() []plan.Kind{"istio": mesh.Istio131, "consul": mesh.ConsulKinds}
 
 // surroundings give what a chain finds on its target: what the cluster serves and holds, and the chain that is there.
 type surroundings func(context.Context, filter.Chain) (plan.Cluster, filter.Chain, error)
@@ -163,7 +163,9 @@ func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docu
 	a.warn(plans)
 	var all plan.Plan
 	for _, p := range plans {
-		all.Objects = append(all.Objects, p.Objects...)
+		for _, o := range p.Objects {
+			all.Objects = append(all.Objects, unserved(o))
+		}
 	}
 	if a.output == formJSON {
 		items := make([]any, len(all.Objects))
@@ -177,6 +179,16 @@ func (a *app) renderLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docu
 		return err
 	}
 	return write(a.Out, text, "")
+}
+
+// unserved is an object without what a server adds to it, so that it can be applied.
+func unserved(o plan.Object) plan.Object {
+	u := (&unstructured.Unstructured{Object: o.Content}).DeepCopy()
+	delete(u.Object, "status")
+	for _, field := range []string{"resourceVersion", "uid", "generation", "creationTimestamp", "managedFields"} {
+		unstructured.RemoveNestedField(u.Object, "metadata", field)
+	}
+	return plan.Object{Content: u.Object, Shared: o.Shared}
 }
 
 // known is the filter's module by its digest, after a dry run. One that proxies get by themselves is not fetched: its

@@ -193,6 +193,23 @@ func TestWhatCannotBeRenderedForIstioIsSaid(t *testing.T) {
 	}
 }
 
+func TestAnEntryOfConsulsIsRenderedSoThatItCanBeApplied(t *testing.T) {
+	body := istioDocument("x", "mesh: consul\ntarget: {kind: Service, name: api}\n"+headers+"delivery: {mode: local, localPath: /opt/filters}\nconfig: {response: {x-there: one}}\n")
+	runWith(t, body, nil, "render", "-f", "-").want(t, exitFailed, "set protocol: http in ServiceDefaults shop/api", "what --cluster gives it")
+	there := put(t, t.TempDir(), "cluster.yaml", `apiVersion: consul.hashicorp.com/v1alpha1
+kind: ServiceDefaults
+metadata: {name: api, namespace: shop, uid: u-1, resourceVersion: "41", generation: 3, managedFields: [{manager: me}], labels: {team: shop}}
+spec: {protocol: http, envoyExtensions: [{name: builtin/lua}]}
+status: {conditions: [{type: Synced, status: "True"}]}
+`)
+	r := runWith(t, body, nil, "render", "-f", "-", "--cluster", there).want(t, exitOK, "team: shop", "name: builtin/lua", "name: meshery.filters/shop.x", "protocol: http")
+	for _, servers := range []string{"resourceVersion", "uid", "generation", "managedFields", "status"} {
+		if strings.Contains(r.out, servers) {
+			t.Errorf("it has %s:\n%s", servers, r.out)
+		}
+	}
+}
+
 func TestRenderingKnowsWhereAnAdapterServesModules(t *testing.T) {
 	body := istioDocument("x", "mesh: istio\n"+toLabels+headers+"phase: authz\n"+stamp)
 	runWith(t, body, nil, "render", "-f", "-").want(t, exitOK, "kind: EnvoyFilter", "Warning: a field has no effect")

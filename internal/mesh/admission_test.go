@@ -228,18 +228,17 @@ func TestARealAPIServerTakesEveryGolden(t *testing.T) {
 			t.Errorf("%s was taken: %d %v", change[1], code, answer["spec"])
 		}
 	}
+
+	t.Run("Consul", s.takesConsul)
 }
 
-// Of what is shared, the user's own object is there first, and is changed as a whole.
-func TestARealAPIServerTakesWhatConsulIsGiven(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts a Kubernetes API server")
-	}
-	s := newAPIServer(t)
+// takesConsul has the server take what Consul is given. Of what is shared, the user's own object is there first, and is
+// changed as a whole.
+func (s apiServer) takesConsul(t *testing.T) {
 	for _, kind := range []string{"ServiceDefaults", "ProxyDefaults"} {
 		s.install(t, consulCRDs, kind)
 	}
-	for _, ns := range []string{"shop", "operators", "consul"} {
+	for _, ns := range []string{"operators", "consul"} {
 		body := fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q}}`, ns)
 		if code, answer := s.call(t, http.MethodPost, "/api/v1/namespaces", "application/json", body); code != http.StatusCreated {
 			t.Fatalf("namespace %s: %d %v", ns, code, answer["message"])

@@ -164,6 +164,12 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	return p, nil
 }
 
+// ConsulKinds are what Consul serves on Kubernetes, of what the translation asks for: the world of someone who renders without
+// a cluster.
+func ConsulKinds() []plan.Kind {
+	return []plan.Kind{{GroupVersionKind: serviceDefaults.WithVersion(consulVersion)}}
+}
+
 // sameProtocol refuses a filter for another protocol than the service's, of which Consul would say nothing.
 func sameProtocol(f filter.Filter, c plan.Cluster, kubernetes bool) error {
 	t := f.Spec.Target
