@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,9 @@ func (c cluster) do(t *testing.T, method, path string, object any) int {
 	}
 	req.Header.Set("Authorization", "Bearer "+c.Token(k8stest.Admin))
 	req.Header.Set("Content-Type", "application/json")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/apply-patch+yaml")
+	}
 	resp, err := c.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -237,6 +241,22 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	allowed := newAdapter(t, "--kubeconfig-allow", "exec")
 	allowed.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitOK, "is applied to Service shop/api")
 	allowed.cli("remove", "-f", doc, "--kubeconfig", program).want(t, exitOK, "shop/x removed from Service shop/api")
+
+	// What somebody else has changed, deleted or left without an inventory is marked.
+	a.cli(with("apply", "-f", doc)...).want(t, exitOK)
+	name := regexp.MustCompile(`x-api-[0-9a-f]{10}`).FindString(runWith(t, "", nil, with("diff", "-f", doc)...).want(t, exitOK, "unchanged").out)
+	filters := "/apis/networking.istio.io/v1alpha3/namespaces/shop/envoyfilters"
+	c.do(t, "PATCH", filters+"/"+name+"?fieldManager=somebody&force=true", map[string]any{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+		"metadata": map[string]any{"name": name}, "spec": map[string]any{"priority": 77}})
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "drifted: EnvoyFilter/shop/"+name+" was changed by somebody")
+	c.do(t, "DELETE", filters+"/"+name, nil)
+	c.do(t, "POST", filters, map[string]any{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+		"metadata": map[string]any{"name": "left-behind", "labels": map[string]any{"app.kubernetes.io/managed-by": "meshery-filters"}}})
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "drifted: EnvoyFilter/shop/"+name+" is gone", "Orphan, which no inventory has: EnvoyFilter/shop/left-behind")
+	runWith(t, "", nil, with("list", "-o", "json")...).want(t, exitOK, `"orphans": [`, `"drift": [`)
+	a.cli(with("remove", "shop/x")...).want(t, exitOK)
+	c.do(t, "DELETE", filters+"/left-behind", nil)
+	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.\n")
 
 	// And without an adapter.
 	r = runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "is applied to Service shop/api")

@@ -2,14 +2,19 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
@@ -73,11 +78,13 @@ type listed struct {
 	Running       *int              `json:"running,omitempty"` // proxies
 	Proxies       *int              `json:"proxies,omitempty"`
 	Applied       *bool             `json:"applied,omitempty"` // to the end, as the cluster's inventory tells
+	Drift         []string          `json:"drift,omitempty"`   // what of its target's objects is not as it was applied
 }
 
 // listing is what is listed, and the table of it.
 type listing struct {
 	Filters []listed `json:"filters"`
+	Orphans []string `json:"orphans,omitempty"` // objects of ours in a cluster that no inventory has
 	rows    [][]string
 }
 
@@ -88,11 +95,17 @@ func (o *listing) add(l listed, state string) {
 
 func (a *app) printListing(o listing, state string) error {
 	return a.print(o, func(w io.Writer) error {
+		var err error
 		if len(o.rows) == 0 {
-			_, err := io.WriteString(w, "No filter is applied.\n")
-			return err
+			_, err = io.WriteString(w, "No filter is applied.\n")
+		} else {
+			err = table(w, []string{"FILTER", "MESH", "TARGET", "MODULE", "SHA256", "PHASE", "PRIORITY", state}, o.rows)
 		}
-		return table(w, []string{"FILTER", "MESH", "TARGET", "MODULE", "SHA256", "PHASE", "PRIORITY", state}, o.rows)
+		for _, orphan := range o.Orphans {
+			_, failed := fmt.Fprintf(w, "Orphan, which no inventory has: %s\n", orphan)
+			err = errors.Join(err, failed)
+		}
+		return err
 	})
 }
 
@@ -105,8 +118,14 @@ func (a *app) listCluster(ctx context.Context, c *kube.Cluster) error {
 	out := listing{Filters: []listed{}}
 	for _, v := range inventories {
 		applied, state := v.Version != "", "applied"
-		if !applied {
+		drift, err := c.Drift(ctx, v)
+		switch {
+		case err != nil:
+			return err
+		case !applied:
 			state = "a change of it was begun"
+		case len(drift) > 0:
+			state = "drifted: " + strings.Join(drift, "; ")
 		}
 		for i, f := range v.Chain.Filters {
 			if a.namespace != "" && f.Key.Namespace != a.namespace {
@@ -114,8 +133,12 @@ func (a *app) listCluster(ctx context.Context, c *kube.Cluster) error {
 			}
 			out.add(listed{Namespace: f.Key.Namespace, Name: f.Key.Name, Labels: f.Labels, Mesh: v.Chain.Mesh, Target: v.Chain.Target.String(),
 				Position: i + 1, Source: f.Spec.Module.Source(), SHA256: f.Spec.Module.SHA256, Phase: string(f.Spec.Phase), Priority: int32(f.Spec.Priority),
-				FailurePolicy: string(f.Spec.FailurePolicy), Applied: &applied}, state)
+				FailurePolicy: string(f.Spec.FailurePolicy), Applied: &applied, Drift: drift}, state)
 		}
+	}
+	out.Orphans, err = c.Orphans(ctx, mesh.Carriers(), inventories)
+	if err != nil { // what else is listed is as good without
+		fmt.Fprintf(a.Err, "Warning: orphans are not known: %s\n", problem.Of(err).Details)
 	}
 	return a.printListing(out, "STATE")
 }

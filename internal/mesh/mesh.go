@@ -85,3 +85,8 @@ func Seen(c plan.Cluster) (names []string) {
 	}
 	return names
 }
+
+// Carriers are the kinds of objects that carry filters and nothing else, over all meshes.
+func Carriers() []schema.GroupKind {
+	return []schema.GroupKind{trafficExtension, wasmPlugin, envoyPatch}
+}
