@@ -9,9 +9,10 @@ FOR       ?=
 MESH      ?= envoy
 TORTURE   := ^Test(AKilledAdapter|EventsArriveWhatever|NothingAcceptedIsLost|ManyClientsAndListeners|AClockThatIsSet)
 BIN       := bin/meshery-filters
-# The demo of each mesh. The program runs no control plane, so Istio's is another.
-DEMO_envoy := $(BIN) demo
-DEMO_istio := bin/demo-istio
+# The demo of each mesh. The program runs no control plane, so those of Istio and Consul are another.
+DEMO_envoy  := $(BIN) demo
+DEMO_istio  := bin/demo-mesh --mesh istio
+DEMO_consul := bin/demo-mesh --mesh consul
 LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 TOOL      := $(GO) tool -modfile=build/tools/go.mod
 GOFILES    = $(shell find . -name '*.go' -not -path './.git/*' -not -path './bin/*')
@@ -47,11 +48,11 @@ controlplanes: ## build the Kubernetes, Istio and Consul that tests run against 
 	@build/controlplanes/build.sh
 
 .PHONY: demo
-demo: build envoy $(filter bin/demo-istio,bin/demo-$(MESH)) ## show the whole idea on this machine, with MESH=istio on Istio; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
-	$(or $(DEMO_$(MESH)),$(error MESH is $(MESH); use envoy or istio)) $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
+demo: build envoy $(if $(filter istio consul,$(MESH)),bin/demo-mesh) ## show the whole idea on this machine, with MESH=istio or consul on that mesh; BREAK=digest|nofilter|nack sabotages it, KEEP=1 stays up
+	$(or $(DEMO_$(MESH)),$(error MESH is $(MESH); use envoy, istio or consul)) $(if $(BREAK),--break '$(BREAK)') $(if $(filter-out 0,$(KEEP)),--keep)
 
-.PHONY: bin/demo-istio
-bin/demo-istio: controlplanes
+.PHONY: bin/demo-mesh
+bin/demo-mesh: controlplanes
 	$(GO) build -o $@ ./build/demo
 
 .PHONY: check
@@ -95,9 +96,10 @@ verify: ## rebuild the Wasm filters from two directories and compare with the co
 	filters/verify.sh
 
 .PHONY: test-demo
-test-demo: build envoy bin/demo-istio
+test-demo: build envoy bin/demo-mesh
 	build/testdemo.sh $(DEMO_envoy)
 	build/testdemo.sh $(DEMO_istio)
+	build/testdemo.sh $(DEMO_consul)
 
 .PHONY: torture
 torture: envoy ## kill, cut off and damage what runs, KILLS (1000) times; FOR=30m goes on for that long in each test

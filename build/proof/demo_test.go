@@ -33,32 +33,32 @@ func startDemo(t *testing.T, mesh string, args ...string) demoRun {
 	t.Helper()
 	d := demoRun{mark: "PROOF_MARK=" + rand.Text(), temp: t.TempDir(), report: filepath.Join(t.TempDir(), "demo.json")}
 	cmd := exec.Command(program, "demo")
-	if mesh == "istio" {
-		path, err := istioDemo()
+	if mesh != "envoy" {
+		path, err := meshDemo()
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd = exec.Command(path, "--program", program)
+		cmd = exec.Command(path, "--program", program, "--mesh", mesh)
 	}
 	cmd.Args = append(cmd.Args, append([]string{"--report", d.report}, args...)...)
 	d.process = launchCommand(t, cmd, d.mark, "TMPDIR="+d.temp)
 	return d
 }
 
-// istioDemo builds the demo on Istio beside the program.
-var istioDemo = sync.OnceValues(func() (path string, err error) {
-	path = filepath.Join(filepath.Dir(program), "demo-istio")
+// meshDemo builds the demo on Istio and Consul beside the program.
+var meshDemo = sync.OnceValues(func() (path string, err error) {
+	path = filepath.Join(filepath.Dir(program), "demo-mesh")
 	if out, err := exec.Command("go", "build", "-o", path, "../demo").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the demo on Istio: %w\n%s", err, out)
+		return "", fmt.Errorf("build the demo on meshes: %w\n%s", err, out)
 	}
 	return path, nil
 })
 
-// onEachMesh runs a test of the demo on plain Envoys and on Istio.
+// onEachMesh runs a test of the demo on plain Envoys, on Istio and on Consul.
 func onEachMesh(t *testing.T, test func(t *testing.T, mesh string)) {
 	onRealParts(t)
 	t.Parallel()
-	for _, mesh := range []string{"envoy", "istio"} {
+	for _, mesh := range []string{"envoy", "istio", "consul"} {
 		t.Run(mesh, func(t *testing.T) {
 			t.Parallel()
 			test(t, mesh)

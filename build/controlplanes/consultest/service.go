@@ -2,7 +2,9 @@ package consultest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,6 +23,10 @@ import (
 type ServiceOptions struct {
 	// Name of the service. It must be set.
 	Name string
+	// ID tells its instances apart. Default: Name.
+	ID string
+	// At is where it answers already, host:port. Default: a server of this process.
+	At string
 	// Handler answers its requests. Default: one that says method and path.
 	Handler http.Handler
 	// Upstreams are the services that it calls, which have to be registered before.
@@ -29,7 +35,7 @@ type ServiceOptions struct {
 
 // Service is a service of this process behind a sidecar.
 type Service struct {
-	Name string
+	Name, ID string
 	// Addr is where it answers itself, without the sidecar: http://127.0.0.1:PORT.
 	Addr string
 	// Upstreams are where its sidecar takes requests for other services, http://127.0.0.1:PORT by their names.
@@ -48,8 +54,13 @@ func (c *Consul) Service(ctx context.Context, o ServiceOptions) (_ *Service, err
 	if handler == nil {
 		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s\n", r.Method, r.URL.Path) })
 	}
-	s := &Service{Name: o.Name, server: httptest.NewServer(handler)}
-	s.Addr = s.server.URL
+	s := &Service{Name: o.Name, ID: cmp.Or(o.ID, o.Name)}
+	if o.At != "" {
+		s.Addr = "http://" + o.At
+	} else {
+		s.server = httptest.NewServer(handler)
+		s.Addr = s.server.URL
+	}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -83,21 +94,21 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) er
 		calls = append(calls, map[string]any{"DestinationName": u, "LocalBindAddress": "127.0.0.1", "LocalBindPort": port})
 		s.Upstreams[u] = "http://127.0.0.1:" + ports[i+1]
 	}
-	_, own, _ := strings.Cut(s.server.Listener.Addr().String(), ":")
+	_, own, _ := strings.Cut(strings.TrimPrefix(s.Addr, "http://"), ":")
 	port, _ := strconv.Atoi(own)
 	public, _ := strconv.Atoi(ports[0])
 	// With the default check of the sidecar's port every change of its listeners takes the service out of rotation.
 	err = c.Send(ctx, http.MethodPut, "/v1/agent/service/register?replace-existing-checks=true", map[string]any{
-		"Name": s.Name, "Port": port, "Address": "127.0.0.1",
+		"Name": s.Name, "ID": s.ID, "Port": port, "Address": "127.0.0.1",
 		"Connect": map[string]any{"SidecarService": map[string]any{
-			"Port": public, "Address": "127.0.0.1", "Checks": []any{map[string]any{"AliasService": s.Name}},
+			"Port": public, "Address": "127.0.0.1", "Checks": []any{map[string]any{"AliasService": s.ID}},
 			"Proxy": map[string]any{"LocalServiceAddress": "127.0.0.1", "LocalServicePort": port, "Upstreams": calls,
 				"Config": map[string]any{"bind_address": "127.0.0.1"}},
 		}}}, nil)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, c.program, "connect", "envoy", "-sidecar-for", s.Name, "-bootstrap",
+	cmd := exec.CommandContext(ctx, c.program, "connect", "envoy", "-sidecar-for", s.ID, "-bootstrap",
 		"-http-addr", c.Addr, "-grpc-addr", c.grpc, "-admin-bind", "127.0.0.1:0")
 	cmd.Env = append(cmd.Environ(), "CONSUL_HTTP_TOKEN="+c.token)
 	var problems bytes.Buffer
@@ -106,7 +117,7 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) er
 	if err != nil {
 		return fmt.Errorf("make its bootstrap: %w: %s", err, &problems)
 	}
-	s.Envoy, err = envoy.Start(ctx, c.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, Dir: filepath.Join(c.dir, s.Name),
+	s.Envoy, err = envoy.Start(ctx, c.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, Dir: filepath.Join(c.dir, s.ID),
 		Args: []string{"--drain-strategy", "immediate", "--drain-time-s", "20"}})
 	if err != nil {
 		return err
@@ -144,7 +155,9 @@ func (s *Service) close() {
 	if s.Envoy != nil {
 		_ = s.Envoy.Stop(context.Background()) // one that cannot be stopped ends with this process
 	}
-	s.server.Close()
+	if s.server != nil {
+		s.server.Close()
+	}
 }
 
 // Get calls another service through the sidecar, by a connection of its own: an older one stays on the chain that it began
@@ -210,4 +223,21 @@ func (l *Load) End() (requests int, failed []string) {
 	l.cancel()
 	<-l.done
 	return l.requests, l.failed
+}
+
+// Reaches calls another service until it answers 200.
+func (s *Service) Reaches(ctx context.Context, upstream, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		r, err := s.Get(ctx, upstream, path)
+		if err == nil && r.Status == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not reach %s: %d %w", s.ID, upstream, r.Status, errors.Join(err, ctx.Err()))
+		case <-time.After(pollInterval):
+		}
+	}
 }
