@@ -199,9 +199,15 @@ func (c *Cluster) object(s *step, body []byte) (map[string]any, error) {
 	return o, nil
 }
 
-// send writes the body, by server-side apply, and returns the object and whether it was made.
-func (c *Cluster) send(ctx context.Context, s *step, body map[string]any, dry, force bool) (o map[string]any, made bool, err error) {
+// metadataOnly asks for an object without its spec and status: modules that travel in objects are large.
+const metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+// send writes the body, by server-side apply, and returns the object, whole or its metadata, and whether it was made.
+func (c *Cluster) send(ctx context.Context, s *step, body map[string]any, dry, force, whole bool) (o map[string]any, made bool, err error) {
 	k := s.call(http.MethodPatch, "patch")
+	if !whole {
+		k.accept = metadataOnly
+	}
 	k.media = "application/apply-patch+yaml" // which JSON is too
 	k.query = writing(dry)
 	if force {
@@ -264,7 +270,8 @@ func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
 		s.action, s.item.UID, s.item.Created = plan.Created, "", true
 		return nil
 	}
-	o, made, err := c.send(ctx, s, s.body, true, ch.force)
+	whole := ch.force || takesTime(s.kind.GroupKind())
+	o, made, err := c.send(ctx, s, s.body, true, ch.force, whole)
 	if err != nil {
 		return c.problemOf(err)
 	}
@@ -275,6 +282,11 @@ func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
 			s.action = plan.Unchanged
 		}
 		return nil
+	}
+	if !made && !whole { // others have to do with it
+		if o, made, err = c.send(ctx, s, s.body, true, false, true); err != nil {
+			return c.problemOf(err)
+		}
 	}
 	if !made {
 		if err := c.get(ctx, s); err != nil {
@@ -420,7 +432,7 @@ func (c *Cluster) tryRemoval(ctx context.Context, s *step) error {
 	s.action = plan.Unchanged
 	if managed(s.live) {
 		s.action = plan.Updated
-		if _, _, err := c.send(ctx, s, s.bare(), true, false); err != nil {
+		if _, _, err := c.send(ctx, s, s.bare(), true, false, false); err != nil {
 			return c.problemOf(err)
 		}
 	}
@@ -587,7 +599,7 @@ func (c *Cluster) apply(ctx context.Context, ch *change, s *step) error {
 	if s.item.Shared {
 		return c.retouch(ctx, s, false)
 	}
-	o, made, err := c.send(ctx, s, s.body, false, ch.force)
+	o, made, err := c.send(ctx, s, s.body, false, ch.force, takesTime(s.kind.GroupKind()))
 	if err != nil {
 		return c.problemOf(err)
 	}
@@ -614,7 +626,7 @@ func (c *Cluster) remove(ctx context.Context, s *step) error {
 	case !managed(s.live):
 		return nil
 	}
-	_, _, err := c.send(ctx, s, s.bare(), false, false)
+	_, _, err := c.send(ctx, s, s.bare(), false, false, false)
 	_, gone := refusedWith(err, http.StatusNotFound)
 	_, another := refusedWith(err, http.StatusConflict)
 	if gone || another {

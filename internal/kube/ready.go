@@ -149,6 +149,11 @@ func (c *Cluster) watch(ctx context.Context, steps []*step) error {
 	return nil // however it ended, what was missed is read next
 }
 
+// takesTime says whether objects of the kind are there before they are ready.
+func takesTime(kind schema.GroupKind) bool {
+	return pending(kind, map[string]any{}) != ""
+}
+
 // pending says why an object is not ready; empty when it is, as those of most kinds are as soon as they are there.
 func pending(kind schema.GroupKind, o map[string]any) string {
 	number := func(path ...string) int64 {
