@@ -29,7 +29,8 @@ func newList(a *app) *cobra.Command {
 The last column tells how many of the target's proxies run the chain that the filter is part of.
 
 With --kubeconfig no adapter is asked: what is listed are the filters that any adapter has put into that cluster, as its
-inventories tell. The last column then tells whether they were applied to the end.`,
+inventories tell. The last column then tells whether they were applied to the end, and which of their target's objects
+somebody else has deleted or changed. Orphans, which have the adapter's label and are in no inventory, are listed below.`,
 		Example: `  meshery-filters list
   meshery-filters list --kubeconfig ~/.kube/config --context staging
   meshery-filters list -n shop -o json`,

@@ -444,9 +444,9 @@ func TestTheRolesGiveWhatIsNeededAndNoMore(t *testing.T) {
 	}
 	verbs := []string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
 	for _, c := range []struct{ group, resource, namespace, verbs string }{
-		{"extensions.istio.io", "wasmplugins", ns, "get create patch delete"},
-		{"extensions.istio.io", "trafficextensions", ns, "get create patch delete"},
-		{"networking.istio.io", "envoyfilters", ns, "get create patch delete"},
+		{"extensions.istio.io", "wasmplugins", ns, "get list create patch delete"},
+		{"extensions.istio.io", "trafficextensions", ns, "get list create patch delete"},
+		{"networking.istio.io", "envoyfilters", ns, "get list create patch delete"},
 		{"networking.istio.io", "gateways", ns, "get"},
 		{"networking.istio.io", "virtualservices", ns, ""},
 		{"gateway.networking.k8s.io", "gateways", ns, "get"},
