@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -212,6 +213,23 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 	c.answer(t, "seven", "")
 	a.cli("remove", "shop/all", "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
 	c.answer(t, "", "")
+
+	// Designs are deployed and undeployed by the same end.
+	conn := dialDesigner(t, a)
+	for method, d := range designers {
+		filter := func(name, header string) string {
+			return d.component("WASMFilter", name, fmt.Sprintf(`{"mesh":"consul","target":{"kind":"Service","name":"api"},"module":{"builtin":"headers"},`+
+				`"delivery":{"mode":"local","localPath":%q},"config":"{\"response\":{\"%s\":\"design\"}}"}`, files, header))
+		}
+		for _, remove := range []bool{false, true} {
+			want := map[bool]string{false: "design"}[remove]
+			message, err := d.send(ctx, conn, remove, string(c.Kubeconfig(c.Token(wholeUser))), []string{filter("one", "x-there"), filter("two", "x-lua")})
+			if err != nil || len(strings.Split(message, "\n")) != 2 || !strings.Contains(message, "1 of 1 proxy") {
+				t.Fatalf("%s, removal %v: %v\n%s", method, remove, err, message)
+			}
+			c.answer(t, want, want)
+		}
+	}
 
 	// What Consul does not take does not stay.
 	nonsense := map[string]any{"protocol": "http", "envoyExtensions": []any{map[string]any{"name": "builtin/nonsense"}}}

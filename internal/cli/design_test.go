@@ -45,6 +45,17 @@ var designers = map[string]designer{
 	},
 }
 
+// dialDesigner connects to an adapter as a server does.
+func dialDesigner(t *testing.T, a *adapter) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+a.at.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // TestADesignIsDeployedToIstioAndUndeployed has Image Hub, its rate limit and a second filter come and go, with what
 // istiod and the API's sidecar make of them; then a filter that an EnvoyFilter has from a WASMFilter, as Meshery's
 // relationship writes it.
@@ -53,11 +64,7 @@ func TestADesignIsDeployedToIstioAndUndeployed(t *testing.T) {
 	sidecar := m.add(t, istiotest.ProxyOptions{Namespace: "shop", Pod: "imagehub-api-1", Labels: map[string]string{"app": "imagehub-api"},
 		Upstream: node.upstream.Listener.Addr().String()})
 	a := newAdapter(t, "--imagehub-image", "registry.example/meshery-filters:v1")
-	conn, err := grpc.NewClient("passthrough:///"+a.at.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := dialDesigner(t, a)
 	kubeconfig := string(m.Kubeconfig(m.Token(wholeUser)))
 	ask := func(path string, status int, hello string) {
 		t.Helper()

@@ -138,7 +138,7 @@ func line(e event.Event) string {
 	if e.Type == event.Warn {
 		text = "warning: " + text
 	}
-	if e.Details != "" {
+	if !strings.Contains(text, e.Details) { // a warning's summary may have said it
 		text += "; " + strings.ReplaceAll(e.Details, "\n", "; ")
 	}
 	return text

@@ -78,15 +78,15 @@ func TestADesignIsDoneInOrderAndUndoneInReverse(t *testing.T) {
 		t.Run(g.method, func(t *testing.T) {
 			f := start(t)
 			f.ends(t, func(n int, q operation.Request) []event.Event {
-				return []event.Event{{Summary: "begun"}, {Type: event.Warn, Summary: "beware", Details: "of\nthis"},
+				return []event.Event{{Summary: "begun"}, {Type: event.Warn, Summary: "watch out: for this", Details: "for this"}, {Type: event.Warn, Summary: "beware", Details: "of\nthis"},
 					{Summary: fmt.Sprintf("end %d", n), Details: q.Operation, Last: true}}
 			})
 			components := []string{g.component("WASMFilter", "limiter", limiter), g.component("ImageHub", "hub", hub), g.component("WASMFilter", "hello", hello)}
 			resp := mustCall(t, f.conn, meshService+g.method, g.request(false, components...))
 			want := strings.Join([]string{
-				"ImageHub hub: warning: beware; of; this", "ImageHub hub: end 0; imagehub",
-				"WASMFilter limiter: warning: beware; of; this", "WASMFilter limiter: end 1; apply_filter",
-				"WASMFilter hello: warning: beware; of; this", "WASMFilter hello: end 2; apply_filter"}, "\n")
+				"ImageHub hub: warning: watch out: for this", "ImageHub hub: warning: beware; of; this", "ImageHub hub: end 0; imagehub",
+				"WASMFilter limiter: warning: watch out: for this", "WASMFilter limiter: warning: beware; of; this", "WASMFilter limiter: end 1; apply_filter",
+				"WASMFilter hello: warning: watch out: for this", "WASMFilter hello: warning: beware; of; this", "WASMFilter hello: end 2; apply_filter"}, "\n")
 			if got := resp.text(1); got != want {
 				t.Errorf("the message is\n%s\nwant\n%s", got, want)
 			}
