@@ -260,7 +260,8 @@ func wantOf(e map[string]any) (w want, err error) {
 	if e := c.VMConfig.EnvironmentVariables; e != nil {
 		vm.EnvironmentVariables = &wasm.EnvironmentVariables{HostEnvKeys: e.HostEnvKeys, KeyValues: e.KeyValues}
 	}
-	w.plugin = &wasm.PluginConfig{Name: c.Name, RootId: c.RootID, Vm: &wasm.PluginConfig_VmConfig{VmConfig: vm}, FailOpen: !x.Required}
+	w.plugin = &wasm.PluginConfig{Name: c.Name, RootId: c.RootID, Vm: &wasm.PluginConfig_VmConfig{VmConfig: vm}}
+	w.plugin.FailOpen = !x.Required //lint:ignore SA1019 Consul knows no other policy
 	if w.plugin.Configuration, err = stringOf(c.Configuration); err != nil {
 		return w, err
 	}
