@@ -208,10 +208,18 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 		t.Errorf("there is an entry: %v", got)
 	}
 
-	// The whole mesh has its filters in the entry that is there, in whatever namespace.
+	// The whole mesh has its filters in the entry that is there, in whatever namespace. Consul gives them to no service of
+	// another protocol, which is not waited for.
+	if err := c.Apply(ctx, map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults",
+		"metadata": map[string]any{"namespace": "shop", "name": "web"}, "spec": map[string]any{"protocol": "tcp"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Pod(ctx, "shop", "web-1", map[string]string{"app": "web"}, c.web); err != nil {
+		t.Fatal(err)
+	}
 	a.cli("apply", "-f", on("Mesh", "all", "seven", files), "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
 	c.answer(t, "seven", "")
-	a.cli("remove", "shop/all", "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
+	a.cli("remove", "shop/all", "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "2 of 2 proxies")
 	c.answer(t, "", "")
 
 	// Designs are deployed and undeployed by the same end.
