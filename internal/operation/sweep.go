@@ -23,11 +23,16 @@ type Sweep func(ctx context.Context, referred func(context.Context) (map[string]
 func (r *Runner) SweepModules(ctx context.Context, every time.Duration, sweep Sweep) {
 	next := time.NewTicker(every)
 	defer next.Stop()
+	var left map[string]string
 	for {
 		select {
 		case <-next.C:
 		case <-ctx.Done():
 			return
+		}
+		var err error
+		if left, err = r.forget(ctx, left); err != nil && ctx.Err() == nil {
+			r.Log.Warn("modules of the adapter's own cluster are not compared with its inventories", "err", err)
 		}
 		swept, err := sweep(ctx, r.referred)
 		if err != nil && ctx.Err() == nil {
@@ -75,6 +80,58 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 		}
 	}
 	return digests, r.used(ctx, func(u used) []string { return u.Modules }, digests)
+}
+
+// forget makes the records of the adapter's own cluster what its inventories say: somebody may have changed chains there
+// without this adapter. A record is written before its chain is there: modules of one are forgotten only if that was left at
+// the sweep before, and nothing was under way while the inventories were read. It returns those that are left now.
+func (r *Runner) forget(ctx context.Context, before map[string]string) (left map[string]string, err error) {
+	if r.Own == nil {
+		return nil, nil
+	}
+	quiet := func() (bool, error) {
+		under, err := r.Queue.Held(ctx)
+		return len(under) == 0, err
+	}
+	if ok, err := quiet(); !ok || err != nil {
+		return before, err
+	}
+	records, err := r.Records.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	targets, err := r.Own.Targets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if ok, err := quiet(); !ok || err != nil {
+		return before, err
+	}
+	there := map[string]bool{}
+	for _, c := range targets.Chains() {
+		revisions := slices.DeleteFunc(targets.Revisions(), func(rev plan.Revision) bool { return rev.Chain.ID() != c.ID() })
+		u := usedRecord(r.Own.String(), c, revisions)
+		there[u.key] = true
+		if err := u.put(ctx, r.Records); err != nil {
+			return before, err
+		}
+	}
+	left = map[string]string{}
+	for key, data := range records {
+		var u used
+		if !strings.HasPrefix(key, usedPrefix) || there[key] || json.Unmarshal(data, &u) != nil || u.Cluster != r.Own.String() || len(u.Modules) == 0 {
+			continue
+		}
+		if before[key] != string(data) {
+			left[key] = string(data)
+			continue
+		}
+		u.key, u.Kept, u.Modules = key, slices.Concat(u.Kept, u.Modules), nil
+		if err := u.put(ctx, r.Records); err != nil {
+			return left, err
+		}
+	}
+	return left, nil
 }
 
 // using has a module live until done is called: that of an image, whose digest is not in the document.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/module"
+	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/store"
 )
 
@@ -22,6 +23,54 @@ func variant(t *testing.T, n int) string {
 	section := append([]byte{7}, fmt.Sprintf("v%06d", n)...) // the length of the name, the name, and nothing else
 	data = append(append(append([]byte{}, data...), 0, byte(len(section))), section...)
 	return base64.StdEncoding.EncodeToString(data)
+}
+
+func TestModulesOfAChainThatWasTakenFromTheAdaptersOwnClusterAreNotLiveAnyMore(t *testing.T) {
+	ours := func(o *operation.Options) {
+		s, err := startServer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Own, err = o.Clusters(s.Kubeconfig(s.Token(adapterUser))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newClusterRig(t, ours)
+	live := func() int {
+		t.Helper()
+		digests, err := c.runner.LiveModules(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(digests)
+	}
+	c.ok(c.apply(on("web", "hello")))
+	// Somebody without this adapter's store, such as the command line.
+	other := newClusterRig(t, ours)
+	other.ns = c.ns
+	other.ok(other.request("remove_filter", doc("hello")))
+	if live() == 0 {
+		t.Fatal("it is known before it was looked for")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.runner.SweepModules(ctx, 5*time.Millisecond, c.rig.dir.Sweep)
+	}()
+	defer func() { stop(); <-ended }()
+	for deadline := time.Now().Add(20 * time.Second); live() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a module is live that no chain has")
+		}
+	}
+	c.ok(c.apply(on("web", "again")))
+	for range 20 { // what is there stays so
+		if live() == 0 {
+			t.Fatal("a module is not live that a chain has")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func TestModulesOfRevisionsAreKeptAndThoseBeforeThemAreNot(t *testing.T) {
