@@ -26,8 +26,14 @@ func TestTheDefinitionsAreTheGoldenOnes(t *testing.T) {
 		if (d.Workload == nil) != (d.Version == "1.39.3") {
 			t.Errorf("%s: OAM has one definition of each kind, and this is %s", name, d.Workload)
 		}
+		// The forms have a test of their own, and change with every word that is said of a setting.
+		var form struct{ Schema json.RawMessage }
+		if err := json.Unmarshal(d.Entity, &form); err != nil {
+			t.Fatal(err)
+		}
+		entity := bytes.ReplaceAll(d.Entity, form.Schema, []byte(`"(the form)"`))
 		var got bytes.Buffer
-		for _, text := range []json.RawMessage{d.Entity, d.Workload} {
+		for _, text := range []json.RawMessage{entity, d.Workload} {
 			if err := json.Indent(&got, text, "", "  "); len(text) > 0 && err != nil {
 				t.Fatal(err)
 			}

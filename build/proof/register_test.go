@@ -220,13 +220,13 @@ func TestAnAdapterKilledBetweenMesherysAnswerAndItsNoteRepeatsAtMostThatOne(t *t
 	want := a.expected(operations)
 	const kills = 3
 	killed := make(chan postedEvent, kills)
-	at := 2
+	at, left := 2, kills
 	m.answered = func(number int) { // m.mu is held
-		if len(killed) == kills || number < at {
+		if left == 0 || number < at {
 			return
 		}
 		killed <- m.events[len(m.events)-1]
-		at = number + 2
+		at, left = number+1, left-1
 		_ = a.cmd.Process.Signal(syscall.SIGKILL)
 	}
 	m.start()
