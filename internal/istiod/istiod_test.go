@@ -1,12 +1,14 @@
 package istiod_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -529,4 +531,51 @@ func TestAFilterForAPortIsNotWaitedForWhereThatPortIsNot(t *testing.T) {
 			r.await(r.cluster, r.apply(), running(2, plan.Seen))
 		})
 	}
+}
+
+// lying is a cluster in which something else than what should be there answers at one port.
+type lying struct {
+	*kube.Cluster
+	port int
+}
+
+func (l lying) Dial(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	if port != l.port {
+		return l.Cluster.Dial(ctx, namespace, pod, port)
+	}
+	here, there := net.Pipe()
+	go func() {
+		defer there.Close()
+		for in := bufio.NewReader(there); ; {
+			if _, err := http.ReadRequest(in); err != nil {
+				return
+			}
+			if _, err := io.WriteString(there, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"); err != nil {
+				return
+			}
+		}
+	}()
+	return here, nil
+}
+
+func TestNonsenseIsNoProof(t *testing.T) {
+	r := newRig(t, "TrafficExtension")
+	r.sidecar("api-1", 0)
+	p := r.apply(r.filter("hello", "{response: {x-a: one}}", ""))
+	t.Run("from istiod", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		for l, err := range istiod.Loaded(ctx, lying{r.cluster, istiotest.MonitoringPort}, p) {
+			if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), "nothing that istiod says") {
+				t.Errorf("%s: %v", describe(l), err)
+			}
+		}
+	})
+	t.Run("from a proxy", func(t *testing.T) {
+		l := r.await(lying{r.cluster, istiotest.AdminPort}, p, running(1, plan.Acknowledged))
+		if got := l.Proxies[0].Detail; !strings.Contains(got, "its own state was not seen") {
+			t.Errorf("it says %q", got)
+		}
+	})
+	r.await(r.cluster, r.apply(), running(1, plan.Seen))
 }
