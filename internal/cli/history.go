@@ -24,8 +24,8 @@ func newHistory(a *app) *cobra.Command {
 		Short: "Show what became of a filter",
 		Long: `Show what became of a filter, the oldest first: as far as the last 10 changes of each target go.
 
-A revision's number is what undo takes. With --kubeconfig no adapter is asked: it is what the inventories in that cluster
-have.`,
+A revision's number is what undo takes. With --kubeconfig no adapter is asked: it is what the inventories in that
+cluster have.`,
 		Example: `  meshery-filters history shop/rate-limit
   meshery-filters history rate-limit -n shop -o json
   meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config`,
