@@ -435,8 +435,9 @@ func (b *clusterBackend) Try(ctx context.Context, held filter.Chain, next plan.P
 		return nil, ctx.Err()
 	}
 	before, err := b.r.plan(ctx, b, held)
-	if err != nil {
-		return nil, err
+	if err != nil { // what cannot be planned any more is what the operation may be there to mend
+		b.r.Log.Info("no proxy tries a chain first, since the one before cannot be planned", "cluster", b.cluster.String(), "target", next.Chain.Target.String(), "err", err)
+		return nil, ctx.Err()
 	}
 	resolved, err := b.r.resolvedChain(ctx, b, next.Chain)
 	if err != nil {
