@@ -445,13 +445,17 @@ func TestImageHubRunsInACluster(t *testing.T) {
 	})
 
 	// From here on the cluster has Consul, and Istio is gone.
-	for _, kind := range []string{"envoyfilters", "gateways", "virtualservices"} {
-		if code, answer, err := s.ask("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+kind+".networking.istio.io", nil); code != http.StatusOK {
-			t.Fatal(code, answer["message"], err)
-		}
+	const crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+	_, kinds, err := s.ask("GET", crds, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, kind := range []string{"wasmplugins", "trafficextensions"} {
-		if code, answer, err := s.ask("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+kind+".extensions.istio.io", nil); code != http.StatusOK {
+	for _, o := range kinds["items"].([]any) {
+		name := o.(map[string]any)["metadata"].(map[string]any)["name"].(string)
+		if !strings.HasSuffix(name, ".istio.io") {
+			continue
+		}
+		if code, answer, err := s.ask("DELETE", crds+"/"+name, nil); code != http.StatusOK {
 			t.Fatal(code, answer["message"], err)
 		}
 	}
