@@ -229,18 +229,22 @@ func (r *Runner) applyTo(ctx context.Context, s *story, pl place, chainID string
 	if err != nil {
 		return outcome{}, err
 	}
-	verb := "runs on"
+	be, run := "is", "runs"
+	if len(filters) > 1 {
+		be, run = "are", "run"
+	}
+	verb := run + " on"
 	switch {
 	case l.Unverified != "" && unchanged:
-		verb = "is unchanged on"
+		verb = be + " unchanged on"
 	case l.Unverified != "":
-		verb = "is applied to"
+		verb = be + " applied to"
 	case l.Expected() == 0:
-		verb = "is kept for"
+		verb = be + " kept for"
 	case l.Count(plan.Running) == 0:
-		verb = "is offered to"
+		verb = be + " offered to"
 	case unchanged:
-		verb = "is unchanged and runs on"
+		verb = be + " unchanged and " + run + " on"
 	}
 	detail := meets(next)
 	if seen := len(l.By(plan.Seen)); seen > 0 && seen == l.Expected() {

@@ -85,9 +85,6 @@ var (
 	ImageHubFailed = &Kind{"meshery-filters-1027", codes.Unavailable, "Image Hub could not be started or stopped",
 		"Its address may be taken by another program.",
 		"Free the address, or set imagehub.addr in the adapter's configuration."}
-	Unimplemented = &Kind{"meshery-filters-1028", codes.Unimplemented, "this call is not supported by this version",
-		"The adapter does not answer this call of the protocol.",
-		"Use ApplyOperation; `meshery-filters operations` lists what it takes."}
 	EventsMissed = &Kind{"meshery-filters-1029", codes.ResourceExhausted, "events were skipped",
 		"The reader was slower than the events for so long that the adapter no longer holds them.",
 		"Read faster, or follow one operation only; filters_status tells how things stand now."}
@@ -272,7 +269,7 @@ func All() []*Kind {
 	return []*Kind{InvalidDocument, UnknownOperation, BodyMissing, DeleteRefused, InvalidRequest, OperationExists,
 		MeshNotSupported, MeshAmbiguous, NotSupported, FilterNotFound, ModuleUnavailable, DigestMismatch, ModuleInvalid,
 		ConfigRefused, ModuleMisbehaved, ProxyRejected, ProxyTimeout, ProxyTooOld, NoProxy, LateRejection, FieldLost,
-		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, Unimplemented, EventsMissed,
+		UnsignedTokens, SecretMissing, StoreFailed, ShuttingDown, QueueFull, ImageHubFailed, EventsMissed,
 		InvalidConfiguration, Internal, EnvoyUnavailable, WaitNotMet, Drift, Poisoned, RevisionNotFound, Sealed,
 		StateInUse, CanarySilent, ProxyLeft, RoleMissing, CallerUnknown, TargetTooWide, TooMuch,
 		StoreAway, StateDamaged, KubeconfigRefused, ClusterUnreachable, ClusterUnauthenticated, RightMissing,
