@@ -164,7 +164,7 @@ func (a *app) printList(chains []*filterspb.Chain) error {
 
 // loaded is how far a chain's proxies are.
 func loaded(c *filterspb.Chain) plan.Loaded {
-	var l plan.Loaded
+	l := plan.Loaded{Unverified: c.GetUnverified()}
 	for _, p := range c.GetProxies() {
 		l.Proxies = append(l.Proxies, plan.ProxyStatus{Proxy: plan.Proxy{ID: p.GetId(), Version: p.GetVersion()},
 			State: plan.ProxyState(p.GetState()), Expected: p.GetExpected(), Detail: p.GetDetail()})

@@ -35,6 +35,9 @@ func someChains() []*filterspb.Chain {
 			}},
 		{Mesh: "envoy", Target: &filterspb.Target{Kind: "ProxyGroup", Name: "lonely", Text: "ProxyGroup lonely"}, Version: "00000000000000aa",
 			Filters: []*filterspb.Filter{{Namespace: "shop", Name: "later", Source: "https://example.com/a.wasm", Sha256: digestB, FailurePolicy: "closed"}}},
+		{Mesh: "consul", Target: &filterspb.Target{Kind: "Service", Namespace: "shop", Name: "api", Text: "Service shop/api"}, Version: "00000000000000bb",
+			Unverified: "the admin address of api-1 is not in consul.admin",
+			Filters:    []*filterspb.Filter{{Namespace: "shop", Name: "hello", Source: "builtin headers", Sha256: digestB, FailurePolicy: "closed"}}},
 	}
 }
 

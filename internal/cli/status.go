@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,8 @@ func newStatus(a *app) *cobra.Command {
 		Long: `Show for each target which filters it has and how many of its proxies run exactly them.
 
 A proxy that rejected its chain, has not answered, or left since differs from what was applied: its target has drifted,
-the proxy is listed with its own words, and the exit code is 5.`,
+the proxy is listed with its own words, and the exit code is 5.
+A target whose proxies nobody may look at is not verified, and the reason is told.`,
 		Example: `  meshery-filters status
   meshery-filters status -o json
   meshery-filters status > /dev/null || echo "look at the proxies"`,
@@ -51,14 +53,16 @@ type (
 		Targets []chainStatus `json:"targets"`
 	}
 	chainStatus struct {
-		Target  string         `json:"target"`
-		Mesh    string         `json:"mesh"`
-		Version string         `json:"version"`
-		Drifted bool           `json:"drifted"`
-		Problem string         `json:"problem,omitempty"` // why it is not as it was applied, or that cannot be told
-		Running int            `json:"running"`           // proxies
-		Filters []filterStatus `json:"filters"`
-		Proxies []proxyStatus  `json:"proxies"`
+		Target  string `json:"target"`
+		Mesh    string `json:"mesh"`
+		Version string `json:"version"`
+		Drifted bool   `json:"drifted"`
+		Problem string `json:"problem,omitempty"` // why it is not as it was applied, or that cannot be told
+		// Unverified says what nobody looked at, and why.
+		Unverified string         `json:"unverified,omitempty"`
+		Running    int            `json:"running"` // proxies
+		Filters    []filterStatus `json:"filters"`
+		Proxies    []proxyStatus  `json:"proxies"`
 	}
 	filterStatus struct {
 		Namespace string `json:"namespace"`
@@ -76,11 +80,11 @@ type (
 
 func (a *app) printStatus(chains []*filterspb.Chain) error {
 	out := statusDocument{Targets: []chainStatus{}}
-	var targets, drifted [][]string
+	var targets, drifted, unseen [][]string
 	for _, c := range chains {
 		l := loaded(c)
 		s := chainStatus{Target: c.GetTarget().GetText(), Mesh: c.GetMesh(), Version: c.GetVersion(),
-			Running: l.Count(plan.Running), Filters: []filterStatus{}, Proxies: []proxyStatus{}}
+			Unverified: l.Unverified, Running: l.Count(plan.Running), Filters: []filterStatus{}, Proxies: []proxyStatus{}}
 		var names []string
 		for _, f := range c.GetFilters() {
 			s.Filters = append(s.Filters, filterStatus{f.GetNamespace(), f.GetName(), f.GetSource(), f.GetSha256()})
@@ -98,9 +102,14 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 			s.Drifted = true
 			drifted = append(drifted, []string{"", s.Target, "", "drifted", s.Problem})
 		}
+		if s.Unverified != "" {
+			unseen = append(unseen, []string{"", s.Target, "", "not verified", s.Unverified})
+		}
 		switch {
 		case s.Drifted:
 			state = "drifted"
+		case s.Unverified != "":
+			state = "not verified"
 		case len(l.Proxies) == 0:
 			state = "waits for a proxy"
 		}
@@ -113,11 +122,11 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 			_, err := io.WriteString(w, "No filter is applied.\n")
 			return err
 		}
-		if err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets); err != nil || !out.Drifted {
+		if err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets); err != nil || len(drifted)+len(unseen) == 0 {
 			return err
 		}
 		fmt.Fprintln(w)
-		return table(w, []string{"PROXY", "TARGET", "ENVOY", "STATE", "DETAIL"}, drifted)
+		return table(w, []string{"PROXY", "TARGET", "ENVOY", "STATE", "DETAIL"}, slices.Concat(drifted, unseen))
 	})
 	if err != nil || !out.Drifted {
 		return err

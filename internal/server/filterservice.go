@@ -168,6 +168,7 @@ func toChain(s operation.Status) *filterspb.Chain {
 		Target: &filterspb.Target{Kind: string(t.Kind), Namespace: t.Namespace, Name: t.Name, Labels: t.Labels,
 			Partition: t.Partition, Text: t.String()},
 	}
+	out.Unverified = clip(s.Loaded.Unverified, maxDetails)
 	for _, f := range s.Chain.Filters {
 		out.Filters = append(out.Filters, &filterspb.Filter{
 			Namespace:     f.Key.Namespace,

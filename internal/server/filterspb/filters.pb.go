@@ -168,7 +168,9 @@ type Chain struct {
 	Proxies []*Proxy `protobuf:"bytes,5,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// Why the chain cannot be planned now, such as a secret that is missing, so that nothing is known of its proxies;
 	// else empty.
-	Problem       string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	// What nobody looked at, and why, such as proxies that the adapter may not ask: they are not in proxies; else empty.
+	Unverified    string `protobuf:"bytes,7,opt,name=unverified,proto3" json:"unverified,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +243,13 @@ func (x *Chain) GetProxies() []*Proxy {
 func (x *Chain) GetProblem() string {
 	if x != nil {
 		return x.Problem
+	}
+	return ""
+}
+
+func (x *Chain) GetUnverified() string {
+	if x != nil {
+		return x.Unverified
 	}
 	return ""
 }
@@ -1244,14 +1253,17 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"'internal/server/filterspb/filters.proto\x12\x12meshery.filters.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
 	"\vListRequest\"A\n" +
 	"\fListResponse\x121\n" +
-	"\x06chains\x18\x01 \x03(\v2\x19.meshery.filters.v1.ChainR\x06chains\"\xee\x01\n" +
+	"\x06chains\x18\x01 \x03(\v2\x19.meshery.filters.v1.ChainR\x06chains\"\x8e\x02\n" +
 	"\x05Chain\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x122\n" +
 	"\x06target\x18\x02 \x01(\v2\x1a.meshery.filters.v1.TargetR\x06target\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x124\n" +
 	"\afilters\x18\x04 \x03(\v2\x1a.meshery.filters.v1.FilterR\afilters\x123\n" +
 	"\aproxies\x18\x05 \x03(\v2\x19.meshery.filters.v1.ProxyR\aproxies\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xfb\x01\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x1e\n" +
+	"\n" +
+	"unverified\x18\a \x01(\tR\n" +
+	"unverified\"\xfb\x01\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
