@@ -107,7 +107,7 @@ torture: envoy ## kill, cut off and damage what runs, KILLS (1000) times; FOR=30
 	$(GO) test -count 1 -timeout 0 -v ./internal/operation -run TestWhateverMomentTheProcessIsKilled
 
 .PHONY: bench
-bench: build envoy controlplanes ## measure: start, events, operations, many targets and proxies, loading and unloading, Istio, CPU per request
+bench: build envoy controlplanes ## measure: start, events, operations, many targets and proxies, loading and unloading, Istio, Consul, CPU per request
 	$(GO) run ./build/bench -binary $(BIN) -library
 
 .PHONY: fuzz

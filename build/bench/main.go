@@ -1,7 +1,8 @@
 // Command bench measures what filters cost on this machine, and prints every figure beside what it is to be compared
 // with from the same run: changes of a running Envoy's filter through the adapter and as a bare xDS push, those of a real
-// Istio's sidecar through the adapter and by server-side apply, CPU per request with and without a filter, what the adapter takes in time and memory for many clients, targets and proxies, and
-// what the adapter library's runtime takes where it can do the same.
+// Istio's sidecar through the adapter and by server-side apply, those of a real Consul's sidecars through the adapter and by
+// writing the entry, CPU per request with and without a filter, what the adapter takes in time and memory for many clients,
+// targets and proxies, and what the adapter library's runtime takes where it can do the same.
 //
 // It reads /proc, so it needs Linux. A figure that misses its bar is said and is no failure; only what does not work is.
 package main
@@ -88,14 +89,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	small := flags.Bool("quick", false, "measure each thing about once: tells that the bench works, not what the figures are")
 	envoyPath := flags.String("envoy", "", "`path` of an Envoy, "+envoy.MinVersion+" or later (default: $ENVOY, PATH, the cache)")
 	program := flags.String("binary", "", "`path` of the adapter's program (default: built for the run)")
-	only := flags.String("only", "", "measure one `part` of it: adapter, envoy or istio (default: all)")
+	only := flags.String("only", "", "measure one `part` of it: adapter, envoy, istio or consul (default: all)")
 	beside := flags.Bool("library", false, "build an adapter of the adapter library's runtime too, and measure it beside; building it takes minutes the first time")
 	jsonPath := flags.String("json", "", "also write the figures to this `file`")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{"", "adapter", "envoy", "istio"}, *only) {
-		return fmt.Errorf("-only %s: there are adapter, envoy and istio", *only)
+	if !slices.Contains([]string{"", "adapter", "envoy", "istio", "consul"}, *only) {
+		return fmt.Errorf("-only %s: there are adapter, envoy, istio and consul", *only)
 	}
 	b := &bench{sizes: full, progress: progress}
 	if *small {
@@ -162,6 +163,7 @@ func (b *bench) measure(ctx context.Context, only string) error {
 		{"adapter", "change a large group", b.measureGroup},
 		{"envoy", "run Envoys", b.measureEnvoys},
 		{"istio", "change filters on Istio", b.measureIstio},
+		{"consul", "change filters on Consul", b.measureConsul},
 	} {
 		if only != "" && only != m.part {
 			continue
