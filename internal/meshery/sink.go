@@ -1,6 +1,7 @@
 package meshery
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
@@ -37,6 +38,9 @@ type SinkOptions struct {
 // in the log, through any outage and restart; what it has answered is not sent again. An event whose answer did not
 // arrive, or was not noted before the adapter was killed, is sent once more, with the id that it had.
 //
+// An event whose content the server refuses is tried a few times, and once more when the server has taken one behind it;
+// then it is let go of. A server that takes none of them is the one that is wrong, and everything waits.
+//
 // Of several adapters that share a store one sends; another takes over when it ends.
 type Sink struct {
 	options   SinkOptions
@@ -46,6 +50,10 @@ type Sink struct {
 	position  atomic.Uint64 // of the next event to send
 	published atomic.Uint64
 	answers   atomic.Bool
+
+	refused uint64         // position of the event that was refused last
+	times   int            // how often in a row
+	late    []store.Record // were refused, before the server took one behind them
 }
 
 const (
@@ -53,6 +61,9 @@ const (
 	maxTaken   = 256 << 10 // bytes of the answer, which repeats the event
 	// claimed is how long after it was saved the Cursor is sure to be held.
 	claimed = time.Second
+	// maxRefusals is how often in a row an event is refused before those behind it are tried, and maxAside how many are
+	// refused in a row before that is taken for the server's own mistake.
+	maxRefusals, maxAside = 3, 20
 	// lastAnswer is how long the answer to what is under way may take when the adapter stops.
 	lastAnswer = 3 * time.Second
 )
@@ -137,34 +148,86 @@ func (s *Sink) send(ctx, work context.Context, works func()) error {
 	// The answer to the last may be known, and not be noted.
 	position = max(position, s.done)
 	s.position.Store(position)
+	next := position // to be read; position is that of the oldest which the server has not taken
+	if err := s.again(work); err != nil {
+		return err
+	}
+	var aside []store.Record
 	for r, err := range s.options.Events.From(ctx, position) {
 		if err != nil {
 			return err
 		}
-		if r.Position > position {
-			s.options.Log.Warn("events were let go before Meshery took them", "lost", r.Position-position)
+		if r.Position > next {
+			s.options.Log.Warn("events were let go before Meshery took them", "lost", r.Position-next)
+		}
+		next = r.Position + 1
+		if len(aside) == 0 {
+			position = r.Position
 		}
 		// Whoever was idle may have lost the Cursor to another adapter, which has the same event before it.
 		if time.Since(s.saved) > claimed {
-			if err := s.save(work, r.Position); err != nil {
+			if err := s.save(work, position); err != nil {
 				return err
 			}
 		}
-		if err := s.post(work, r); err != nil {
+		if err := s.post(work, r); errors.Is(err, errContent) {
+			if more, errBounds := s.passOver(ctx, r, len(aside)); errBounds != nil || !more {
+				return cmp.Or(errBounds, err)
+			}
+			aside = append(aside, r)
+			continue
+		} else if err != nil {
 			return err
 		}
-		position = r.Position + 1
+		s.late, aside = aside, nil
+		position = next
 		s.done = position
 		works()
 		if err := s.save(work, position); err != nil {
 			return err
 		}
 		s.position.Store(position)
+		if err := s.again(work); err != nil {
+			return err
+		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	return ctx.Err()
+}
+
+// errContent is a refusal of what an event says: the same again is refused again.
+var errContent = errors.New("the event itself is refused")
+
+// passOver says whether to try what is behind an event that was refused, as others in a row before it were. That has to
+// be there already: the event is tried once more just before whatever comes.
+func (s *Sink) passOver(ctx context.Context, r store.Record, before int) (bool, error) {
+	if before == 0 {
+		if s.refused != r.Position {
+			s.refused, s.times = r.Position, 0
+		}
+		s.times++
+	}
+	if s.times < maxRefusals || before+1 >= maxAside {
+		return false, nil
+	}
+	_, end, err := s.options.Events.Bounds(ctx)
+	return r.Position+1 < end, err
+}
+
+// again sends what was refused before the server took what was behind it: the server may have changed in between.
+func (s *Sink) again(ctx context.Context) error {
+	for len(s.late) > 0 {
+		err := s.post(ctx, s.late[0])
+		if errors.Is(err, errContent) {
+			s.options.Log.Warn("Meshery refuses an event and takes those behind it; it is not sent again", "position", s.late[0].Position, "err", err)
+		} else if err != nil {
+			return err
+		}
+		s.late = s.late[1:]
+	}
+	return nil
 }
 
 func (s *Sink) save(ctx context.Context, position uint64) error {
@@ -195,6 +258,10 @@ func (s *Sink) post(ctx context.Context, r store.Record) error {
 		return nil
 	}
 	if err := answer.Refusal("POST " + eventsPath); err != nil {
+		switch answer.Status {
+		case http.StatusBadRequest, http.StatusConflict, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+			return fmt.Errorf("%w: event %d of operation %s: %w", errContent, e.Sequence, e.Operation, err)
+		}
 		return err
 	}
 	s.published.Add(1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -219,6 +220,68 @@ func TestAnEventThatIsTooLargeDoesNotHoldTheOthersUp(t *testing.T) {
 	story(t, newLog(t, s), anOperation, 1, 3)
 	eventually(t, "the others arrive", func() bool { return len(server.arrived(anOperation)) == 2 })
 	eventually(t, "it is told", func() bool { return strings.Contains(k.log.String(), "of this size") })
+}
+
+func TestAnEventThatIsRefusedForWhatItSaysDoesNotHoldTheOthersUp(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	server := newStandIn(t, "newest")
+	var broken atomic.Bool
+	tries := map[string]int{}
+	refuse := func(steps ...string) {
+		server.refuse(func(w http.ResponseWriter, _ *http.Request) bool {
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			var e struct{ Description string }
+			if err := json.Unmarshal(server.bodies[eventsPath], &e); err != nil {
+				t.Error(err)
+			}
+			tries[e.Description]++
+			if broken.Load() || slices.Contains(steps, e.Description) {
+				w.WriteHeader(http.StatusBadRequest)
+				return true
+			}
+			return false
+		})
+	}
+	refuse("step 2", "step 3", "step 6")
+	k := send(t, server.url(), s, s.Cursor("meshery"))
+	l := newLog(t, s)
+	story(t, l, anOperation, 1, 6)
+	eventually(t, "the others arrive", func() bool { return len(server.arrived(anOperation)) == 3 })
+	eventually(t, "that is told", func() bool { return strings.Count(k.log.String(), "not sent again") == 2 })
+	if text := k.log.String(); !strings.Contains(text, "event 2 of operation "+anOperation) {
+		t.Errorf("the log says %s", text)
+	}
+	server.mu.Lock()
+	if tries["step 2"] < maxRefusals || tries["step 4"] != 1 {
+		t.Errorf("they were tried %v", tries)
+	}
+	server.mu.Unlock()
+
+	// The last waits for one behind it, and is tried again before that.
+	eventually(t, "the last is tried often", func() bool { server.mu.Lock(); defer server.mu.Unlock(); return tries["step 6"] > maxRefusals })
+	refuse()
+	story(t, l, anOperation, 7, 7)
+	eventually(t, "both arrive", func() bool { return len(server.arrived(anOperation)) == 5 })
+
+	// What takes no event at all, such as another server at that address, loses none.
+	broken.Store(true)
+	story(t, l, anOperation, 8, 40)
+	eventually(t, "all are tried that are tried at a time", func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return tries[fmt.Sprint("step ", 8+maxAside-1)] > 2
+	})
+	if n := tries[fmt.Sprint("step ", 8+maxAside)]; n != 0 {
+		t.Errorf("one more was tried %d times", n)
+	}
+	broken.Store(false)
+	eventually(t, "all arrive", func() bool { return len(server.arrived(anOperation)) >= 38 })
+	got := server.arrived(anOperation)
+	slices.Sort(got) // one that is refused just before the server gets well comes late
+	if want := "[1 4 5 6 " + strings.TrimPrefix(upTo(40), "[1 2 3 4 5 6 "); fmt.Sprint(got) != want {
+		t.Errorf("there arrived %v, want %s", got, want)
+	}
 }
 
 func TestOfAdaptersThatShareAStoreOneSends(t *testing.T) {
