@@ -100,7 +100,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 type Answer struct {
 	Status int
 	Header http.Header
-	Body   []byte
+	Body   []byte // of an answer that is no success without the token
 }
 
 // Do asks for a path such as /api/filter, with its query. Of the answer's body it reads at most limit bytes; more is an
@@ -119,7 +119,8 @@ func (c *Client) Do(ctx context.Context, method, path, contentType string, body 
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	if err := c.signIn(req); err != nil {
+	token, err := c.signIn(req)
+	if err != nil {
 		return nil, err
 	}
 	resp, err := c.http.Do(req)
@@ -127,7 +128,7 @@ func (c *Client) Do(ctx context.Context, method, path, contentType string, body 
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, problem.MesheryUnreachable.New("%s %s: %w", method, path, withoutURL(err))
+		return nil, problem.MesheryUnreachable.New("%s %s: %w", method, path, without(token, err))
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
@@ -135,11 +136,14 @@ func (c *Client) Do(ctx context.Context, method, path, contentType string, body 
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, problem.MesheryUnreachable.New("read the answer to %s %s: %w", method, path, withoutURL(err))
+		return nil, problem.MesheryUnreachable.New("read the answer to %s %s: %w", method, path, without(token, err))
 	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden, resp.StatusCode/100 == 3:
-		return nil, problem.MesheryUnauthorized.New("%s %s was answered %s", method, path, resp.Status)
+		return nil, problem.MesheryUnauthorized.New("%s %s was answered %d %s", method, path, resp.StatusCode, http.StatusText(resp.StatusCode))
 	case int64(len(text)) > limit:
 		return nil, problem.MesheryRefused.New("the answer to %s %s is longer than %d bytes", method, path, limit)
+	}
+	if token != "" && resp.StatusCode/100 != 2 { // a page about a mistake may repeat the request
+		text = bytes.ReplaceAll(text, []byte(token), []byte("…"))
 	}
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: text}, nil
 }
@@ -156,22 +160,24 @@ func (a *Answer) Refusal(what string) error {
 	return problem.MesheryRefused.New("%s was answered %d: %s", what, a.Status, text)
 }
 
-// withoutURL leaves out what url.Error repeats.
-func withoutURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
+// without leaves out what url.Error repeats, and the token where a broken answer has it.
+func without(token string, err error) error {
+	if u := (*url.Error)(nil); errors.As(err, &u) {
+		err = u.Err
+	}
+	if text := err.Error(); token != "" && strings.Contains(text, token) {
+		return errors.New(strings.ReplaceAll(text, token, "…"))
 	}
 	return err
 }
 
-// signIn gives a request the cookies that mesheryctl sends.
-func (c *Client) signIn(req *http.Request) error {
-	token, provider := "", c.options.Provider
+// signIn gives a request the cookies that mesheryctl sends, and returns the token.
+func (c *Client) signIn(req *http.Request) (token string, err error) {
+	provider := c.options.Provider
 	if c.options.TokenFile != "" {
 		f, err := readToken(c.options.TokenFile)
 		if err != nil {
-			return problem.MesheryToken.New("%s: %w", c.options.TokenFile, err)
+			return "", problem.MesheryToken.New("%s: %w", c.options.TokenFile, err)
 		}
 		token = f.Token
 		if provider == "" {
@@ -183,7 +189,7 @@ func (c *Client) signIn(req *http.Request) error {
 			req.AddCookie(&http.Cookie{Name: name, Value: value})
 		}
 	}
-	return nil
+	return token, nil
 }
 
 type tokenFile struct {

@@ -88,6 +88,34 @@ func TestATokenFileThatIsNoneIsRefusedWithoutShowingIt(t *testing.T) {
 	}
 }
 
+func TestAServerThatRepeatsTheTokenDoesNotHaveItShown(t *testing.T) {
+	const token = "eyJhbGciOi.JSUzI1"
+	raw := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			io.WriteString(conn, text)
+		}
+	}
+	for story, answer := range map[string]http.HandlerFunc{
+		"a page about a mistake": func(w http.ResponseWriter, r *http.Request) { http.Error(w, r.Header.Get("Cookie"), 500) },
+		"a reason":               raw("HTTP/1.1 401 no " + token + "\r\nContent-Length: 0\r\n\r\n"),
+		"no HTTP at all":         raw("HTTP/1.1 " + token + "\r\n\r\n"),
+	} {
+		a, err := client(t, Options{Server: serve(t, answer), TokenFile: writeFile(t, token)}).Do(t.Context(), "GET", "/api", "", nil, 1000)
+		if err == nil {
+			err = a.Refusal("GET /api")
+		}
+		if err == nil || strings.Contains(err.Error(), token) {
+			t.Errorf("%s: %v", story, err)
+		}
+	}
+}
+
 func TestAnswersBecomeTheProblemsThatTheyAre(t *testing.T) {
 	file := writeFile(t, "the-token")
 	for story, c := range map[string]struct {

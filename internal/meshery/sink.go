@@ -58,7 +58,9 @@ type Sink struct {
 
 const (
 	eventsPath = "/api/system/events"
-	maxTaken   = 256 << 10 // bytes of the answer, which repeats the event
+	// maxTaken bounds the answer in bytes. It repeats the event, with up to 64 KiB of details in it twice and up to six bytes
+	// for each of theirs.
+	maxTaken = 2 << 20
 	// claimed is how long after it was saved the Cursor is sure to be held.
 	claimed = time.Second
 	// maxRefusals is how often in a row an event is refused before those behind it are tried, and maxAside how many are

@@ -222,6 +222,20 @@ func TestAnEventThatIsTooLargeDoesNotHoldTheOthersUp(t *testing.T) {
 	eventually(t, "it is told", func() bool { return strings.Contains(k.log.String(), "of this size") })
 }
 
+func TestTheLongestEventIsSentOnce(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	server := newStandIn(t, "newest")
+	k := send(t, server.url(), s, s.Cursor("meshery"))
+	if _, err := newLog(t, s).Append(t.Context(), event.Event{Operation: anOperation, Sequence: 1, Type: event.Error, Summary: "s", Details: strings.Repeat("<", 1<<20),
+		Cause: strings.Repeat("<", 1<<20), Remedy: strings.Repeat("<", 1<<20), Code: "c", Component: component, Name: "meshery-filters"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is taken", func() bool { return k.Published() == 1 })
+	if got := fmt.Sprint(server.arrived(anOperation)); got != "[1]" {
+		t.Errorf("there arrived %s", got)
+	}
+}
+
 func TestAnEventThatIsRefusedForWhatItSaysDoesNotHoldTheOthersUp(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	server := newStandIn(t, "newest")
