@@ -125,7 +125,8 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 			}
 		}
 		// With the rights of a request's own kubeconfig whoever sends it could do it without the adapter.
-		if (r.Own != nil || r.isConsul(f.Spec.Mesh, len(q.Kubeconfigs) > 0)) && !r.AllowWideTargets && f.Spec.Mesh != (mesh.Envoy{}).Name() && q.Namespace != "" && f.Key.Namespace != q.Namespace {
+		own := r.Own != nil || r.isConsul(f.Spec.Mesh, len(q.Kubeconfigs) > 0) || r.Consul != nil && f.Spec.Mesh == meshAuto
+		if own && !r.AllowWideTargets && f.Spec.Mesh != (mesh.Envoy{}).Name() && q.Namespace != "" && f.Key.Namespace != q.Namespace {
 			return problem.TargetTooWide.New("%s is in another namespace than the request, which is in %s", f.Key, q.Namespace)
 		}
 		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)

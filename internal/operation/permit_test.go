@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/internal/consul"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -141,5 +143,28 @@ func TestAWideTargetIsTakenOnlyWhereTheConfigurationAllowsIt(t *testing.T) {
 				t.Errorf("%s: %+v", c.why, p)
 			}
 		}
+	}
+}
+
+func TestAKubeconfigThatIsOfNoUseGivesNoRights(t *testing.T) {
+	client, err := consul.New(consul.Options{Addr: "http://127.0.0.1:1", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	r := newRig(t, func(o *operation.Options) {
+		o.Consul = consulCluster{client}
+		o.Prepared = map[string]string{"stamp": onAPI("stamp")}
+	})
+	q := operation.Request{Operation: "stamp", Kubeconfigs: []string{"{}"}, Caller: operation.Caller{Remote: "192.0.2.7:4242", Foreign: true}}
+	if _, err := r.runner.Submit(t.Context(), q); !errors.Is(err, problem.CallerUnknown) {
+		t.Errorf("a stranger changes the adapter's own Consul: %v", err)
+	}
+
+	q = remove(doc("hello", "mesh: auto"))
+	q.Body = strings.Replace(q.Body, "{name: hello}", "{name: hello, namespace: other}", 1)
+	q.Namespace = "shop"
+	if _, err := r.runner.Submit(t.Context(), q); !errors.Is(err, problem.TargetTooWide) {
+		t.Errorf("another namespace's filter, on whatever mesh: %v", err)
 	}
 }

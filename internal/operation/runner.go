@@ -254,8 +254,8 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		return j, false, err
 	}
 	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
-	if q.Implied && j.Undo == nil && !r.namesCluster(j) {
-		q.Kubeconfigs = nil
+	if !u.clusters || q.Implied && j.Undo == nil && !r.namesCluster(j) {
+		q.Kubeconfigs = nil // nor do they count as rights of the caller's own
 	}
 	if err := r.permit(j, q); err != nil {
 		return j, false, err
@@ -275,7 +275,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 	// The digest is of what was asked for: what an Undo comes to changes, and a seal is another each time.
 	hash := sha256.New()
 	hash.Write(data)
-	if u.clusters && len(q.Kubeconfigs) > 0 {
+	if len(q.Kubeconfigs) > 0 {
 		j.kubeconfigs = q.Kubeconfigs
 		secret, err := json.Marshal(q.Kubeconfigs)
 		if err != nil {
@@ -739,10 +739,11 @@ func (r *Runner) status(ctx context.Context, pl place, b Backend, c filter.Chain
 	case ctx.Err() != nil:
 		return st, ctx.Err()
 	case err != nil:
-		st.Problem = problem.Of(err).Error()
+		st.Problem = r.redact(problem.Of(err).Error())
 	case len(drift) > 0:
 		st.Problem = "somebody else has changed it; applying it again would change: " + listed(texts(drift))
 	}
+	st.Loaded.Unverified = r.redact(st.Loaded.Unverified)
 	st.Loaded.Proxies = slices.Clone(st.Loaded.Proxies)
 	for i, proxy := range st.Loaded.Proxies {
 		st.Loaded.Proxies[i].Detail = r.redact(proxy.Detail)
