@@ -3,7 +3,11 @@ package consul
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
+	"unicode/utf8"
+
+	"github.com/meshery/meshery-filters/internal/plan"
 )
 
 // read is an entry as Consul shows it.
@@ -88,5 +92,13 @@ func TestAnEntryThatHoldsWhatItShouldIsNotWritten(t *testing.T) {
 	changed["required"] = false
 	if e.same(e.with([]map[string]any{changed}, []string{plugins + "b.two"}, 0)) {
 		t.Error("a change would not be written")
+	}
+}
+
+func TestWhatAControllerSaysIsOneBoundedLine(t *testing.T) {
+	long := "no\nentry: " + strings.Repeat("é", maxText)
+	o := plan.Object{Content: map[string]any{"status": map[string]any{"conditions": []any{map[string]any{"type": "Synced", "message": long}}}}}
+	if _, _, text, _ := condition(o); !utf8.ValidString(text) || len(text) > maxText+2 || strings.Contains(text, "\n") {
+		t.Errorf("%q", text)
 	}
 }

@@ -184,8 +184,6 @@ func (w *podWatch) entry(ctx context.Context) error {
 	return nil
 }
 
-const maxMessage = 1 << 10 // bytes of a condition's text that are shown
-
 // condition is what the controller says of an object.
 func condition(o plan.Object) (status, reason, message string, at time.Time) {
 	list, _, _ := unstructured.NestedSlice(o.Content, "status", "conditions")
@@ -196,7 +194,7 @@ func condition(o plan.Object) (status, reason, message string, at time.Time) {
 		}
 		text := func(key string) string {
 			s, _ := c[key].(string)
-			return s[:min(len(s), maxMessage)]
+			return clean(s)
 		}
 		at, _ = time.Parse(time.RFC3339, text("lastTransitionTime"))
 		return text("status"), text("reason"), text("message"), at

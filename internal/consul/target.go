@@ -83,9 +83,6 @@ type Target struct {
 
 // Target reads what holds on a target.
 func (c *Client) Target(ctx context.Context, mesh string, t filter.Target) (*Target, error) {
-	if t.Partition != "" && t.Partition != c.Partition {
-		return nil, problem.NotSupported.New("spec.target.partition is %q, and the adapter is configured for another, consul.partition", t.Partition)
-	}
 	had, err := c.inventory(ctx, mesh, t)
 	if err != nil {
 		return nil, fmt.Errorf("read the inventory: %w", err)
@@ -124,6 +121,9 @@ type step struct {
 func (t *Target) prepare(ctx context.Context, p plan.Plan) (steps []*step, next inventory, err error) {
 	if p.Chain.ID() != t.had.Chain.ID() {
 		return nil, next, problem.Internal.New("the plan is for %s, and not for %s", p.Chain.Target, t.had.Chain.Target)
+	}
+	if at := p.Chain.Target.Partition; at != "" && at != t.client.Partition && len(p.Chain.Filters) > 0 {
+		return nil, next, problem.NotSupported.New("spec.target.partition is %q, and the adapter is configured for another, consul.partition", at)
 	}
 	next = t.had
 	next.Chain, next.Version, next.Entries, next.Plugins = p.Chain, p.Version, nil, nil

@@ -89,6 +89,7 @@ type clusterTarget struct {
 	before  plan.Plan      // what held when it was read
 	dropped []string       // what the last Apply took away
 	tried   []filter.Chain // that were applied since
+	written bool           // by any Apply since
 }
 
 var _ Backend = (*clusterBackend)(nil)
@@ -276,6 +277,7 @@ func (b *clusterBackend) read(t filter.Target) *clusterTarget {
 func (t *clusterTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
 	t.tried = append(t.tried, p.Chain)
 	changes, err := t.ClusterTarget.Apply(ctx, p)
+	t.written = t.written || t.ClusterTarget.Written()
 	t.dropped = nil
 	for _, c := range changes {
 		if c.Action == plan.Deleted {
@@ -308,7 +310,7 @@ func (b *clusterBackend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change,
 		return nil, err
 	}
 	changes, err := t.Apply(ctx, p)
-	if err == nil || !t.Written() || ctx.Err() != nil || errors.Is(err, problem.ChainChanged) {
+	if err == nil || !t.written || ctx.Err() != nil || errors.Is(err, problem.ChainChanged) {
 		return changes, stale(err)
 	}
 	half := *problem.Of(err)

@@ -738,6 +738,38 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 	says(t, c.ok(c.apply(on("web", "a"))), "is unchanged")
 }
 
+func TestATrialGoesWhereTheOthersCannotFollow(t *testing.T) {
+	c := newClusterRig(t, func(o *operation.Options) {
+		open := o.Clusters
+		o.Clusters = func(k []byte) (operation.Cluster, error) {
+			cl, err := open(k)
+			return crowded{cl.(opened)}, err
+		}
+	})
+	path := c.pathOf(c.ok(c.apply(on("web", "b", "rollout: all"))))
+	name := path[strings.LastIndex(path, "/")+1:]
+	c.ok(c.request("remove_filter", doc("b")))
+	c.ok(c.apply(on("web", "a", "rollout: all")))
+	code, o, err := c.ask("PATCH", path+"?fieldManager=somebody", map[string]any{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+		"metadata": map[string]any{"name": name, "namespace": c.ns}, "spec": map[string]any{"priority": 12345}})
+	if code != http.StatusCreated {
+		t.Fatal(code, o["message"], err)
+	}
+	if last := c.fails(problem.FieldConflict, c.apply(on("web", "b"))); !strings.Contains(last.Details, "is taken back") {
+		t.Errorf("%s", last.Details)
+	}
+	_, list, err := c.ask("GET", path[:strings.LastIndex(path, "/")], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range list["items"].([]any) {
+		if name := o.(map[string]any)["metadata"].(map[string]any)["name"].(string); strings.HasSuffix(name, "-first") {
+			t.Errorf("%s stays behind", name)
+		}
+	}
+	says(t, c.ok(c.apply(on("web", "a"))), "unchanged")
+}
+
 func TestAdaptersThatChangeTheSameTargetOfAClusterLoseNothing(t *testing.T) {
 	first := newClusterRig(t)
 	rigs := []*clusterRig{first, newClusterRig(t), newClusterRig(t)} // which share nothing but the cluster

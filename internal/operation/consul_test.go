@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -404,6 +406,54 @@ func TestAServiceOfAnotherProtocolIsRefusedByConsul(t *testing.T) {
 	r := newConsulRig(t)
 	r.user(map[string]any{"Kind": "service-defaults", "Name": "bytes", "Protocol": "tcp"})
 	r.fails(problem.ProtocolDiffers, apply(doc("hello", "mesh: consul", "target: {kind: Service, name: bytes}")))
+}
+
+func TestAnotherPartitionsServiceIsRefusedByConsul(t *testing.T) {
+	r := newConsulRig(t)
+	r.fails(problem.NotSupported, apply(doc("hello", "mesh: consul", "target: {kind: Service, name: api, partition: other}")))
+	if e := r.entry("service-defaults", "api"); e != "" {
+		t.Errorf("%s", e)
+	}
+}
+
+// quoting is a Consul that quotes a secret: at 1 where its proxies are looked at, at 2 where it is read.
+type quoting struct {
+	consulCluster
+	at *atomic.Int32
+}
+
+func (q quoting) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
+	if q.at.Load() == 1 {
+		return func(yield func(plan.Loaded, error) bool) {
+			yield(plan.Loaded{}, problem.NotVerified.New("not with %s", hubKey))
+		}
+	}
+	return q.consulCluster.Loaded(ctx, p)
+}
+
+func (q quoting) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, error) {
+	if q.at.Load() == 2 {
+		return plan.Cluster{}, problem.ConsulRefused.New("not with %s", hubKey)
+	}
+	return q.consulCluster.Read(ctx, reads)
+}
+
+func TestAListHidesTheSecretsThatAConsulQuotes(t *testing.T) {
+	var at atomic.Int32
+	r := newConsulRigOf(t, func(o *operation.Options) { o.Consul = quoting{o.Consul.(consulCluster), &at} })
+	r.ok(apply(onAPI("hello", "config: {response: {x-key: {$secret: {name: imagehub, key: token-key}}}}")))
+	for _, where := range []int32{1, 2} {
+		at.Store(where)
+		all, err := r.runner.List(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		if text := all[0].Problem + all[0].Loaded.Unverified; !strings.Contains(text, "not with [redacted]") {
+			t.Errorf("%d: the list says %q", where, text)
+		}
+	}
+	at.Store(0)
+	r.ok(remove(doc("hello", "mesh: consul")))
 }
 
 func TestAWholeConsulMeshAndTheOtherDirection(t *testing.T) {
