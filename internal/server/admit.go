@@ -112,6 +112,14 @@ func begin(ctx context.Context) (end func(), err error) {
 	return p.release, nil
 }
 
+// waits is called by a handler that from now on only waits, and has let go of its request: others of its client get the
+// place meanwhile.
+func waits(ctx context.Context) {
+	if p, ok := ctx.Value(placeKey{}).(*place); ok {
+		p.release()
+	}
+}
+
 // permit says whether the caller has the role that the call needs.
 func (s *Server) permit(method string, c call, who caller) error {
 	if who.certificate == nil || c.needs == nobody {

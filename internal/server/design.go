@@ -26,12 +26,17 @@ const defaultDesignTimeout = 15 * time.Minute
 // It answers when the operations have ended. The server sends one component a call, waits for the answer without a
 // deadline, deploys what depends on the component only then, and shows the answer as what became of it: there is no later
 // word that it would read. Whoever hangs up meanwhile ends nothing, since each operation is accepted before it is waited for.
+//
+// The server sends the components that depend on none of the others all at once. A call that waits for its last operation
+// takes no place among those of its client: so many can wait as operations can be queued.
 func (m *meshServer) ProcessOAM(ctx context.Context, r *meshes.ProcessOAMRequest) (*meshes.ProcessOAMResponse, error) {
 	steps, err := oam.OAM(r.GetOamComps(), r.GetOamConfig(), r.GetDeleteOp())
 	if err != nil {
 		return nil, err
 	}
-	message, err := m.deploy(ctx, steps, r.GetUsername(), r.GetKubeConfigs())
+	username, brought := r.GetUsername(), r.GetKubeConfigs()
+	r.Reset() // it may be large, and the answer takes long
+	message, err := m.deploy(ctx, steps, username, brought)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +49,9 @@ func (m *meshServer) Provision(ctx context.Context, r *filterspb.ProvisionReques
 	if err != nil {
 		return nil, err
 	}
-	message, err := m.deploy(ctx, steps, r.GetUsername(), r.GetKubeConfigs())
+	username, brought := r.GetUsername(), r.GetKubeConfigs()
+	r.Reset()
+	message, err := m.deploy(ctx, steps, username, brought)
 	if err != nil {
 		return nil, err
 	}
@@ -62,23 +69,28 @@ func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username stri
 	defer cancel()
 	var told []string
 	var failures []*problem.Problem
-	for i, s := range steps {
-		q := s.Request
+	for i := range steps {
+		component, q := steps[i].Component, steps[i].Request
 		q.ID, q.Username, q.Kubeconfigs, q.Implied = newID(), username, slices.Clone(kubeconfigs), withConnection
 		q.Caller = callerOf(ctx).asked(m.server.Roles)
-		lines, err := m.operate(ctx, waiting, q)
-		if q.Delete && errors.Is(err, problem.FilterNotFound) {
+		remove, last := q.Delete, i == len(steps)-1
+		steps[i].Request.Body = ""
+		if last {
+			kubeconfigs = nil
+		}
+		lines, err := m.operate(ctx, waiting, q, last)
+		if remove && errors.Is(err, problem.FilterNotFound) {
 			lines, err = append(lines, problem.Of(err).Details+" was removed before; there was nothing to do"), nil
 		}
 		if err == nil {
-			told = append(told, prefixed(s.Component, lines)...)
+			told = append(told, prefixed(component, lines)...)
 			continue
 		}
 		p := *problem.Of(err)
-		p.Details = s.Component + ": " + p.Details
+		p.Details = component + ": " + p.Details
 		failures = append(failures, &p)
-		told = append(told, prefixed(s.Component, append(lines, fmt.Sprintf("failed: %s [%s] %s", problem.Of(err), p.Kind.Code, p.Kind.Remedy)))...)
-		if !q.Delete || waiting.Err() != nil || p.Kind == problem.ShuttingDown {
+		told = append(told, prefixed(component, append(lines, fmt.Sprintf("failed: %s [%s] %s", problem.Of(err), p.Kind.Code, p.Kind.Remedy)))...)
+		if !remove || waiting.Err() != nil || p.Kind == problem.ShuttingDown {
 			for _, rest := range steps[i+1:] {
 				told = append(told, rest.Component+": not begun")
 			}
@@ -95,10 +107,14 @@ func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username stri
 }
 
 // operate asks for an operation and waits for its end. What it tells is what the operation warned of, and its last event.
-func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request) (told []string, err error) {
-	events := m.server.Events.Subscribe(m.server.Events.Cursor(), q.ID)
+func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request, last bool) (told []string, err error) {
+	id := q.ID
+	events := m.server.Events.Subscribe(m.server.Events.Cursor(), id)
 	if _, err := m.server.Operations.Submit(ctx, q); err != nil {
 		return nil, err
+	}
+	if last {
+		waits(ctx)
 	}
 	for {
 		e, err := events.Next(waiting)
@@ -106,9 +122,9 @@ func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request) 
 		case errors.Is(err, problem.EventsMissed): // of whatever operation
 			continue
 		case errors.Is(err, problem.ShuttingDown):
-			return told, problem.ShuttingDown.New("operation %s is accepted, and goes on when the adapter is back", q.ID)
+			return told, problem.ShuttingDown.New("operation %s is accepted, and goes on when the adapter is back", id)
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-			return told, problem.DesignGoesOn.New("operation %s has not ended within %s", q.ID, m.server.DesignTimeout)
+			return told, problem.DesignGoesOn.New("operation %s has not ended within %s", id, m.server.DesignTimeout)
 		case err != nil:
 			return told, err
 		case e.Last && e.Type == event.Error:

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/limit"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
@@ -231,6 +232,50 @@ func TestTheAnswerWaitsForTheEndAndNotForEver(t *testing.T) {
 			_, err = call(t, f.conn, meshService+g.method, g.request(true, g.component("WASMFilter", "one", hello), g.component("WASMFilter", "two", hello)))
 			if text := status.Convert(err).Message(); !strings.Contains(text, problem.ShuttingDown.Code) || !strings.Contains(text, "WASMFilter one: not begun") {
 				t.Errorf("while it stops: %v", err)
+			}
+		})
+	}
+}
+
+func TestDesignsThatWaitDoNotUseUpTheCallsOfTheirClient(t *testing.T) {
+	for _, g := range generations {
+		t.Run(g.method, func(t *testing.T) {
+			f := start(t, func(o *server.Options) { o.Calls = limit.Bounds{PerClient: 2, Total: 2} })
+			accepted := make(chan string)
+			f.ops.submit = func(_ context.Context, q operation.Request) (string, error) { accepted <- q.ID; return q.ID, nil }
+			answered := make(chan error)
+			deploy := func(names ...string) string {
+				var components []string
+				for _, n := range names {
+					components = append(components, g.component("WASMFilter", n, hello))
+				}
+				go func() {
+					_, err := call(t, f.conn, meshService+g.method, g.request(false, components...))
+					answered <- err
+				}()
+				select {
+				case id := <-accepted:
+					return id
+				case err := <-answered:
+					t.Fatalf("%v is answered: %v", names, err)
+				}
+				return ""
+			}
+			ids := []string{deploy("one"), deploy("two"), deploy("three"), deploy("four")}
+			until(t, "another call has a place", func() bool { _, err := call(t, f.conn, meshService+"MeshName"); return err == nil })
+			// Of those that still have something to do there are only so many.
+			ids = append(ids, deploy("five", "six"), deploy("seven", "eight"))
+			if _, err := call(t, f.conn, meshService+"MeshName"); !tooMuch(err) {
+				t.Errorf("with two designs that go on: %v", err)
+			}
+			for i, id := range ids {
+				emit(t, f.hub, event.Event{Operation: id, Sequence: 1, Summary: "done", Last: true})
+				if i > 3 { // the second component
+					emit(t, f.hub, event.Event{Operation: <-accepted, Sequence: 1, Summary: "done", Last: true})
+				}
+				if err := <-answered; err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}
