@@ -11,6 +11,8 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -148,6 +150,11 @@ type Roles struct {
 type ImageHub struct {
 	// Where Image Hub's API answers.
 	Addr string `yaml:"addr"`
+	// What Image Hub stands behind off Kubernetes. envoy: the plain Envoys of the group default. consul: sidecars of the
+	// agent at consul.addr, which is on this machine. auto: consul where consul.addr is a loopback address, else envoy.
+	Mesh string `yaml:"mesh"`
+	// Where Image Hub answers through the sidecars of Consul: the one of imagehub-web listens there, on loopback only.
+	SidecarAddr string `yaml:"sidecarAddr"`
 	// Let Image Hub listen on other interfaces than loopback: it has no TLS.
 	Insecure bool `yaml:"insecure"`
 	// Secret that Image Hub's tokens are signed with, of 32 bytes or more. Empty: imagehub/token-key of secrets, else a
@@ -169,6 +176,12 @@ type ImageHub struct {
 	// Label the namespace of Image Hub in a cluster with istio-injection=enabled, and make it where it is missing. Otherwise
 	// Image Hub's Pods alone ask for a sidecar.
 	LabelNamespace bool `yaml:"labelNamespace"`
+}
+
+// OnConsul says whether Image Hub stands behind sidecars of Consul off Kubernetes.
+func (c Config) OnConsul() bool {
+	u, err := url.Parse(c.Consul.Addr)
+	return c.ImageHub.Mesh == "consul" || c.ImageHub.Mesh == "auto" && err == nil && loopback(net.JoinHostPort(u.Hostname(), u.Port()))
 }
 
 // Consul is one Consul off Kubernetes.
@@ -274,7 +287,7 @@ func Defaults() Config {
 		HTTPAddr:  "127.0.0.1:10016",
 		StateDir:  "~/.meshery/filters",
 		Sync:      "always",
-		ImageHub: ImageHub{Addr: "127.0.0.1:10017", APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest",
+		ImageHub: ImageHub{Addr: "127.0.0.1:10017", Mesh: "auto", SidecarAddr: "127.0.0.1:10019", APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest",
 			Host: "imagehub.localhost", Gateway: "auto"},
 		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 100, Calls: 200, StreamsPerClient: 2000, Streams: 4000,
 			ConnectionsPerAddress: 4000, Connections: 8000, ProxiesPerClient: 20000, Proxies: 20000, ProxyRequestRate: 100, RequestRate: 50000,

@@ -263,10 +263,21 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"imagehub.image":       {"-a"},
 		"imagehub.host":        {"", "*", "Hub", "hub.", "hub:80", "a/b"},
 		"imagehub.gateway":     {"", "consul"},
+		"imagehub.mesh":        {"", "istio", "consul"},
+		"imagehub.sidecarAddr": {"", "127.0.0.1:0", "0.0.0.0:10019", "localhost:10019"},
 	} {
 		for _, v := range values {
 			if _, err := Load("", home, map[string]string{path: v}); !errors.Is(err, problem.InvalidConfiguration) {
 				t.Errorf("%s %q: %v", path, v, err)
+			}
+		}
+	}
+	for given, on := range map[string]bool{"": false, "http://127.0.0.1:8500": true, "http://localhost:8500": true, "https://[::1]:8501": true, "http://10.0.0.5:8500": false} {
+		for _, mesh := range []string{"auto", "envoy"} {
+			c := Defaults()
+			c.Consul.Addr, c.ImageHub.Mesh = given, mesh
+			if got := c.OnConsul(); got != (on && mesh == "auto") {
+				t.Errorf("Image Hub with consul.addr %q and mesh %s is on Consul: %t", given, mesh, got)
 			}
 		}
 	}

@@ -220,6 +220,15 @@ func (c Config) mistakes() (mistakes []problem.Field) {
 	if !slices.Contains([]string{"auto", "istio", "gateway-api"}, c.ImageHub.Gateway) {
 		fail("imagehub.gateway", "write auto, istio or gateway-api", "%q names no gateway", c.ImageHub.Gateway)
 	}
+	if !slices.Contains([]string{"auto", "envoy", "consul"}, c.ImageHub.Mesh) {
+		fail("imagehub.mesh", "write auto, envoy or consul", "%q is nothing that Image Hub can stand behind", c.ImageHub.Mesh)
+	}
+	if c.ImageHub.Mesh == "consul" && c.Consul.Addr == "" {
+		fail("imagehub.mesh", "set consul.addr, or write envoy", "there is no Consul")
+	}
+	if a, err := netip.ParseAddrPort(c.ImageHub.SidecarAddr); err != nil || !a.Addr().IsLoopback() || a.Port() == 0 {
+		fail("imagehub.sidecarAddr", "write IP:PORT, such as 127.0.0.1:10019", "%q is no loopback address, and there is no TLS", c.ImageHub.SidecarAddr)
+	}
 	if c.Consul.Addr != "" {
 		checkURL("consul.addr", c.Consul.Addr, []string{"http", "https"}, "use consul.token", fail)
 	}

@@ -12,7 +12,7 @@ import (
 var files embed.FS
 
 // ImageHubLimiter is the Filter document of the operation imagehub_rate_limit on a mesh, or false where there is none. In a
-// cluster it is the one for the public images.
+// cluster it is the one for the public images; agent is Consul off Kubernetes.
 func ImageHubLimiter(mesh string) (string, bool) {
 	if mesh == "istio" || mesh == "consul" {
 		text, err := ImageHub{}.Limiter(mesh)

@@ -16,8 +16,9 @@ type consulled struct {
 }
 
 var (
-	_ operation.Cluster = consulled{}
-	_ operation.Folder  = consulled{}
+	_ operation.Cluster  = consulled{}
+	_ operation.Folder   = consulled{}
+	_ operation.HubAgent = consulled{}
 )
 
 // Secret is one of the adapter's configuration.

@@ -220,6 +220,11 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	}
 	defer envoys.Close()
 	limiter, _ := templates.ImageHubLimiter("envoy")
+	hubSidecar := ""
+	if c.OnConsul() {
+		limiter, _ = templates.ImageHubLimiter("agent")
+		hubSidecar = c.ImageHub.SidecarAddr
+	}
 	prepared, err := readPrepared(c.OperationsDir, log)
 	if err != nil {
 		return err
@@ -228,7 +233,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	defer hubApp.end(context.WithoutCancel(ctx))
 	operations := operation.Options{
 		Backends: map[string]operation.Backend{"envoy": envoys}, Modules: modules, ModuleNames: filters.Names(), StoredFilters: stored != nil,
-		ImageHub: hubApp, Limiter: limiter, ImageHubIn: hubIn(c.ImageHub), Prepared: prepared, Secret: secret,
+		ImageHub: hubApp, Limiter: limiter, HubSidecar: hubSidecar, ImageHubIn: hubIn(c.ImageHub), Prepared: prepared, Secret: secret,
 		Records: kept.Records(), Queue: kept.Queue(), Events: events, Seal: seal, Component: component,
 		AllowUnauthenticated: c.AllowUnauthenticated, AllowWideTargets: c.AllowWideTargets,
 		Workers: c.Limits.Workers, Grace: c.ShutdownTimeout, Log: log, Observer: metrics, Tracer: traces.Tracer(),

@@ -144,12 +144,17 @@ func (e entry) with(ours []map[string]any, names []string, at int) map[string]an
 	if len(meta) > 0 {
 		raw["Meta"] = meta
 	}
-	if made && len(meta) == 0 && !slices.ContainsFunc(slices.Collect(maps.Keys(raw)), func(k string) bool {
-		return !slices.Contains(bookkeeping, k) && !isZero(raw[k])
-	}) {
+	if made && len(meta) == 0 && isBare(raw) {
 		return nil
 	}
 	return raw
+}
+
+// isBare says whether an entry sets nothing.
+func isBare(raw map[string]any) bool {
+	return !slices.ContainsFunc(slices.Collect(maps.Keys(raw)), func(k string) bool {
+		return !slices.Contains(bookkeeping, k) && !isZero(raw[k])
+	})
 }
 
 // isZero says whether a field is as Consul shows one that was not set.

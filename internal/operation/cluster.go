@@ -74,6 +74,14 @@ type Folder interface {
 	PutModule(digest string, data []byte) error
 }
 
+// HubAgent is a Cluster at whose agent Image Hub's services are registered, behind sidecars that somebody else starts.
+type HubAgent interface {
+	// AddHub registers what answers at api, so that a sidecar takes requests for it at web.
+	AddHub(ctx context.Context, api, web string) ([]plan.Change, error)
+	// RemoveHub takes that back.
+	RemoveHub(context.Context) ([]plan.Change, error)
+}
+
 // clusterBackend makes the plans of one mesh true in one cluster, for one operation.
 type clusterBackend struct {
 	r       *Runner

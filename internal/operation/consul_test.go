@@ -25,6 +25,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/templates"
 )
 
 // sidecars are what the tests of Consul share: a server, and the service web that calls api, started by the first of them.
@@ -534,6 +535,24 @@ func TestConsulsProxiesFetchAModuleFromAnUpstreamOfTheirs(t *testing.T) {
 		}
 		r.ok(remove(doc("hello", "mesh: consul")))
 	})
+}
+
+func TestImageHubOnConsulIsNotForTheClusterThatAConnectionComesWith(t *testing.T) {
+	limiter, _ := templates.ImageHubLimiter("agent")
+	r := newConsulRigOf(t, func(o *operation.Options) { o.HubSidecar, o.Limiter = "127.0.0.1:2", limiter })
+	for _, key := range []string{"imagehub", operation.ComponentName} {
+		q := operation.Request{Operation: key, Kubeconfigs: []string{"a cluster's"}, Implied: true}
+		if said := texts(r.ok(q)); !strings.Contains(strings.Join(said, " "), "at http://127.0.0.1:2/ through the sidecars of Consul") {
+			t.Errorf("%s: %q", key, said)
+		}
+		q.Delete = true
+		r.ok(q)
+	}
+	for _, kind := range []string{"service-defaults", "service-intentions"} {
+		if e := r.entry(kind, "imagehub-api"); e != "" {
+			t.Errorf("%s", e)
+		}
+	}
 }
 
 func TestATokenWithoutRightsChangesNothingInConsul(t *testing.T) {

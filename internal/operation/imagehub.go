@@ -70,13 +70,14 @@ func (r *Runner) brings(q Request) bool {
 }
 
 // limiter is the operation of Image Hub's limiter: in the clusters that a request brings in front of the API itself, else on
-// plain Envoys.
+// the sidecars of Consul's agent or on plain Envoys.
 func (r *Runner) limiter() useCase {
 	u := r.prepared(opLimiter, "Image Hub rate limit filter", "removes the limiter", r.Limiter)
 	u.clusters = true
 	in := func(here, there func(context.Context, *job, Request) error) func(context.Context, *job, Request) error {
 		return func(ctx context.Context, j *job, q Request) error {
 			if !r.brings(q) {
+				j.here = true
 				return here(ctx, j, q)
 			}
 			shown, err := r.shown(ctx, q.Kubeconfigs)
@@ -98,6 +99,8 @@ func (r *Runner) limiter() useCase {
 func (r *Runner) readImageHub(_ context.Context, j *job, q Request) error {
 	if r.brings(q) {
 		j.Meshes = hubMeshes[:1] // in clusters, whichever mesh each has
+	} else if j.here = true; r.HubSidecar != "" {
+		j.Meshes = []string{consulMesh}
 	}
 	return nil
 }
@@ -115,7 +118,7 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 	if err != nil {
 		return "", "", err
 	}
-	if places[0].cluster != nil {
+	if places[0].cluster != nil && places[0].agent == nil {
 		out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
 			o, err := r.deploy(ctx, s, pl, j)
 			return outcomes{o}, err
@@ -128,6 +131,9 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 	}
 	ctx, cancel := context.WithTimeout(ctx, applicationTimeout)
 	defer cancel()
+	if places[0].agent != nil {
+		return r.hubBehindSidecars(ctx, s, places[0], j.Delete)
+	}
 	if j.Delete {
 		stopped, err := r.ImageHub.Stop(ctx)
 		if err != nil {
@@ -146,6 +152,53 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 		return "Image Hub is running already at http://" + addr, "nothing was changed", nil
 	}
 	return "Image Hub runs at http://" + addr, "nothing limits pulls until imagehub_rate_limit is applied to the proxies in front of it", nil
+}
+
+// hubSidecars are how the sidecars of Image Hub are started, as Consul's agent has it.
+const hubSidecars = `Consul starts no sidecars. Start both, each in a shell of its own, with Envoy in the path, and with CONSUL_GRPC_ADDR=127.0.0.1:8502 if the agent has -dev:
+consul connect envoy -sidecar-for imagehub-api -admin-bind 127.0.0.1:19000 -ignore-envoy-compatibility -- --disable-hot-restart --drain-strategy immediate --drain-time-s 20
+consul connect envoy -sidecar-for imagehub-web -admin-bind 127.0.0.1:19001 -ignore-envoy-compatibility -- --disable-hot-restart --drain-strategy immediate --drain-time-s 20`
+
+// hubBehindSidecars is Image Hub in the adapter, registered with Consul's agent.
+func (r *Runner) hubBehindSidecars(ctx context.Context, s *story, pl place, remove bool) (summary, details string, err error) {
+	changed := false
+	tell := func(changes []plan.Change) {
+		for _, c := range changes {
+			if c.Action != plan.Unchanged {
+				changed = true
+				s.info(c.String(), "of Image Hub in "+pl.name())
+			}
+		}
+	}
+	if remove {
+		changes, err := pl.agent.RemoveHub(ctx)
+		tell(changes)
+		if err != nil {
+			return "", "", err
+		}
+		stopped, err := r.ImageHub.Stop(ctx)
+		switch {
+		case err != nil:
+			return "", "", problem.ImageHubFailed.New("stop: %w", err)
+		case !stopped && !changed:
+			return "Image Hub was removed before; there was nothing to do", "", nil
+		}
+		return "Image Hub removed from " + pl.name(), "its users and tokens are gone with it; what runs as its sidecars can be stopped", nil
+	}
+	addr, started, err := r.ImageHub.Start(ctx)
+	if err != nil {
+		return "", "", problem.ImageHubFailed.New("start: %w", err)
+	}
+	changes, err := pl.agent.AddHub(ctx, addr, r.HubSidecar)
+	tell(changes)
+	if err != nil {
+		return "", "", err
+	}
+	at := " at http://" + r.HubSidecar + "/ through the sidecars of " + pl.name()
+	if !started && !changed {
+		return "Image Hub is unchanged" + at, hubSidecars, nil
+	}
+	return "Image Hub answers" + at, hubSidecars, nil
 }
 
 // deploy has Image Hub run in a namespace of a cluster, or not any more.
@@ -324,11 +377,15 @@ func (r *Runner) runInstall(ctx context.Context, s *story, j job) (summary, deta
 		return "", "", err
 	}
 	s.info(app, detail)
-	limiter, detail, err := r.runFilters(ctx, s, j)
+	limiter, about, err := r.runFilters(ctx, s, j)
 	if err != nil {
 		return "", "", err
 	}
-	s.info(limiter, detail)
+	s.info(limiter, about)
 	// mesheryctl waits for these very words.
-	return "Image Hub and its rate limit are deployed", app + ". " + limiter + ". The mesh is now installed.", nil
+	details = app + ". " + limiter + ". The mesh is now installed."
+	if detail == hubSidecars {
+		details += "\n" + hubSidecars
+	}
+	return "Image Hub and its rate limit are deployed", details, nil
 }

@@ -24,6 +24,7 @@ import (
 type place struct {
 	cluster  Cluster // nil: the adapter's own proxies
 	backends map[string]Backend
+	agent    HubAgent // where Image Hub's services are registered; nil where they are not
 }
 
 // name is what events call the place; empty where there is but one of its kind.
@@ -97,7 +98,7 @@ func (r *Runner) here() place { return place{backends: r.Backends} }
 
 // in is the place of a cluster, for one operation.
 func (r *Runner) in(c Cluster) place {
-	pl, read := place{c, map[string]Backend{}}, &reading{Cluster: c, used: map[string]bool{}}
+	pl, read := place{cluster: c, backends: map[string]Backend{}}, &reading{Cluster: c, used: map[string]bool{}}
 	for _, name := range mesh.Names() {
 		if m, _ := mesh.Find(name); !m.OwnRights() {
 			pl.backends[name] = &clusterBackend{r: r, cluster: read, mesh: m, targets: map[string]*clusterTarget{}}
@@ -113,6 +114,9 @@ var consulMesh = mesh.Consul{}.Name()
 func (r *Runner) inConsul() place {
 	pl := r.in(r.Consul)
 	pl.backends = map[string]Backend{consulMesh: pl.backends[consulMesh]}
+	if r.HubSidecar != "" {
+		pl.agent, _ = r.Consul.(HubAgent)
+	}
 	return pl
 }
 

@@ -65,7 +65,10 @@ type Options struct {
 	// StoredFilters says that Modules knows a Meshery Server, and fetches what users have stored there.
 	StoredFilters bool
 	ImageHub      Application
-	Limiter       string // the document of imagehub_rate_limit on plain Envoys
+	Limiter       string // the document of imagehub_rate_limit off Kubernetes
+	// HubSidecar is where a sidecar takes requests for Image Hub off Kubernetes, on the machine of Consul's agent. Default:
+	// Image Hub is not registered there.
+	HubSidecar string
 	// ImageHubIn is Image Hub in the clusters that requests bring, or in Own.
 	ImageHubIn ImageHubIn
 	// Prepared are documents that each become an operation, by the key of that operation.
@@ -206,6 +209,7 @@ type job struct {
 	Trace     map[string]string `json:"trace,omitempty"`   // W3C trace context of the span that accepted it
 
 	kubeconfigs []string // opened
+	here        bool     // the kubeconfigs of its caller's connection are for something else
 }
 
 // undo is what an Undo asks for.
@@ -254,7 +258,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		return j, false, err
 	}
 	note(ctx, attrOperation.String(q.ID), attrKey.String(q.Operation))
-	if !u.clusters || q.Implied && j.Undo == nil && !r.namesCluster(j) {
+	if !u.clusters || q.Implied && j.Undo == nil && (j.here || !r.namesCluster(j)) {
 		q.Kubeconfigs = nil // nor do they count as rights of the caller's own
 	}
 	if err := r.permit(j, q); err != nil {
@@ -392,7 +396,7 @@ func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, er
 			keys = append(keys, pl.key("filter|"+k.String()))
 		}
 		if j.Operation == opImageHub || j.Operation == ComponentName {
-			if pl.cluster != nil {
+			if pl.cluster != nil && pl.agent == nil {
 				for _, m := range hubMeshes {
 					touch(m, hubTarget(j.Namespace))
 				}

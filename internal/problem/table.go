@@ -220,6 +220,9 @@ var (
 	ModuleNotWritten = &Kind{"meshery-filters-1104", codes.FailedPrecondition, "a module cannot be put where proxies read it",
 		"The folder of consul.localPath is missing, full, or not the adapter's to write.",
 		"Make the folder and let the adapter's user write there, and the proxies' read."}
+	ServiceTaken = &Kind{"meshery-filters-1105", codes.FailedPrecondition, "a service of that name is somebody else's",
+		"The agent at consul.addr has a service with a name that Image Hub's services have, and the adapter did not register it.",
+		"Deregister it if nobody needs it: `consul services deregister -id ID`."}
 	ProtocolDiffers = &Kind{"meshery-filters-1110", codes.FailedPrecondition, "the service speaks another protocol than the filter",
 		"Consul gives a filter to the proxies of a service only if the service has the very protocol that the filter is for, and is silent about the others.",
 		"Set the service's protocol in its ServiceDefaults, or spec.protocol of the document, as the details say. `meshery-filters render` knows of a cluster what --cluster gives it."}
@@ -276,7 +279,7 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ProtocolDiffers, EntryRefused,
+		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous}
 }

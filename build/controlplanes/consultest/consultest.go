@@ -11,9 +11,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -85,14 +88,22 @@ func Start(ctx context.Context, dir string, o Options) (*Consul, error) {
 }
 
 func (c *Consul) start(ctx context.Context, o Options) error {
-	ports, err := stack.FreePorts(4)
+	ports, err := stack.FreePorts(5)
 	if err != nil {
 		return err
 	}
+	// Two sidecars may come without a port of their own.
+	first, _ := strconv.Atoi(ports[4])
+	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(first+1))
+	if err != nil {
+		return fmt.Errorf("address already in use: %w", err)
+	}
+	l.Close()
 	settings := map[string]any{
 		"node_name": "machine", "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "disable_update_check": true,
 		"ports": map[string]any{"http": json.Number(ports[0]), "grpc": json.Number(ports[1]), "server": json.Number(ports[2]),
-			"serf_lan": json.Number(ports[3]), "serf_wan": -1, "dns": -1, "https": -1, "grpc_tls": -1},
+			"serf_lan": json.Number(ports[3]), "serf_wan": -1, "dns": -1, "https": -1, "grpc_tls": -1,
+			"sidecar_min_port": first, "sidecar_max_port": first + 1},
 	}
 	if o.ACL {
 		settings["acl"] = map[string]any{"enabled": true, "default_policy": "deny",
@@ -126,6 +137,14 @@ func (c *Consul) ready(ctx context.Context) error {
 		}
 	}
 	return c.Send(ctx, http.MethodPut, "/v1/kv/consultest", "ready", nil)
+}
+
+// Command is one of Consul's own command line, as one who may do everything and with Envoy in the path.
+func (c *Consul) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, c.program, args...)
+	cmd.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr, "CONSUL_GRPC_ADDR="+c.grpc, "CONSUL_HTTP_TOKEN="+c.token,
+		"PATH="+filepath.Dir(c.binary.Path)+string(os.PathListSeparator)+os.Getenv("PATH"))
+	return cmd
 }
 
 // Stop ends every part, the last started first, and waits until they are gone.

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/meshery/meshery-filters/build/controlplanes/consultest"
+	"github.com/meshery/meshery-filters/build/controlplanes/stack"
+)
+
+// hubRights are what docs/consul.md gives the adapter's token for Image Hub.
+const hubRights = `service_prefix "" {
+  policy = "write"
+  intentions = "write"
+}
+node_prefix "" { policy = "read" }
+key_prefix "meshery-filters/" { policy = "write" }`
+
+// agentHolds is what a Consul has of services and entries.
+func agentHolds(t *testing.T, c *consultest.Consul) map[string]any {
+	t.Helper()
+	all := map[string]any{}
+	var services map[string]any
+	if err := c.Send(t.Context(), http.MethodGet, "/v1/agent/services", nil, &services); err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(all, services)
+	for _, kind := range []string{"service-defaults", "service-intentions"} {
+		var entries []map[string]any
+		if err := c.Send(t.Context(), http.MethodGet, "/v1/config/"+kind, nil, &entries); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			all[fmt.Sprint(kind, "/", e["Name"])] = e
+		}
+	}
+	return all
+}
+
+// sidecars starts what an event says, on admin ports that are free.
+func sidecars(t *testing.T, c *consultest.Consul, said string, admin []string) {
+	t.Helper()
+	started := 0
+	for line := range strings.Lines(said) {
+		_, command, found := strings.Cut(strings.TrimSpace(line), "consul connect envoy ")
+		if !found {
+			continue
+		}
+		args := append([]string{"connect", "envoy"}, strings.Fields(command)...)
+		if at := slices.Index(args, "-admin-bind"); at < 0 || started == len(admin) {
+			t.Fatalf("%q", line)
+		} else {
+			args[at+1] = admin[started]
+		}
+		args = append(args, "--concurrency", "1", "--log-level", "warn")
+		cmd := c.Command(t.Context(), args...)
+		var log text
+		cmd.Stdout, cmd.Stderr = &log, &log
+		cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(syscall.SIGTERM) }, 20*time.Second
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { // by then the test's context has ended
+			_ = cmd.Wait()
+			if t.Failed() {
+				t.Logf("%s\n%s", line, log.String())
+			}
+		})
+		started++
+	}
+	if started != 2 {
+		t.Fatalf("%d sidecars are to be started by:\n%s", started, said)
+	}
+}
+
+func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts Consul and Envoys")
+	}
+	c, err := consultest.Start(t.Context(), t.TempDir(), consultest.Options{ACL: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Stop)
+	token, err := c.Token(t.Context(), "meshery-filters", hubRights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports, err := stack.FreePorts(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := []string{"127.0.0.1:" + ports[1], "127.0.0.1:" + ports[2]}
+	dir, folder := t.TempDir(), t.TempDir()
+	file, config := filepath.Join(dir, "token"), filepath.Join(dir, "adapter.yaml")
+	if err := errors.Join(os.Chmod(folder, 0o755), os.WriteFile(file, []byte(token), 0o600), os.WriteFile(config, fmt.Appendf(nil,
+		"consul: {addr: %q, token: {name: consul, key: token}, admin: %q, localPath: %q}\nsecrets: {consul: {token: {file: %q}}}\n",
+		c.Addr, strings.Join(admin, ","), folder, file), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	a := newAdapter(t, "--config", config, "--imagehub-sidecar-addr", "127.0.0.1:"+ports[0])
+	// The user's own entry, which has nothing to do with it.
+	theirs := map[string]any{"Kind": "service-defaults", "Name": "theirs", "Protocol": "http"}
+	if err := c.Write(t.Context(), theirs); err != nil {
+		t.Fatal(err)
+	}
+	before := agentHolds(t, c)
+
+	at := "http://127.0.0.1:" + ports[0] + "/"
+	said := a.cli("run", "imagehub").want(t, exitOK, "service imagehub-api created", "service imagehub-web created", "service-defaults/imagehub-api created",
+		"Image Hub answers at "+at+" through the sidecars of Consul 127.0.0.1:").out
+	sidecars(t, c, said, admin)
+	deployed := agentHolds(t, c)
+	a.cli("run", "imagehub").want(t, exitOK, "Image Hub is unchanged at "+at, "consul connect envoy -sidecar-for imagehub-web")
+	if now := agentHolds(t, c); !reflect.DeepEqual(now, deployed) {
+		t.Errorf("deploying again has changed\n%v\nto\n%v", deployed, now)
+	}
+	hub := hubClient{t, ports[0]}
+	hub.until("Image Hub answers, and nothing limits it", answered(http.StatusOK))
+	if status, page, err := hub.ask(http.MethodGet, "/", "", ""); err != nil || status != http.StatusOK || !strings.Contains(page, "<html") {
+		t.Errorf("the page: %d %s %v", status, page, err)
+	}
+	ada := hub.login("ada")
+
+	a.cli("run", "imagehub_rate_limit").want(t, exitOK, "runs on Service default/imagehub-api (1 of 1 proxy)")
+	hub.until("the limiter wants a token", answered(http.StatusUnauthorized))
+	for n := range 12 {
+		want := http.StatusOK
+		if n >= 10 {
+			want = http.StatusTooManyRequests
+		}
+		if got := hub.pull(ada); got != want {
+			t.Errorf("pull %d of a Personal user is answered with %d, and should be with %d", n+1, got, want)
+		}
+	}
+	a.cli("run", "meshery-filters").want(t, exitOK, "Image Hub is unchanged at "+at, "is unchanged and runs on", "The mesh is now installed.\n  Consul starts no sidecars.")
+	a.cli("run", "imagehub_rate_limit", "--delete").want(t, exitOK, "removed from")
+	hub.until("nothing limits it any more", answered(http.StatusOK))
+	if got := hub.pull(ada); got != http.StatusOK {
+		t.Errorf("without the limiter a pull is answered with %d", got)
+	}
+
+	// A limiter that outlives Image Hub has its entry, and takes it along.
+	a.cli("run", "imagehub_rate_limit").want(t, exitOK)
+	a.cli("run", "imagehub", "--delete").want(t, exitOK, "service imagehub-api removed", "service-defaults/imagehub-api updated", "Image Hub removed from Consul")
+	a.cli("run", "meshery-filters", "--delete").want(t, exitOK, "Image Hub was removed before")
+	if now := agentHolds(t, c); !reflect.DeepEqual(now, before) {
+		t.Errorf("there was\n%v\nand is\n%v", before, now)
+	}
+	a.cli("run", "imagehub", "--delete").want(t, exitOK, "there was nothing to do")
+
+	// What is the user's stays, whatever its name.
+	mine := map[string]any{"Name": "imagehub-web", "ID": "imagehub-web", "Port": 1}
+	if err := c.Send(t.Context(), http.MethodPut, "/v1/agent/service/register", mine, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Write(t.Context(), map[string]any{"Kind": "service-defaults", "Name": "imagehub-api", "Protocol": "http", "MaxInboundConnections": 9}); err != nil {
+		t.Fatal(err)
+	}
+	before = agentHolds(t, c)
+	a.cli("run", "imagehub").want(t, exitFailed, "meshery-filters-1105", "imagehub-web")
+	a.cli("run", "imagehub", "--delete").want(t, exitOK, "Image Hub removed from Consul")
+	if now := agentHolds(t, c); !reflect.DeepEqual(now, before) {
+		t.Errorf("there was\n%v\nand is\n%v", before, now)
+	}
+}
