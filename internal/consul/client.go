@@ -99,7 +99,7 @@ type call struct {
 	global       bool // it is of no namespace
 }
 
-// do gives Consul's answer; 404 is one without a body. Other refusals are problems.
+// do gives Consul's answer; 404 to a reading is one without a body. Other refusals are problems.
 func (c *Client) do(ctx context.Context, k call) (body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -145,7 +145,7 @@ func (c *Client) do(ctx context.Context, k call) (body []byte, err error) {
 		return nil, problem.ConsulRefused.New("%s: its answer to %s has more than %d MiB", c, k.path, maxAnswer>>20)
 	case resp.StatusCode == http.StatusOK:
 		return body, nil
-	case resp.StatusCode == http.StatusNotFound:
+	case resp.StatusCode == http.StatusNotFound && k.method == http.MethodGet:
 		return nil, nil
 	}
 	text := clean(string(body))

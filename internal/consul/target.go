@@ -158,7 +158,28 @@ func (t *Target) prepare(ctx context.Context, p plan.Plan) (steps []*step, next 
 	for _, s := range steps {
 		s.decide(t.names(next))
 	}
-	return steps, next, nil
+	return steps, next, t.alone(ctx, next)
+}
+
+// alone refuses a filter that another target's chain has in the same entry: who took it from there would take it from both.
+// Such targets differ in words of which Consul knows nothing here, as the namespace of a reference is one.
+func (t *Target) alone(ctx context.Context, next inventory) error {
+	fresh := slices.DeleteFunc(slices.Clone(next.Plugins), func(name string) bool { return slices.Contains(t.had.Plugins, name) })
+	if len(fresh) == 0 {
+		return nil
+	}
+	all, err := t.client.inventories(ctx)
+	if err != nil {
+		return fmt.Errorf("list the inventories: %w", err)
+	}
+	in := func(of []string) func(string) bool { return func(s string) bool { return slices.Contains(of, s) } }
+	for _, v := range all {
+		if i := slices.IndexFunc(fresh, in(v.Plugins)); i >= 0 && v.Chain.ID() != next.Chain.ID() && slices.ContainsFunc(next.Entries, in(v.Entries)) {
+			return problem.NotSupported.New("%s stands on %s already, which is the same in Consul; keep that target, or remove the filter first",
+				strings.TrimPrefix(fresh[i], plugins), v.Chain.Target)
+		}
+	}
+	return nil
 }
 
 // names are those of every plugin that is, was or will be the target's.

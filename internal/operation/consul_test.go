@@ -417,6 +417,20 @@ func TestAnotherPartitionsServiceIsRefusedByConsul(t *testing.T) {
 	}
 }
 
+func TestAFilterDoesNotMoveToWhatIsTheSameServiceForConsul(t *testing.T) {
+	r := newConsulRigOf(t, func(o *operation.Options) { o.AllowWideTargets = true })
+	r.ok(apply(onAPI("hello")))
+	e := r.fails(problem.NotSupported, apply(doc("hello", "mesh: consul", "target: {kind: Service, name: api, namespace: shop}")))
+	if !strings.Contains(e.Details, "default.hello stands on Service default/api already") {
+		t.Errorf("%s", e.Details)
+	}
+	if got := r.header("x-hello"); got != "there" {
+		t.Errorf("x-hello is %q", got)
+	}
+	r.ok(remove(doc("hello", "mesh: consul")))
+	r.await("x-hello", "")
+}
+
 // quoting is a Consul that quotes a secret: at 1 where its proxies are looked at, at 2 where it is read.
 type quoting struct {
 	consulCluster
