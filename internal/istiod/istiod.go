@@ -198,9 +198,9 @@ func (w *watch) begin(ctx context.Context) (err error) {
 	if w.wants, err = wantsOf(w.plan.Objects); err != nil || len(w.wants) == 0 {
 		return err
 	}
-	if !slices.ContainsFunc(w.wants, func(x want) bool { return w.plan.Versions[x.subject] == "" }) {
+	if !slices.ContainsFunc(w.wants, func(x want) bool { return w.plan.Versions[x.object] == "" }) {
 		for i, x := range w.wants {
-			w.wants[i].version = w.plan.Versions[x.subject]
+			w.wants[i].version = w.plan.Versions[x.object]
 		}
 		return nil
 	}
@@ -215,7 +215,7 @@ func (w *watch) begin(ctx context.Context) (err error) {
 	for i, x := range w.wants {
 		o, ok := found.Object(x.ref)
 		if !ok {
-			return problem.ChainChanged.New("%s is not there any more", x.subject)
+			return problem.ChainChanged.New("%s is not there any more", x.object)
 		}
 		w.wants[i].version = versionOf(o)
 	}

@@ -80,7 +80,7 @@ func (v *view) missing(wants []want, dropped []string) string {
 	}
 	for _, list := range slices.Concat(v.lists, v.warming) {
 		for _, l := range list {
-			if slices.Contains(dropped, l.subject) {
+			if slices.Contains(dropped, objectOf(l.subject)) {
 				return l.subject + " is still there"
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path"
 	"reflect"
+	"slices"
 	"strings"
 
 	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
@@ -34,7 +35,8 @@ const (
 
 // want is one filter that a proxy has to have, as the plan's object says.
 type want struct {
-	subject string // TrafficExtension/shop/rate-limit-api-0123456789
+	subject string // TrafficExtension/shop/rate-limit-api-0123456789; with one of several of an object .000, .001 … behind it
+	object  string // the object's, without that
 	ref     plan.Ref
 	version string // the object's resourceVersion
 	digest  string // of the module
@@ -50,7 +52,7 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 	var wants []want
 	for _, o := range objects {
 		u := &unstructured.Unstructured{Object: o.Content}
-		x := want{subject: o.String(), digest: u.GetAnnotations()[digestAnnotation],
+		x := want{subject: o.String(), object: o.String(), digest: u.GetAnnotations()[digestAnnotation],
 			ref: plan.Ref{GroupKind: u.GroupVersionKind().GroupKind(), Namespace: u.GetNamespace(), Name: u.GetName()}}
 		spec, _, _ := unstructured.NestedMap(o.Content, "spec")
 		switch x.ref.GroupKind {
@@ -65,12 +67,27 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 				x.file, x.image = "", strings.HasPrefix(url, "oci://")
 			}
 		case schema.GroupKind{Group: "networking.istio.io", Kind: "EnvoyFilter"}:
-			var err error
-			if x.exact, err = patched(spec); err != nil {
+			several, err := patched(spec)
+			if err != nil {
 				return nil, problem.Internal.New("%s: %w", o, err)
 			}
-			x.file = x.exact.GetVmConfig().GetCode().GetLocal().GetFilename()
-			x.image = strings.HasPrefix(x.exact.GetVmConfig().GetCode().GetRemote().GetHttpUri().GetUri(), "oci://")
+			for _, c := range several {
+				x := x
+				if subject, ok := subjectOf(c.GetName()); ok && objectOf(subject) == x.object {
+					x.subject = subject
+				}
+				x.exact = c
+				code := c.GetVmConfig().GetCode()
+				x.file = code.GetLocal().GetFilename()
+				if inline := code.GetLocal().GetInlineBytes(); inline != nil {
+					sum := sha256.Sum256(inline)
+					x.digest = hex.EncodeToString(sum[:])
+				} else if remote := code.GetRemote(); remote != nil {
+					x.digest, x.image = remote.GetSha256(), strings.HasPrefix(remote.GetHttpUri().GetUri(), "oci://")
+				}
+				wants = append(wants, x)
+			}
+			continue
 		default:
 			return nil, problem.Internal.New("%s is nothing that a proxy could have", o)
 		}
@@ -79,17 +96,28 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 	return wants, nil
 }
 
-// patched is the plugin that an EnvoyFilter puts into proxies.
-func patched(spec map[string]any) (*wasm.PluginConfig, error) {
+// patched are the plugins that an EnvoyFilter puts into proxies, by their names, which is the order that requests meet them.
+func patched(spec map[string]any) (plugins []*wasm.PluginConfig, err error) {
 	list, _ := spec["configPatches"].([]any)
 	for _, p := range list {
 		p, _ := p.(map[string]any)
 		config, found, _ := unstructured.NestedMap(p, "patch", "value", "typed_config", "config")
-		if found {
-			return pluginOf(config)
+		if !found {
+			continue
 		}
+		c, err := pluginOf(config)
+		if err != nil {
+			return nil, err
+		}
+		plugins = append(plugins, c)
 	}
-	return nil, fmt.Errorf("it patches no plugin in")
+	if plugins == nil {
+		return nil, fmt.Errorf("it patches no plugin in")
+	}
+	named := func(a, b *wasm.PluginConfig) int { return strings.Compare(a.GetName(), b.GetName()) }
+	slices.SortStableFunc(plugins, named)
+	// One for each port.
+	return slices.CompactFunc(plugins, func(a, b *wasm.PluginConfig) bool { return named(a, b) == 0 }), nil
 }
 
 // pluginOf reads a plugin in either of JSON's two forms of protobuf's names.
@@ -110,7 +138,7 @@ func versionOf(o plan.Object) string {
 	return (&unstructured.Unstructured{Object: o.Content}).GetResourceVersion()
 }
 
-// subjectOf is the object that a filter's name in a proxy stands for.
+// subjectOf is the want's subject that a filter's name in a proxy stands for.
 func subjectOf(name string) (subject string, ok bool) {
 	kind := "EnvoyFilter"
 	rest, ok := strings.CutPrefix(name, patches)
@@ -132,6 +160,12 @@ func subjectOf(name string) (subject string, ok bool) {
 	}
 	namespace, name, ok := strings.Cut(rest, ".")
 	return kind + "/" + namespace + "/" + name, ok
+}
+
+// objectOf is the object of a filter's subject. Names of the objects that we make have no dots.
+func objectOf(subject string) string {
+	object, _, _ := strings.Cut(subject, ".")
+	return object
 }
 
 // differs says how a plugin that a proxy has is not the one that is wanted; empty means that it is.

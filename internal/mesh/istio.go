@@ -155,7 +155,7 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 			if u := codes[i].url; u != "" {
 				p.Sources = append(p.Sources, plan.Source{Filter: f.Key, URL: u, SHA256: f.Spec.Module.SHA256})
 			}
-			p.Losses = append(p.Losses, append(losses, at.losses(f, untriable(c, at, w))...)...)
+			p.Losses = append(p.Losses, append(losses, at.losses(f, untriable(c, at, w, codes))...)...)
 		}
 	}
 	if p.Version, err = versionOf(p.Objects); err != nil {

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -11,21 +12,27 @@ import (
 	"github.com/meshery/meshery-filters/internal/plan"
 )
 
-// trialPriority is around what the EnvoyFilters of a trial have, so that Istio works through them after all others.
+// trialPriority is what the EnvoyFilter of a trial has, so that Istio works through it after all others.
 const trialPriority = math.MaxInt32 / 2
 
-// trialSuffix ends the names of a trial's objects.
+// trialSuffix ends the name of a trial's object.
 const trialSuffix = "-first"
 
+// maxTrialBytes bounds the modules that a trial's one object carries: an object of Kubernetes has 1.5 MiB at most, and
+// base64 makes a third more of them.
+const maxTrialBytes = 1 << 20
+
 // untriable says why no single proxy can try a chain first; empty when one can. Only an EnvoyFilter names a proxy.
-func untriable(c filter.Chain, at site, w plan.World) string {
+func untriable(c filter.Chain, at site, w plan.World, codes []code) string {
 	if _, ok := w.Cluster.Kind(envoyPatch); !ok {
 		return "the cluster serves no EnvoyFilter, which alone names one proxy"
 	}
 	if at.waypoint {
 		return "an EnvoyFilter, which alone names one proxy, does not reach waypoints"
 	}
-	for _, f := range c.Filters {
+	size := 0
+	for i, f := range c.Filters {
+		size += len(codes[i].inline)
 		switch {
 		case f.Spec.Protocol == filter.TCP:
 			return "a filter for TCP is not taken away from one proxy alone"
@@ -35,25 +42,28 @@ func untriable(c filter.Chain, at site, w plan.World) string {
 			return "its priority leaves no room above it"
 		}
 	}
+	if size > maxTrialBytes {
+		return "the chain's modules are together larger than one EnvoyFilter, which alone names one proxy, can carry"
+	}
 	return ""
 }
 
-// Try has EnvoyFilters take everything that is the target's away from the proxy of one Pod, and put the chain there. They
-// name other filters than the plans do, and take away what holds and what is to hold alike. So whatever the order in which
-// they and the plans' objects come and go, each request meets one chain or the other, once and whole.
+// Try has an EnvoyFilter take everything that is the target's away from the proxy of one Pod, and put the chain there. It
+// names other filters than the plans do, and takes away what holds and what is to hold alike. So whatever the order in
+// which it and the plans' objects come and go, each request meets one chain or the other, once and whole: that is why it is
+// one object, which istiod never sees in part.
 //
 // A filter of phase authz or stats stands right before the router there, since an EnvoyFilter knows no phases.
 func (Istio) Try(held, next plan.Plan, c filter.Chain, w plan.World, pod plan.Pod) (*plan.Trial, error) {
 	at, err := locate(c.Target, w.Cluster)
-	if err != nil || len(c.Filters) == 0 || untriable(c, at, w) != "" {
+	if err != nil || len(c.Filters) == 0 {
 		return nil, err
 	}
 	_, codes, err := choose(c, at, w)
-	if err != nil {
+	if err != nil || untriable(c, at, w, codes) != "" {
 		return nil, err
 	}
-	var names []string
-	var dropped []string
+	var names, dropped []string
 	for _, o := range held.Objects {
 		dropped = append(dropped, o.String())
 	}
@@ -68,18 +78,27 @@ func (Istio) Try(held, next plan.Plan, c filter.Chain, w plan.World, pod plan.Po
 				"filter": map[string]any{"name": connectionManager, "subFilter": map[string]any{"name": name}}}}}})
 	}
 	patch, _ := w.Cluster.Kind(envoyPatch)
-	var objects []plan.Object
+	name := objectName(c.Filters[0].Key, c.Target) + trialSuffix
+	var puts []any
+	var tried []string
 	for i, f := range c.Filters {
-		name := objectName(f.Key, c.Target) + trialSuffix
-		spec, _ := envoyPatchSpec(patch, f, "meshery.filters/"+at.namespace+"."+name, at, codes[i], int64(len(c.Filters)-1-i))
-		spec["priority"] = trialPriority + spec["priority"].(int64)
-		own := slices.Concat(patches, spec["configPatches"].([]any))
-		for _, p := range own {
-			p.(map[string]any)["match"].(map[string]any)["proxy"] = map[string]any{"metadata": map[string]any{"NAME": pod.Name, "NAMESPACE": pod.Namespace}}
+		spec, _ := envoyPatchSpec(patch, f, fmt.Sprintf("meshery.filters/%s.%s.%03d", at.namespace, name, i), at, codes[i], 0)
+		tried = append(tried, f.Key.String())
+		if own := spec["configPatches"].([]any); f.Spec.Before == "" && f.Spec.Phase == filter.Authn {
+			puts = slices.Concat(own, puts) // what is put first of all last stands foremost
+		} else {
+			puts = append(puts, own...)
 		}
-		spec["configPatches"] = own
-		objects = append(objects, object(patch, f, at.namespace, name, spec))
 	}
+	patches = append(patches, puts...)
+	for _, p := range patches {
+		p.(map[string]any)["match"].(map[string]any)["proxy"] = map[string]any{"metadata": map[string]any{"NAME": pod.Name, "NAMESPACE": pod.Namespace}}
+	}
+	spec := at.selection(patch)
+	spec["configPatches"], spec["priority"] = patches, int64(trialPriority)
+	o := object(patch, c.Filters[0], at.namespace, name, spec)
+	(&unstructured.Unstructured{Object: o.Content}).SetAnnotations(map[string]string{filterAnnotation: strings.Join(tried, ", ")})
+	objects := []plan.Object{o}
 	only := *next.Proxies
 	only.Only = &pod
 	t := &plan.Trial{

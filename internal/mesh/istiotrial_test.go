@@ -38,7 +38,8 @@ func TestATrialIsForOneProxyAndTakesThereAllElseAway(t *testing.T) {
 			at, _ := locate(c.Target, w.Cluster)
 			if trial == nil {
 				untried++
-				if untriable(c, at, w) == "" {
+				_, codes, _ := choose(c, at, w)
+				if untriable(c, at, w, codes) == "" {
 					t.Errorf("%s, %s: it is not tried", in, name)
 				}
 				continue
@@ -48,10 +49,10 @@ func TestATrialIsForOneProxyAndTakesThereAllElseAway(t *testing.T) {
 			if !reflect.DeepEqual(trial, again) || trial.Apply.Version == held.Version || trial.Apply.Version == next.Version {
 				t.Errorf("%s, %s: another trial each time, or none", in, name)
 			}
-			if trial.Apply.Chain.ID() != before.ID() || len(trial.Apply.Chain.Filters) != len(before.Filters) || len(trial.Apply.Objects) != len(held.Objects)+len(c.Filters) {
+			if trial.Apply.Chain.ID() != before.ID() || len(trial.Apply.Chain.Filters) != len(before.Filters) || len(trial.Apply.Objects) != len(held.Objects)+1 {
 				t.Errorf("%s, %s: what held does not hold meanwhile", in, name)
 			}
-			if len(trial.Proof.Objects) != len(c.Filters) || *trial.Proof.Proxies.Only != pod || next.Proxies.Only != nil || len(trial.Proof.Dropped) != len(held.Objects) {
+			if len(trial.Proof.Objects) != 1 || *trial.Proof.Proxies.Only != pod || next.Proxies.Only != nil || len(trial.Proof.Dropped) != len(held.Objects) {
 				t.Errorf("%s, %s: another proof than that of one proxy: %+v", in, name, trial.Proof.Proxies)
 			}
 			var gone []string
@@ -63,30 +64,35 @@ func TestATrialIsForOneProxyAndTakesThereAllElseAway(t *testing.T) {
 				if u.GroupVersionKind().GroupKind() != envoyPatch || !strings.HasSuffix(u.GetName(), "-first") {
 					t.Errorf("%s, %s: %s", in, name, o)
 				}
-				if n, _, _ := unstructured.NestedInt64(o.Content, "spec", "priority"); n < trialPriority-maxTried || n > trialPriority+maxTried {
+				if n, _, _ := unstructured.NestedInt64(o.Content, "spec", "priority"); n != trialPriority {
 					t.Errorf("%s, %s: %s has the priority %d", in, name, o, n)
 				}
 				patches, _, _ := unstructured.NestedSlice(o.Content, "spec", "configPatches")
 				var removed []string
-				inserted := 0
+				var put []string
 				for _, p := range patches {
 					p := p.(map[string]any)
 					if only, _, _ := unstructured.NestedStringMap(p, "match", "proxy", "metadata"); only["NAME"] != pod.Name || only["NAMESPACE"] != pod.Namespace {
 						t.Errorf("%s, %s: a patch of %s is for %v", in, name, o, only)
 					}
 					if operation, _, _ := unstructured.NestedString(p, "patch", "operation"); operation != "REMOVE" {
-						inserted++
+						if value, _, _ := unstructured.NestedString(p, "patch", "value", "name"); !slices.Contains(put, value) {
+							put = append(put, value)
+						}
 						continue
 					}
-					if inserted > 0 {
+					if len(put) > 0 {
 						t.Errorf("%s, %s: %s takes away after it has put in", in, name, o)
 					}
 					filter, _, _ := unstructured.NestedString(p, "match", "listener", "filterChain", "filter", "subFilter", "name")
 					removed = append(removed, filter)
 				}
 				slices.Sort(gone)
-				if gone = slices.Compact(gone); !slices.Equal(removed, gone) || inserted == 0 {
+				if gone = slices.Compact(gone); !slices.Equal(removed, gone) {
 					t.Errorf("%s, %s: %s takes away %q, and should %q", in, name, o, removed, gone)
+				}
+				if len(put) != len(c.Filters) {
+					t.Errorf("%s, %s: %s puts %q there for %d filters", in, name, o, put, len(c.Filters))
 				}
 			}
 		}
@@ -95,9 +101,6 @@ func TestATrialIsForOneProxyAndTakesThereAllElseAway(t *testing.T) {
 		t.Errorf("%d are tried and %d are not", tried, untried)
 	}
 }
-
-// maxTried is more filters than a target has.
-const maxTried = 1000
 
 func TestWhereACanaryIsNotPossibleThatIsALoss(t *testing.T) {
 	w := plan.World{Modules: map[string]plan.Code{}, Cluster: plan.Cluster{Kinds: Istio131()}}
@@ -130,6 +133,30 @@ func TestWhereACanaryIsNotPossibleThatIsALoss(t *testing.T) {
 		trial, err := Istio{}.Try(plan.Plan{Chain: c.Without(f.Key)}, p, c, w, plan.Pod{Namespace: "shop", Name: "api-1"})
 		if err != nil || (trial == nil) != (one.lost != "") || (one.lost == "") != (lost == nil) || !strings.Contains(strings.Join(lost, ""), one.lost) {
 			t.Errorf("%s: tried %t, lost %q: %v", one.name, trial != nil, lost, err)
+		}
+	}
+}
+
+func TestModulesThatOneObjectCannotCarryTogetherAreNotTried(t *testing.T) {
+	w := plan.World{Modules: map[string]plan.Code{}, Cluster: plan.Cluster{Kinds: Istio131()}}
+	c := filter.Chain{Mesh: "istio", Target: filter.Target{Kind: filter.Workload, Namespace: "shop", Labels: map[string]string{"app": "api"}}}
+	for i, name := range []string{"a", "b", "c"} {
+		digest := strings.Repeat(name, 64)
+		w.Modules[digest] = plan.Code{Inline: make([]byte, 400<<10)}
+		c = c.With(filter.Filter{Key: filter.Key{Namespace: "shop", Name: name}, Spec: filter.Spec{Mesh: "istio", Protocol: filter.HTTP,
+			Rollout: filter.RolloutCanary, Target: c.Target, Module: filter.Module{SHA256: digest}, Delivery: filter.Delivery{Mode: filter.DeliverInline}, VMID: name}})
+		p, err := Istio{}.Plan(c, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trial, err := Istio{}.Try(plan.Plan{}, p, c, w, plan.Pod{Namespace: "shop", Name: "api-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		small := i < 2
+		lost := slices.ContainsFunc(p.Losses, func(l plan.Loss) bool { return strings.Contains(l.Reason, "larger than one EnvoyFilter") })
+		if (trial != nil) != small || lost == small {
+			t.Errorf("%d modules of 400 KiB: tried %t, lost %t", i+1, trial != nil, lost)
 		}
 	}
 }
