@@ -57,6 +57,9 @@ func (c component) String() string { return strings.TrimSpace(c.kind + " " + c.n
 // Errors are problem.ForeignComponent for what is not this adapter's, and problem.InvalidDesign with all mistakes. Then
 // nothing of the design is to be done.
 func OAM(components []string, configuration string, remove bool) ([]Step, error) {
+	if err := few("oam_comps", components); err != nil {
+		return nil, err
+	}
 	var mistakes []problem.Field
 	all := make([]component, 0, len(components))
 	err := each("oam_comps", append(slices.Clone(components), configuration), func(at string, i int, text string) error {
@@ -88,6 +91,9 @@ func OAM(components []string, configuration string, remove bool) ([]Step, error)
 
 // Declarations is OAM for the component definitions that Provision brings.
 func Declarations(declarations []string, remove bool) ([]Step, error) {
+	if err := few("declarations", declarations); err != nil {
+		return nil, err
+	}
 	all := make([]component, 0, len(declarations))
 	err := each("declarations", declarations, func(at string, _ int, text string) error {
 		var d struct {
@@ -135,14 +141,19 @@ func (c *component) identify() {
 	}
 }
 
+// few bounds the components of a design.
+func few(field string, components []string) error {
+	if len(components) <= maxComponents {
+		return nil
+	}
+	return problem.InvalidDesign.WithFields("", []problem.Field{{Path: field, Cause: fmt.Sprintf("there are %d components", len(components)),
+		Remedy: fmt.Sprintf("deploy at most %d at a time", maxComponents)}})
+}
+
 // each bounds the texts of a design and has them read.
 func each(field string, texts []string, do func(at string, i int, text string) error) error {
 	var mistakes []problem.Field
 	marks := 0
-	if len(texts) > maxComponents {
-		return problem.InvalidDesign.WithFields("", []problem.Field{{Path: field, Cause: fmt.Sprintf("there are %d components", len(texts)),
-			Remedy: fmt.Sprintf("deploy at most %d at a time", maxComponents)}})
-	}
 	for i, text := range texts {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		n, depth := shape(text)
@@ -250,7 +261,11 @@ func steps(all []component, remove bool, mistakes []problem.Field) ([]Step, erro
 	if err := problem.ForeignComponent.WithFields("", foreign); err != nil {
 		return nil, err
 	}
-	w := writer{all: all, remove: remove, mistakes: mistakes, names: map[filter.Key]string{}}
+	w := writer{all: all, remove: remove, mistakes: mistakes, names: map[filter.Key]string{},
+		values: map[string]bool{}, configs: map[string]component{}, texts: map[string]any{}}
+	if !w.relate() {
+		return nil, problem.InvalidDesign.WithFields("", w.mistakes[:min(len(w.mistakes), maxMistakes)])
+	}
 	for _, c := range all {
 		if c.kind == KindImageHub {
 			w.imageHub(c)
@@ -263,6 +278,10 @@ func steps(all []component, remove bool, mistakes []problem.Field) ([]Step, erro
 		case KindEnvoyFilter, kindEnvoyFilterIstio:
 			w.envoyFilter(c)
 		}
+	}
+	if w.read > maxTexts {
+		w.mistakes = slices.Insert(w.mistakes, 0, problem.Field{Path: "settings", Cause: fmt.Sprintf("texts that may be YAML have more than %d bytes", maxTexts),
+			Remedy: "deploy fewer components at a time"})
 	}
 	if err := problem.InvalidDesign.WithFields("", w.mistakes[:min(len(w.mistakes), maxMistakes)]); err != nil {
 		return nil, err
@@ -280,6 +299,10 @@ type writer struct {
 	steps    []Step
 	mistakes []problem.Field
 	names    map[filter.Key]string // who has a filter's name
+	values   map[string]bool       // of EnvoyFilters' patches, as canonical has them
+	configs  map[string]component  // WASMFilters by their config, where there are EnvoyFilters
+	texts    map[string]any        // what those say that were read
+	read     int                   // bytes of them
 }
 
 func (w *writer) fail(c component, path, remedy, cause string, args ...any) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -125,6 +126,7 @@ func TestADesignIsBounded(t *testing.T) {
 		"a million empty objects": {[]string{setting("[" + strings.Repeat("{},", 1_000_000) + "{}]")}, "", "too many values"},
 		"a component of 31 MiB":   {[]string{setting(`"` + strings.Repeat("a", 31<<20) + `"`)}, "", "too large"},
 		"a trait":                 {[]string{one}, `{"spec":{"Components":[{"ComponentName":"a","Traits":[{"Name":"ManualScaler"}]}]}}`, `"ManualScaler"`},
+		"too many patches":        {[]string{`{"metadata":{"name":"e"},"spec":{"type":"EnvoyFilter","settings":{"configPatches":[` + strings.Repeat(`{},`, 100) + `{}]}}}`}, "", "there are 101 patches"},
 		"no configuration":        {[]string{one}, `{`, "oam_config"},
 	} {
 		steps, err := OAM(c.components, c.config, false)
@@ -135,6 +137,13 @@ func TestADesignIsBounded(t *testing.T) {
 			t.Errorf("%s: the text has %d bytes: %.300s", reason, len(err.Error()), err)
 		}
 	}
+	hundred := make([]string, 100)
+	for i := range hundred {
+		hundred[i] = strings.Replace(one, `"a"`, fmt.Sprintf(`"a%d"`, i), 1)
+	}
+	if steps, err := OAM(hundred, `{"spec":{"Components":null}}`, false); err != nil || len(steps) != 100 {
+		t.Errorf("100 components: %.300v", err)
+	}
 	large := setting(`"` + strings.Repeat("YWFh", 5<<20) + `"`)
 	if steps, err := OAM([]string{large}, "", false); err != nil || len(steps) != 1 {
 		t.Errorf("20 MiB of base64: %.300v", err)
@@ -142,6 +151,31 @@ func TestADesignIsBounded(t *testing.T) {
 	// A removal needs no more than to know which filter is meant.
 	if steps, err := OAM([]string{`{"metadata":{"name":"a"},"spec":{"type":"WASMFilter","settings":{"nonsense":1,"context":"ANY"}}}`}, "", true); err != nil || len(steps) != 1 {
 		t.Errorf("the removal of what could not be deployed: %v", err)
+	}
+}
+
+// Whatever a design relates is read once: with each config read for each patch this would take minutes.
+func TestADesignWithLongConfigsAndManyPatchesIsReadSoon(t *testing.T) {
+	var config strings.Builder
+	for i := 0; config.Len() < 30_000; i++ {
+		fmt.Fprintf(&config, "key-%d: value\n", i)
+	}
+	var all []string
+	for i := range 98 {
+		all = append(all, fmt.Sprintf(`{"metadata":{"name":"a%d"},"spec":{"type":"WASMFilter","settings":{"module":{"builtin":"headers"},"config":%q}}}`, i, fmt.Sprint("n: ", i, "\n", config.String())))
+	}
+	all = append(all, fmt.Sprintf(`{"metadata":{"name":"e"},"spec":{"type":"EnvoyFilter","settings":{"configPatches":[%s{}]}}}`,
+		strings.Repeat(fmt.Sprintf(`{"patch":{"value":%q}},`, config.String()), 99)))
+	begun := time.Now()
+	if _, err := OAM(all, "", false); !errors.Is(err, problem.InvalidDesign) || !strings.Contains(err.Error(), "texts that may be YAML") {
+		t.Errorf("it is read: %.300v", err)
+	}
+	if took := time.Since(begun); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	// Without an EnvoyFilter none of them is tried.
+	if steps, err := OAM(all[:98], "", false); err != nil || len(steps) != 98 {
+		t.Errorf("the WASMFilters alone: %.300v", err)
 	}
 }
 

@@ -28,37 +28,56 @@ func (c component) selector() any {
 	return c.settings["workloadSelector"]
 }
 
-// patched says whether an EnvoyFilter of the design has the WASMFilter's config.
-func (w *writer) patched(c component) bool {
-	config := parsed(c.settings["config"])
-	if prune(config) == nil {
-		return false
-	}
+// relate finds what WASMFilters and EnvoyFilters of the design have in common. false when there are too many patches.
+func (w *writer) relate() bool {
+	patches := 0
 	for _, e := range w.all {
 		if e.kind != KindEnvoyFilter && e.kind != kindEnvoyFilterIstio {
 			continue
 		}
-		for _, p := range e.patches() {
-			if equal(parsed(at(p, "patch", "value")), config) {
-				return true
-			}
+		list := e.patches()
+		if patches += len(list); patches > maxComponents {
+			w.fail(e, "settings.configPatches", fmt.Sprintf("deploy at most %d at a time", maxComponents), "with these there are %d patches", patches)
+			return false
+		}
+		for _, p := range list {
+			w.values[canonical(w.parsed(at(p, "patch", "value")))] = true
 		}
 	}
-	return false
+	if patches == 0 {
+		return true
+	}
+	for _, c := range w.all {
+		if c.kind != KindWASMFilter {
+			continue
+		}
+		if spec, ok := c.settings["spec"].(map[string]any); ok {
+			c.settings = spec
+		}
+		config := w.parsed(c.settings["config"])
+		if prune(config) == nil {
+			continue
+		}
+		if key := canonical(config); w.configs[key].settings == nil {
+			w.configs[key] = c
+		}
+	}
+	return true
+}
+
+// patched says whether an EnvoyFilter of the design has the WASMFilter's config.
+func (w *writer) patched(c component) bool {
+	if len(w.values) == 0 {
+		return false
+	}
+	config := w.parsed(c.settings["config"])
+	return prune(config) != nil && w.values[canonical(config)]
 }
 
 // related is the WASMFilter whose config a patch's value is.
 func (w *writer) related(value any) (component, bool) {
-	value = parsed(value)
-	for _, c := range w.all {
-		if spec, ok := c.settings["spec"].(map[string]any); ok && c.kind == KindWASMFilter {
-			c.settings = spec
-		}
-		if config := parsed(c.settings["config"]); c.kind == KindWASMFilter && prune(config) != nil && equal(config, value) {
-			return c, true
-		}
-	}
-	return component{}, false
+	c, ok := w.configs[canonical(w.parsed(value))]
+	return c, ok
 }
 
 // envoyFilter applies a filter for each patch of an EnvoyFilter.
@@ -89,7 +108,7 @@ func (s *settings) patch(i int, p any) {
 	if wasm, ok := s.related(value); ok {
 		inner := settings{writer: s.writer, component: wasm, spec: s.spec}
 		inner.wasmFilter()
-	} else if plugin, protocol := wasmPlugin(value); plugin != nil {
+	} else if plugin, protocol := s.wasmPlugin(value); plugin != nil {
 		s.plugin(where, plugin, protocol)
 	} else {
 		s.fail(s.component, "settings."+where, "relate the EnvoyFilter to a WASMFilter, or deploy it with Istio's own model",
@@ -102,8 +121,11 @@ func (s *settings) patch(i int, p any) {
 
 // wasmPlugin finds the plugin in what Envoy's list of filters holds, and the protocol of its traffic; nil when that is no
 // Wasm filter. A text is read as YAML.
-func wasmPlugin(value any) (plugin map[string]any, protocol string) {
-	typed, _ := field(parsed(value), "typed_config").(map[string]any)
+func (w *writer) wasmPlugin(value any) (plugin map[string]any, protocol string) {
+	if t, ok := value.(string); ok && !strings.Contains(t, "typed") {
+		return nil, ""
+	}
+	typed, _ := field(w.parsed(value), "typed_config").(map[string]any)
 	kind := text(typed["@type"])
 	if strings.HasSuffix(kind, ".TypedStruct") {
 		kind = text(field(typed, "type_url"))

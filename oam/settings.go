@@ -82,7 +82,7 @@ func (s *settings) wasmFilter() {
 			s.set(key, v) // which the document's reader refuses by its name
 		}
 	}
-	if plugin, protocol := wasmPlugin(s.spec["config"]); plugin != nil {
+	if plugin, protocol := s.wasmPlugin(s.spec["config"]); plugin != nil {
 		delete(s.spec, "config")
 		s.plugin("config", plugin, protocol)
 	}
@@ -187,29 +187,44 @@ func at(v any, names ...string) any {
 }
 
 func equal(a, b any) bool {
-	return string(marshal(map[string]any{"": a})) == string(marshal(map[string]any{"": b}))
+	return canonical(a) == canonical(b)
 }
 
-// maxText bounds what is tried as YAML, in bytes: the tree of a text takes far more room than the text.
-const maxText = 64 << 10
+// canonical is the same for values that are equal.
+func canonical(v any) string { return string(marshal(v)) }
+
+// maxText bounds a text that is tried as YAML, and maxTexts all of a design, in bytes: reading one takes far more room than
+// the text, and time that grows with the square of its keys.
+const maxText, maxTexts = 64 << 10, 1 << 20
 
 // parsed is the object that a text in JSON or YAML says, or the value itself.
-func parsed(v any) any {
+func (w *writer) parsed(v any) any {
 	s, ok := v.(string)
 	if !ok || len(s) > maxText {
 		return v
 	}
+	if o, known := w.texts[s]; known {
+		return o
+	}
+	if w.read += len(s); w.read > maxTexts {
+		return v
+	}
+	w.texts[s] = parse(s)
+	return w.texts[s]
+}
+
+func parse(s string) any {
 	var m map[string]any
 	if yaml.Unmarshal([]byte(s), &m) != nil || m == nil {
-		return v
+		return s
 	}
 	data, err := json.Marshal(m)
 	if err != nil { // a key that is no text, or a number that JSON lacks
-		return v
+		return s
 	}
 	var o object
 	if json.Unmarshal(data, &o) != nil {
-		return v
+		return s
 	}
 	return map[string]any(o)
 }
