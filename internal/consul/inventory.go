@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -28,6 +29,8 @@ type inventory struct {
 	// there may be.
 	Entries []string `json:"entries"`
 	Plugins []string `json:"plugins"`
+
+	Revisions plan.History `json:"revisions,omitempty"`
 
 	index uint64 // 0: it is not there
 }
@@ -85,7 +88,7 @@ func (c *Client) inventories(ctx context.Context) (all []inventory, err error) {
 // keep makes an inventory the one that there is, provided that nobody has changed it since it was read.
 func (c *Client) keep(ctx context.Context, v inventory) (inventory, error) {
 	path := "/v1/kv/" + inventoryKey(v.Chain.Mesh, v.Chain.Target)
-	if len(v.Entries) == 0 && len(v.Chain.Filters) == 0 {
+	if len(v.Entries) == 0 && len(v.Chain.Filters) == 0 && len(v.Revisions) == 0 {
 		if v.index == 0 {
 			return v, nil
 		}
@@ -99,6 +102,9 @@ func (c *Client) keep(ctx context.Context, v inventory) (inventory, error) {
 	v.Chain.Filters = slices.Clone(v.Chain.Filters)
 	for i := range v.Chain.Filters {
 		v.Chain.Filters[i].Spec.Module.Inline = ""
+	}
+	if len(canonical(v)) > maxInventory {
+		v.Revisions = nil
 	}
 	if size := len(canonical(v)); size > maxInventory {
 		return v, problem.NotSupported.New("the inventory of %s would have %d KiB, and %d is the most; its filters' configurations are too large", v.Chain.Target, size>>10, maxInventory>>10)

@@ -1,10 +1,12 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -58,8 +60,14 @@ func (t *Targets) Chains() (chains []filter.Chain) {
 	return chains
 }
 
-// Revisions are not kept.
-func (t *Targets) Revisions() []plan.Revision { return nil }
+// Revisions are the chains that all targets had, oldest first.
+func (t *Targets) Revisions() (all []plan.Revision) {
+	for _, v := range t.all {
+		all = append(all, v.Revisions.Revisions(v.Chain)...)
+	}
+	slices.SortStableFunc(all, func(a, b plan.Revision) int { return cmp.Compare(a.Number, b.Number) })
+	return all
+}
 
 // Target is one of them, or one that has nothing.
 func (t *Targets) Target(mesh string, at filter.Target) *Target {
@@ -103,8 +111,8 @@ func (t *Target) Written() bool { return t.written }
 // Versions are of no use here: entries say what they hold.
 func (t *Target) Versions() map[string]string { return nil }
 
-// Revisions are not kept.
-func (t *Target) Revisions() []plan.Revision { return nil }
+// Revisions are the chains that the target had, oldest first.
+func (t *Target) Revisions() []plan.Revision { return t.had.Revisions.Revisions(t.had.Chain) }
 
 // Objects are none: no entry carries a module.
 func (t *Target) Objects(context.Context) ([]plan.Object, error) { return nil, nil }
@@ -256,6 +264,8 @@ func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) 
 		}
 	}
 	next.index = t.had.index
+	// Consul counts all that is written to it: of two changes the later one has the larger number, whatever their targets.
+	next.Revisions = t.had.Revisions.With(t.had.Chain, p.Chain, t.had.index, time.Now())
 	t.applied = &next
 	return changes, nil
 }

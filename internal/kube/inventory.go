@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/internal/filter"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -33,7 +34,7 @@ type Inventory struct {
 	Version string // of the plan that holds; empty while one is being applied, or was when it was cut off
 	Objects []Item // sorted by kind, namespace and name
 
-	revisions                  []kept // oldest first; the last is the chain that holds
+	revisions                  plan.History
 	name, uid, resourceVersion string // of the ConfigMap; empty while there is none
 }
 

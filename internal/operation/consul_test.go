@@ -2,8 +2,10 @@ package operation_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -255,9 +257,81 @@ func TestConsulsSidecarsRunAFilterWhileTheyServe(t *testing.T) {
 	if e := r.entry("service-defaults", "api"); e != "" {
 		t.Errorf("an entry that was not there is left: %s", e)
 	}
-	var keys []string
-	if err := r.Send(t.Context(), http.MethodGet, "/v1/kv/meshery-filters/?keys=true", nil, &keys); err == nil {
-		t.Errorf("inventories are left: %v", keys)
+	if text := r.inventory(); !strings.Contains(text, `"entries":null,"plugins":null,"revisions":[`) {
+		t.Errorf("more than a history is left: %s", text)
+	}
+}
+
+// inventory is what Consul keeps of the target api.
+func (r *consulRig) inventory() string {
+	r.t.Helper()
+	var pairs []struct{ Value []byte }
+	if err := r.Send(r.t.Context(), http.MethodGet, "/v1/kv/meshery-filters/?recurse=true", nil, &pairs); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, p := range pairs {
+		if strings.Contains(string(p.Value), `"target":"Service default/api"`) {
+			return string(p.Value)
+		}
+	}
+	r.t.Fatalf("there is none of api among %d", len(pairs))
+	return ""
+}
+
+func TestAFilterInConsulIsBroughtBack(t *testing.T) {
+	r := newConsulRig(t)
+	r.user(map[string]any{"Kind": "service-defaults", "Name": "api", "Protocol": "http"})
+	name := strings.ToLower("past-" + rand.Text()[:8]) // the history of the target outlives a test
+	limited := func(value string) string {
+		return onAPI(name, "config: {response: {x-past: {$secret: {name: greeting, key: token}}, x-step: '"+value+"'}}")
+	}
+	past := func() (changes []string, all []operation.Revision) {
+		t.Helper()
+		all, err := r.runner.History(t.Context(), "", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changesOf(all), all
+	}
+	step := func(want string) {
+		t.Helper()
+		if h := r.header("x-step"); h != want {
+			t.Errorf("the header is %q and not %q", h, want)
+		}
+	}
+	if _, err := r.runner.Submit(t.Context(), undo(name, 0)); !errors.Is(err, problem.FilterNotFound) {
+		t.Errorf("one that never was: %v", err)
+	}
+	r.calm(func() {
+		r.ok(apply(limited("first")))
+		r.ok(apply(limited("second")))
+		r.ok(undo(name, 0))
+		step("first")
+		r.ok(remove(doc(name, "mesh: consul")))
+		step("")
+		changes, all := past()
+		if want := []string{"applied", "changed", "changed", "removed"}; !slices.Equal(changes, want) || !slices.IsSortedFunc(all, func(a, b operation.Revision) int { return int(a.Number) - int(b.Number) }) {
+			t.Errorf("%v %+v", changes, all)
+		}
+		wide := undo(name, 0)
+		wide.Namespace, wide.Body = "elsewhere", strings.Replace(wide.Body, "}", ", namespace: default}", 1)
+		if _, err := r.runner.Submit(t.Context(), wide); !errors.Is(err, problem.TargetTooWide) {
+			t.Errorf("from another namespace: %v", err)
+		}
+		r.ok(undo(name, all[1].Number))
+		step("second")
+		r.ok(undo(name, 0)) // it was not there
+		step("")
+		// A chain that proxies refuse was never there.
+		before := r.inventory()
+		r.fails(problem.ProxyRejected, apply(onAPI(name, "delivery: {mode: local, localPath: "+t.TempDir()+"}")))
+		var was, is struct{ Revisions json.RawMessage }
+		if err := errors.Join(json.Unmarshal([]byte(before), &was), json.Unmarshal([]byte(r.inventory()), &is)); err != nil || string(was.Revisions) != string(is.Revisions) {
+			t.Errorf("%v: the revisions were\n%s\nand are\n%s", err, was.Revisions, is.Revisions)
+		}
+	})
+	if text := r.inventory(); !strings.Contains(text, "$secret") || strings.Contains(text, hubKey) || strings.Contains(text, "AGFzbQ") {
+		t.Errorf("%s", text)
 	}
 }
 

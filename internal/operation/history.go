@@ -41,7 +41,7 @@ func (r Revision) Alone() Status {
 }
 
 // History tells what became of a filter, oldest first, as far as the last 10 changes of each target's chain go: on the
-// adapter's own proxies, then in its own cluster.
+// adapter's own proxies, then in its own cluster and Consul.
 func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revision, error) {
 	key, err := filter.ParseKey(name, cmp.Or(namespace, "default"))
 	if err != nil || strings.Contains(name, "/") {
@@ -49,7 +49,7 @@ func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revisio
 			Remedy: "use lower-case letters, digits and dashes, and put the namespace into its own field"}})
 	}
 	history := []Revision{}
-	for _, pl := range append([]place{r.here()}, r.clusters(nil)...) {
+	for _, pl := range append([]place{r.here()}, r.elsewhere(nil)...) {
 		in, err := pl.history(ctx, key)
 		if err != nil {
 			return nil, err
@@ -117,8 +117,8 @@ func same(a, b filter.Filter) bool {
 }
 
 // readUndo makes an Undo what it comes to now: applying the filter as it was, or removing it. That is looked up in the
-// clusters and here, and holds for where the filter has a history. A cluster that does not answer may have one. Those that came
-// with a connection, which are implied, count where there is none here.
+// clusters, of which the adapter's own Consul may be one, and here, and holds for where the filter has a history. A cluster
+// that does not answer may have one. Those that came with a connection, which are implied, count where there is none here.
 func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied bool) error {
 	u := j.Undo
 	here, err := r.here().history(ctx, u.Key)
@@ -139,7 +139,7 @@ func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied
 		return problem.FilterNotFound.New("%s", u.Key)
 	case len(found) == 0:
 		found, histories = []place{r.here()}, [][]Revision{here}
-	case r.Own != nil && !r.AllowWideTargets && j.Namespace != "" && u.Key.Namespace != j.Namespace:
+	case len(j.kubeconfigs) == 0 && !r.AllowWideTargets && j.Namespace != "" && u.Key.Namespace != j.Namespace:
 		return problem.TargetTooWide.New("%s is in another namespace than the request, which is in %s", u.Key, j.Namespace)
 	}
 	var to past

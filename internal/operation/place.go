@@ -150,6 +150,16 @@ func (r *Runner) clusters(kubeconfigs []string) (places []place) {
 	return places
 }
 
+// elsewhere are the places besides the proxies that the adapter drives: clusters, and its own Consul where a request has no
+// kubeconfigs.
+func (r *Runner) elsewhere(kubeconfigs []string) []place {
+	places := r.clusters(kubeconfigs)
+	if r.isConsul(consulMesh, len(kubeconfigs) > 0) {
+		places = append(places, r.inConsul())
+	}
+	return places
+}
+
 // unopened is a cluster whose kubeconfig is refused.
 type unopened struct {
 	name string

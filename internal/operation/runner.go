@@ -293,7 +293,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 		if again, err := r.Queue.Known(ctx, q.ID, digest); again || err != nil {
 			return j, again, err
 		}
-		if err := r.readUndo(ctx, &j, r.clusters(q.Kubeconfigs), q.Implied); err != nil {
+		if err := r.readUndo(ctx, &j, r.elsewhere(q.Kubeconfigs), q.Implied); err != nil {
 			return j, false, err
 		}
 		if len(j.Only) == 0 { // it is for plain Envoys
@@ -675,13 +675,9 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 	if err != nil {
 		return all, err
 	}
-	places := r.clusters(nil)
-	if r.Consul != nil {
-		places = append(places, r.inConsul())
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	for _, pl := range places {
+	for _, pl := range r.elsewhere(nil) {
 		in, err := r.list(ctx, pl)
 		if err != nil {
 			return all, fmt.Errorf("list the chains of %s: %w", pl.name(), err)
