@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -88,17 +89,11 @@ func Start(ctx context.Context, dir string, o Options) (*Consul, error) {
 }
 
 func (c *Consul) start(ctx context.Context, o Options) error {
-	ports, err := stack.FreePorts(5)
+	ports, err := stack.FreePorts(4)
 	if err != nil {
 		return err
 	}
-	// Two sidecars may come without a port of their own.
-	first, _ := strconv.Atoi(ports[4])
-	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(first+1))
-	if err != nil {
-		return fmt.Errorf("address already in use: %w", err)
-	}
-	l.Close()
+	first := freePair()
 	settings := map[string]any{
 		"node_name": "machine", "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "disable_update_check": true,
 		"ports": map[string]any{"http": json.Number(ports[0]), "grpc": json.Number(ports[1]), "server": json.Number(ports[2]),
@@ -127,6 +122,24 @@ func (c *Consul) start(ctx context.Context, o Options) error {
 		return err
 	}
 	return nil
+}
+
+// freePair finds two ports in a row, for sidecars that come without one of their own. They are below those that the kernel
+// gives to connections, whose neighbours are seldom free.
+func freePair() (first int) {
+	free := func(port int) bool {
+		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	}
+	for range 1000 {
+		if first = 20000 + rand.IntN(12000); free(first) && free(first+1) {
+			break
+		}
+	}
+	return first
 }
 
 // ready has the leader keep something: it answers before it can.
