@@ -487,6 +487,7 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 			return err
 		}
 		t.written = true
+		defer t.learn(ch)
 	}
 	for i := range order {
 		if err := c.applyRank(ctx, ch, i); err != nil {
@@ -496,21 +497,24 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 	if err := c.applyRank(ctx, ch, len(order)); err != nil {
 		return err
 	}
-	if t.written { // what is known of the objects now is for whoever goes on from here
-		for i, item := range t.had.Objects {
-			for _, s := range ch.steps {
-				if s.item.key() == item.key() && !item.Shared {
-					t.had.Objects[i] = s.item
-				}
-			}
-		}
-	}
 	for i := len(order); i >= 0; i-- {
 		if err := each(ranked(ch.stale, i), func(s *step) error { return c.remove(ctx, s) }); err != nil {
 			return fmt.Errorf("remove: %w", err)
 		}
 	}
 	return nil
+}
+
+// learn has the inventory, where it is not yet written, know of the objects what is known after a change, for whoever goes
+// on from here or back: what somebody else has made meanwhile is not ours.
+func (t *Target) learn(ch *change) {
+	for i, item := range t.had.Objects {
+		for _, s := range ch.steps {
+			if s.item.key() == item.key() && !item.Shared {
+				t.had.Objects[i] = s.item
+			}
+		}
+	}
 }
 
 // conclude writes the inventory of what holds now, unless it says so already.

@@ -159,6 +159,37 @@ func TestWhatWeDidNotMakeIsNeverDeleted(t *testing.T) {
 	}
 }
 
+func TestWhatOthersMadeAMomentBeforeUsStaysWhenWeFailAndGoBack(t *testing.T) {
+	ns := namespace(t)
+	c := base(t)
+	r := record(c)
+	r.before = func(_ int, req *http.Request) error {
+		switch {
+		case dry(req):
+		case req.URL.Path == pluginPath(ns, "theirs"):
+			code, answer, err := ask("PATCH", pluginPath(ns, "theirs")+query("fieldManager", "the-neighbours"), map[string]any{
+				"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin", "metadata": map[string]any{"namespace": ns, "name": "theirs"},
+				"spec": map[string]any{"url": "https://modules.example/theirs.wasm"}})
+			if code != http.StatusCreated {
+				t.Errorf("%d %v %v", code, answer, err)
+			}
+		case req.URL.Path == pluginPath(ns, "ours"):
+			return errors.New("the line is cut")
+		}
+		return nil
+	}
+	tgt := open(t, c, target(ns))
+	_, err := tgt.applies(t.Context(), planOf(ns, "theirs", "ours"))
+	fails(t, err, problem.ClusterUnreachable)
+	r.before = nil
+	if _, err := tgt.applies(t.Context(), planOf(ns)); err != nil {
+		t.Fatal(err)
+	}
+	if o := there(t, pluginPath(ns, "theirs")); o == nil || managed(o) {
+		t.Errorf("theirs is %v", o)
+	}
+}
+
 func TestForceDoesNotThrowAwayTheEntriesThatOthersHaveInAList(t *testing.T) {
 	ns := namespace(t)
 	c := cluster(t, server.Kubeconfig(server.Token(k8stest.Admin)), Options{})
