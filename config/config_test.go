@@ -349,6 +349,14 @@ func TestAListenerForOtherMachinesNeedsClientCertificatesOrAnExplicitYes(t *test
 			t.Errorf("a key of Image Hub that is used warns: %v, %v", err, c.Warnings())
 		}
 	}
+	for server, warnings := range map[string]int{"http://meshery.meshery:9081": 1, "http://192.0.2.1:9081": 1, "https://meshery.example": 0, "http://localhost:9081": 0, "http://[::1]:9081": 0} {
+		if c, err := Load("", home, map[string]string{"mesheryServer": server, "meshery.tokenFile": "/auth.json"}); err != nil || len(c.Warnings()) != warnings {
+			t.Errorf("a token for %s: %v, %v", server, err, c.Warnings())
+		}
+		if c, err := Load("", home, map[string]string{"mesheryServer": server}); err != nil || len(c.Warnings()) != 0 {
+			t.Errorf("%s without a token: %v, %v", server, err, c.Warnings())
+		}
+	}
 	if c, err := Load("", home, map[string]string{"allowLoopbackModules": "true"}); err != nil || len(c.Warnings()) != 1 {
 		t.Errorf("allowLoopbackModules: %v, %v", err, c.Warnings())
 	}

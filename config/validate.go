@@ -97,6 +97,9 @@ func (c Config) Warnings() []string {
 	if allowed := List(c.KubeconfigAllow); len(allowed) > 0 && c.Clusters != "own" {
 		w = append(w, fmt.Sprintf("whoever may ask for operations uses what is the adapter's by kubeconfigs with %s, because of kubeconfigAllow", strings.Join(allowed, ", ")))
 	}
+	if u, err := url.Parse(c.MesheryServer); err == nil && c.Meshery.TokenFile != "" && u.Scheme == "http" && !loopback(net.JoinHostPort(u.Hostname(), "80")) {
+		w = append(w, "the network sees Meshery's token, and may change the filters that are kept there, because mesheryServer is http://")
+	}
 	if c.AllowLoopbackModules {
 		w = append(w, "modules may be fetched from this machine's own ports, because allowLoopbackModules is true")
 	}
