@@ -82,7 +82,8 @@ test-go: envoy chromium controlplanes
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
 	@# At full length these would take minutes with -race, where they do a part.
 	$(GO) test ./internal/filter ./internal/operation -run 'TestAModuleOfFullSize|TestWhateverMoment'
-	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
+	@# Three at once, however few cores there are: these wait for control planes and proxies more than they compute.
+	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m -p 3 $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
 	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
 	@# results knows nothing.
 	$(GO) test -race -timeout 20m -count=1 -p 1 ./build/browser ./build/proof ./build/bench

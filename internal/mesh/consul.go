@@ -260,22 +260,7 @@ func consulExtension(f filter.Filter, c code) map[string]any {
 		}
 	}
 	vm := map[string]any{"vmID": s.VMID, "runtime": "v8", "code": source}
-	keyValues, host := map[string]any{}, []any{}
-	for _, e := range s.Environment {
-		if e.Value == nil {
-			host = append(host, e.Name)
-		} else {
-			keyValues[e.Name] = e.Value.Text()
-		}
-	}
-	environment := map[string]any{}
-	if len(keyValues) > 0 {
-		environment["keyValues"] = keyValues
-	}
-	if len(host) > 0 {
-		environment["hostEnvKeys"] = host
-	}
-	if len(environment) > 0 {
+	if environment := environmentOf(f, "keyValues", "hostEnvKeys"); len(environment) > 0 {
 		vm["environmentVariables"] = environment
 	}
 	plugin := map[string]any{"name": ConsulPlugin + f.Key.Namespace + "." + f.Key.Name, "vmConfig": vm}

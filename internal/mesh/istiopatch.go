@@ -124,22 +124,7 @@ func patchConfig(name string, f filter.Filter, c code) map[string]any {
 		source["remote"] = remote
 	}
 	vm := map[string]any{"vm_id": s.VMID, "runtime": "envoy.wasm.runtime.v8", "code": source}
-	keyValues, host := map[string]any{}, []any{}
-	for _, e := range s.Environment {
-		if e.Value == nil {
-			host = append(host, e.Name)
-		} else {
-			keyValues[e.Name] = e.Value.Text()
-		}
-	}
-	environment := map[string]any{}
-	if len(keyValues) > 0 {
-		environment["key_values"] = keyValues
-	}
-	if len(host) > 0 {
-		environment["host_env_keys"] = host
-	}
-	if len(environment) > 0 {
+	if environment := environmentOf(f, "key_values", "host_env_keys"); len(environment) > 0 {
 		vm["environment_variables"] = environment
 	}
 	config := map[string]any{"name": name, "vm_config": vm}
@@ -153,4 +138,24 @@ func patchConfig(name string, f filter.Filter, c code) map[string]any {
 		config["configuration"] = map[string]any{"@type": typeURL + "google.protobuf.StringValue", "value": s.Config.Text()}
 	}
 	return config
+}
+
+// environmentOf is a sandbox's environment: what the document sets below one name, and what is the host's below the other.
+func environmentOf(f filter.Filter, values, hosts string) map[string]any {
+	set, host := map[string]any{}, []any{}
+	for _, e := range f.Spec.Environment {
+		if e.Value == nil {
+			host = append(host, e.Name)
+		} else {
+			set[e.Name] = e.Value.Text()
+		}
+	}
+	environment := map[string]any{}
+	if len(set) > 0 {
+		environment[values] = set
+	}
+	if len(host) > 0 {
+		environment[hosts] = host
+	}
+	return environment
 }
