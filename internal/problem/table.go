@@ -209,7 +209,7 @@ var (
 		"The agent at consul.addr is down, has no leader, cannot be reached from the adapter's machine, or has another certificate than consul.caFile says.",
 		"Check the address with `curl ADDRESS/v1/status/leader` from where the adapter runs, then send the operation again."}
 	ConsulDenied = &Kind{"meshery-filters-1101", codes.PermissionDenied, "Consul does not allow it",
-		"The token of consul.tokenFile or consul.token has expired, is unknown, or its policies lack what is named.",
+		"The token of consul.token has expired, is unknown, or its policies lack what is named.",
 		"Give the token the policy that docs/consul.md shows."}
 	ConsulRefused = &Kind{"meshery-filters-1102", codes.FailedPrecondition, "Consul refuses a request",
 		"Consul does not accept the entry, or what answers at consul.addr is no Consul.",
