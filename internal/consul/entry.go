@@ -23,7 +23,8 @@ const (
 	managedBy      = "managed-by"
 	managedByLabel = "app.kubernetes.io/managed-by"
 	manager        = "meshery-filters"
-	pushed         = "meshery-filters-pushed" // in an entry's Meta: when it was written once more
+	pushed         = "meshery-filters-pushed"   // in an entry's Meta: when it was written once more
+	spoken         = "meshery-filters-protocol" // in the Meta of an entry that we made: the protocol that we had it say
 )
 
 const group = "consul.hashicorp.com"
@@ -61,6 +62,11 @@ func (c *Client) entry(ctx context.Context, kind, name string) (e entry, err err
 
 func (e entry) meta() map[string]any { m, _ := e.raw["Meta"].(map[string]any); return m }
 
+// speaksForUs says whether the protocol that the entry says is the one that we had it say.
+func (e entry) speaksForUs() bool {
+	return e.raw["Protocol"] != nil && e.raw["Protocol"] == e.meta()[spoken]
+}
+
 // object is the entry as Kubernetes would show it, without what is ours.
 func (e entry) object(kind, namespace string) plan.Object {
 	spec := map[string]any{}
@@ -74,6 +80,9 @@ func (e entry) object(kind, namespace string) plan.Object {
 		if !strings.HasPrefix(pluginOf(x), plugins) {
 			theirs = append(theirs, plain(x))
 		}
+	}
+	if e.speaksForUs() {
+		delete(spec, "protocol")
 	}
 	delete(spec, "envoyExtensions")
 	if theirs != nil {
@@ -119,6 +128,11 @@ func (e entry) with(ours []map[string]any, names []string, at int) map[string]an
 	raw := maps.Clone(e.raw)
 	if raw == nil {
 		raw = map[string]any{"Meta": map[string]any{managedBy: manager}}
+		arguments, _ := field(ours[0], "arguments").(map[string]any)
+		if protocol, _ := field(arguments, "protocol").(string); e.kind == "service-defaults" {
+			// The service has it from elsewhere. An entry that does not say it makes Consul give the callers another cluster.
+			raw["Protocol"], raw["Meta"] = protocol, map[string]any{managedBy: manager, spoken: protocol}
+		}
 	}
 	raw["Kind"], raw["Name"] = e.kind, e.name
 	for _, k := range []string{"CreateIndex", "ModifyIndex", "Hash", "EnvoyExtensions"} {
@@ -138,6 +152,10 @@ func (e entry) with(ours []map[string]any, names []string, at int) map[string]an
 	meta, _ := raw["Meta"].(map[string]any)
 	meta = maps.Clone(meta)
 	made := meta[managedBy] == manager
+	if e.speaksForUs() {
+		delete(raw, "Protocol")
+	}
+	delete(meta, spoken)
 	delete(meta, managedBy)
 	delete(meta, pushed)
 	delete(raw, "Meta")

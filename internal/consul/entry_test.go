@@ -41,6 +41,11 @@ func TestWhatIsLeftOfAnEntryWithoutOurs(t *testing.T) {
 	one := []string{plugins + "a.one"}
 	for story, c := range map[string]struct{ entry, want string }{
 		"one that was made goes": {`{` + usual + `, ` + made + `, "EnvoyExtensions": [` + wasmOne + `]}`, `null`},
+		"the protocol that it was made with is no setting of theirs": {
+			`{` + usual + `, "Meta": {"managed-by": "meshery-filters", "meshery-filters-protocol": "http"}, "Protocol": "http", "EnvoyExtensions": [` + wasmOne + `]}`, `null`},
+		"another is": {
+			`{` + usual + `, "Meta": {"managed-by": "meshery-filters", "meshery-filters-protocol": "http"}, "Protocol": "grpc", "EnvoyExtensions": [` + wasmOne + `]}`,
+			`{"Expose":{},"Kind":"service-defaults","MeshGateway":{},"Name":"api","Protocol":"grpc","TransparentProxy":{}}`},
 		"one that was made and that they have set something in stays, and is theirs": {
 			`{` + usual + `, ` + made + `, "Protocol": "http", "EnvoyExtensions": [` + wasmOne + `]}`,
 			`{"Expose":{},"Kind":"service-defaults","MeshGateway":{},"Name":"api","Protocol":"http","TransparentProxy":{}}`},

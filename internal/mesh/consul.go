@@ -150,6 +150,10 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 			u.SetName(ref.Name)
 			u.SetLabels(map[string]string{managedBy: manager})
 			o.Content = u.Object
+			if t.Kind == filter.Service {
+				// The service has it from elsewhere. An entry that does not say it makes Consul give the callers another cluster.
+				o.Content["spec"] = map[string]any{"protocol": string(c.Filters[0].Spec.Protocol)}
+			}
 		}
 		o.Content = withExtensions(o.Content, extensions)
 		p.Objects = []plan.Object{o}

@@ -230,11 +230,13 @@ func warned(events []event.Event, kind *problem.Kind) bool {
 
 func TestAnEntryThatWasNotThereGoesAgain(t *testing.T) {
 	r := newConsulRig(t)
-	r.ok(apply(onAPI("hello")))
-	if e := r.entry("service-defaults", "api"); !strings.Contains(e, `"managed-by":"meshery-filters"`) {
-		t.Errorf("%s", e)
-	}
-	r.ok(remove(doc("hello", "mesh: consul")))
+	r.calm(func() {
+		r.ok(apply(onAPI("hello")))
+		if e := r.entry("service-defaults", "api"); !strings.Contains(e, `"managed-by":"meshery-filters"`) || !strings.Contains(e, `"Protocol":"http"`) {
+			t.Errorf("%s", e)
+		}
+		r.ok(remove(doc("hello", "mesh: consul")))
+	})
 	if e := r.entry("service-defaults", "api"); e != "" {
 		t.Errorf("it is left: %s", e)
 	}
