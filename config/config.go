@@ -289,7 +289,7 @@ func Defaults() Config {
 		Sync:      "always",
 		ImageHub: ImageHub{Addr: "127.0.0.1:10017", Mesh: "auto", SidecarAddr: "127.0.0.1:10019", APIImage: "layer5/image-hub-api:latest", WebImage: "layer5/image-hub-web:latest",
 			Host: "imagehub.localhost", Gateway: "auto"},
-		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 100, Calls: 200, StreamsPerClient: 2000, Streams: 4000,
+		Limits: Limits{Queue: 1000, Workers: 8, CallRate: 1000, CallsPerClient: 250, Calls: 500, StreamsPerClient: 2000, Streams: 4000,
 			ConnectionsPerAddress: 4000, Connections: 8000, ProxiesPerClient: 20000, Proxies: 20000, ProxyRequestRate: 100, RequestRate: 50000,
 			ModuleBytes: maxModule, ModuleTimeout: time.Minute, ModuleKeep: time.Hour},
 		ShutdownTimeout: 30 * time.Second,

@@ -93,7 +93,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	t.Parallel()
 	const group = "edge"
 	natsAddr := fixedPorts(t)[1] // where nobody listens yet
-	a := newAdapter(t, "--nats-url", "nats://"+natsAddr)
+	a := newAdapter(t, "--nats-url", "nats://"+natsAddr, "--meshery-server", "http://127.0.0.1:1", "--meshery-events")
 	proxies := a.startProxies(2, group, upstream(t), 1)
 
 	// What succeeds, what proxies refuse, what cannot be done, what is no operation.
@@ -165,6 +165,10 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		"events_backlog{broker=nats}":                                                      float64(len(stories)),
 		"events_delivered_total{broker=nats}":                                              0,
 		"nats_connected{broker=nats}":                                                      0,
+		"events_backlog{broker=meshery}":                                                   float64(len(stories)),
+		"events_delivered_total{broker=meshery}":                                           0,
+		"meshery_connected{}":                                                              0,
+		"meshery_registered{}":                                                             0,
 		"events_missed_total{}":                                                            0,
 		"event_subscribers{kind=Watch}":                                                    0,
 		"grpc_calls_total{code=OK,method=/meshes.MeshService/ApplyOperation}":              4,
