@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 # describe STACK sets what it is called, its version and what it is linked with. Every program of a module is built with
 # the same flags, so that they share the packages that they have in common.
 describe() {
-	name=$1
+	name=$1 files=
 	case $name in
 	kubernetes)
 		title=Kubernetes
@@ -23,7 +23,7 @@ describe() {
 	istio)
 		title=Istio
 		version=$(sed -n 's|^.*istio.io/istio v[^ ]*-\([0-9a-f]*\).*$|\1|p' istio/go.mod)
-		programs="pilot-discovery pilot-agent"
+		programs="pilot-discovery pilot-agent" files=gateway-api.yaml
 		ldflags="-s -w" ;;
 	consul)
 		title=Consul
@@ -33,7 +33,7 @@ describe() {
 	*) echo "build.sh: there is no stack $name" >&2; exit 2 ;;
 	esac
 	# What it is made of names it, so that another version never passes for this one.
-	key=$({ go env GOVERSION GOOS GOARCH; echo "$ldflags"; cat "$name/go.mod" "$name/go.sum"; find "$name" -name '*.go' -exec cat {} +; } | sha256sum | cut -c1-16)
+	key=$({ go env GOVERSION GOOS GOARCH; echo "$ldflags"; printf %s "$files"; cat "$name/go.mod" "$name/go.sum"; find "$name" -name '*.go' -exec cat {} +; } | sha256sum | cut -c1-16)
 	place=$HOME/.cache/meshery-filters/controlplanes/$name-$version-$key
 }
 
@@ -62,7 +62,13 @@ finish() {
 		"$new/pilot-discovery" version 2>&1 && "$new/pilot-agent" version 2>&1
 		source=$(go -C istio list -m -f '{{.Dir}}' istio.io/istio)
 		cp "$source/manifests/charts/base/files/crd-all.gen.yaml" "$new/crds.yaml"
-		cp "$source/tools/packaging/common/envoy_bootstrap.json" "$new/envoy_bootstrap.json" ;;
+		cp "$source/tools/packaging/common/envoy_bootstrap.json" "$new/envoy_bootstrap.json"
+		source=$(go -C istio list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)
+		for crd in "$source"/config/crd/standard/gateway.networking.k8s.io_*s.yaml; do
+			case $crd in *_vap_*) continue ;; esac # a policy against older ones
+			cat "$crd"
+			echo ---
+		done >"$new/$files" ;;
 	consul) "$new/consul" version ;;
 	esac
 }

@@ -54,12 +54,16 @@ func (m *istioMesh) add(t *testing.T, o istiotest.ProxyOptions) *istiotest.Proxy
 }
 
 // startIstio starts a mesh without proxies.
-func startIstio(t *testing.T) *istioMesh {
+func startIstio(t *testing.T, change ...func(*istiotest.Options)) *istioMesh {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a Kubernetes API server, istiod and Envoys")
 	}
-	m, err := istiotest.Start(t.Context(), t.TempDir(), istiotest.Options{Users: []string{wholeUser, baseUser}})
+	o := istiotest.Options{Users: []string{wholeUser, baseUser}}
+	for _, c := range change {
+		c(&o)
+	}
+	m, err := istiotest.Start(t.Context(), t.TempDir(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +167,6 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 	a.cli("run", "filters_status", "--kubeconfig", whole).want(t, exitOK, "2 of 2 proxies run version", "0 drifted")
 
 	// What a proxy refuses is taken back, and the proxies have what they had.
-	missing := "delivery: {mode: local, localPath: /there/is/no/such}\n"
 	a.cli("apply", "-f", doc("y", "three", missing), "--kubeconfig", whole).want(t, exitFailed, "a proxy rejected the configuration", "Invalid path", "is in place again")
 	m.answer(t, "two")
 	runWith(t, "", nil, "list", "--kubeconfig", whole, "-o", "json").want(t, exitOK, "x")
