@@ -18,7 +18,6 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
@@ -26,7 +25,6 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
-	"github.com/meshery/meshery-filters/templates"
 )
 
 // Bars of operations in a cluster, in ms and requests.
@@ -79,22 +77,8 @@ func (b *bench) startCluster(ctx context.Context) (_ *cluster, err error) {
 	roots.AppendCertsFromPEM(c.CA)
 	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
 	for _, role := range []string{"base", "proof"} {
-		text, ok := templates.RBAC(role)
-		if !ok {
-			return nil, fmt.Errorf("there is no role %s", role)
-		}
-		text = strings.ReplaceAll(text, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
-			"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+clusterUser+"}")
-		for d := yaml.NewYAMLOrJSONDecoder(strings.NewReader(text), 4096); ; {
-			var o map[string]any
-			if err := d.Decode(&o); errors.Is(err, io.EOF) {
-				break
-			} else if err != nil {
-				return nil, err
-			}
-			if err := c.Apply(ctx, o); err != nil {
-				return nil, err
-			}
+		if err := c.Grant(ctx, role, clusterUser); err != nil {
+			return nil, err
 		}
 	}
 	c.sidecar, err = c.Proxy(ctx, istiotest.ProxyOptions{Namespace: shop, Pod: "api-1", Labels: map[string]string{"app": "api"}})

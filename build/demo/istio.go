@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
@@ -87,20 +85,9 @@ func (s *istio) grant(ctx context.Context) error {
 	if err := s.mesh.Apply(ctx, map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": namespace}}); err != nil {
 		return err
 	}
-	for _, name := range []string{"base", "proof", "imagehub"} {
-		text, _ := templates.RBAC(name)
-		text = strings.ReplaceAll(text, "{kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}",
-			"{kind: User, apiGroup: rbac.authorization.k8s.io, name: "+user+"}")
-		for d := yaml.NewDecoder(strings.NewReader(text)); ; {
-			var o map[string]any
-			if err := d.Decode(&o); errors.Is(err, io.EOF) {
-				break
-			} else if err != nil {
-				return fmt.Errorf("read the roles %s: %w", name, err)
-			}
-			if err := s.mesh.Apply(ctx, o); err != nil {
-				return err
-			}
+	for _, role := range []string{"base", "proof", "imagehub"} {
+		if err := s.mesh.Grant(ctx, role, user); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -38,7 +38,7 @@ func newConsulCluster(t *testing.T) consulCluster {
 		}
 		c.Stop()
 	})
-	grant(t, c.Apply)
+	grant(t, c.Server)
 	api, err := c.Consul.Service(ctx, consultest.ServiceOptions{Name: "api"})
 	if err != nil {
 		t.Fatal(err)

@@ -2,19 +2,15 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
-	"github.com/meshery/meshery-filters/templates"
+	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 )
 
 // istioMesh is a real API server, istiod and sidecars of the Pods api-1 and api-2 in the namespace shop.
@@ -73,29 +69,16 @@ func startIstio(t *testing.T, change ...func(*istiotest.Options)) *istioMesh {
 		}
 		m.Stop()
 	})
-	grant(t, m.Apply)
+	grant(t, m.Server)
 	return &istioMesh{Mesh: m}
 }
 
 // grant gives wholeUser and baseUser their rights in a cluster.
-func grant(t *testing.T, apply func(context.Context, ...map[string]any) error) {
+func grant(t *testing.T, s *k8stest.Server) {
 	t.Helper()
-	user := func(name string) string {
-		return "- {kind: User, apiGroup: rbac.authorization.k8s.io, name: " + name + "}"
-	}
-	for role, subjects := range map[string]string{"base": user(wholeUser) + "\n" + user(baseUser), "proof": user(wholeUser), "imagehub": user(wholeUser)} {
-		text, _ := templates.RBAC(role)
-		text = strings.ReplaceAll(text, "- {kind: ServiceAccount, namespace: meshery-filters, name: meshery-filters}", subjects)
-		for d := yaml.NewDecoder(strings.NewReader(text)); ; {
-			var o map[string]any
-			if err := d.Decode(&o); errors.Is(err, io.EOF) {
-				break
-			} else if err != nil {
-				t.Fatal(err)
-			}
-			if err := apply(t.Context(), o); err != nil {
-				t.Fatal(err)
-			}
+	for role, users := range map[string][]string{"base": {wholeUser, baseUser}, "proof": {wholeUser}, "imagehub": {wholeUser}} {
+		if err := s.Grant(t.Context(), role, users...); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

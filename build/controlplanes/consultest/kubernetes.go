@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"sync"
 	"time"
 
@@ -128,33 +127,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Apply makes objects hold, by server-side apply as somebody who may do everything.
-func (c *Cluster) Apply(ctx context.Context, objects ...map[string]any) error {
-	for _, o := range objects {
-		if err := c.Send(ctx, http.MethodPatch, path(o)+"?fieldManager=consultest&force=true", o); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// path is an object's.
-func path(o map[string]any) string {
-	meta := o["metadata"].(map[string]any)
-	p := "/apis/" + o["apiVersion"].(string)
-	if o["apiVersion"] == "v1" {
-		p = "/api/v1"
-	}
-	if ns, ok := meta["namespace"].(string); ok {
-		p += "/namespaces/" + ns
-	}
-	plural := strings.ToLower(o["kind"].(string))
-	if !strings.HasSuffix(plural, "s") {
-		plural += "s"
-	}
-	return p + "/" + plural + "/" + meta["name"].(string)
-}
-
 // Pod makes one that runs, as far as the API server knows, as the Pod that a service's sidecar is in.
 func (c *Cluster) Pod(ctx context.Context, namespace, name string, labels map[string]string, s *Service) error {
 	c.mu.Lock()
@@ -171,7 +143,7 @@ func (c *Cluster) Pod(ctx context.Context, namespace, name string, labels map[st
 	if err := c.Apply(ctx, home, o); err != nil {
 		return err
 	}
-	return c.Send(ctx, http.MethodPatch, path(o)+"/status", map[string]any{"status": map[string]any{"phase": "Running",
+	return c.Send(ctx, http.MethodPatch, k8stest.Path(o)+"/status", map[string]any{"status": map[string]any{"phase": "Running",
 		"conditions": []any{map[string]any{"type": "Ready", "status": "True"}}}})
 }
 

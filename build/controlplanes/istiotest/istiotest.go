@@ -206,40 +206,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Apply makes objects hold, by server-side apply as somebody who may do everything.
-func (m *Mesh) Apply(ctx context.Context, objects ...map[string]any) error {
-	for _, o := range objects {
-		if err := m.Send(ctx, http.MethodPatch, path(o)+"?fieldManager=istiotest&force=true", o); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Delete takes objects away.
-func (m *Mesh) Delete(ctx context.Context, objects ...map[string]any) error {
-	for _, o := range objects {
-		if err := m.Send(ctx, http.MethodDelete, path(o), nil); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// path is an object's.
-func path(o map[string]any) string {
-	meta := o["metadata"].(map[string]any)
-	p := "/apis/" + o["apiVersion"].(string)
-	if o["apiVersion"] == "v1" {
-		p = "/api/v1"
-	}
-	if ns, ok := meta["namespace"].(string); ok {
-		p += "/namespaces/" + ns
-	}
-	plural := strings.Replace(strings.ToLower(o["kind"].(string))+"s", "entrys", "entries", 1)
-	return p + "/" + plural + "/" + meta["name"].(string)
-}
-
 func namespace(name string) map[string]any {
 	return map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": name}}
 }
@@ -261,7 +227,7 @@ func (m *Mesh) pod(ctx context.Context, ns, name string, labels map[string]strin
 	}
 	o["status"] = map[string]any{"phase": "Running", "podIP": ip, "podIPs": []any{map[string]any{"ip": ip}},
 		"conditions": []any{map[string]any{"type": "Ready", "status": "True"}}}
-	return ip, m.Send(ctx, http.MethodPatch, path(o)+"/status", map[string]any{"status": o["status"]})
+	return ip, m.Send(ctx, http.MethodPatch, k8stest.Path(o)+"/status", map[string]any{"status": o["status"]})
 }
 
 func (m *Mesh) forward(ns, pod string, port int) (string, error) {
