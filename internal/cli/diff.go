@@ -14,6 +14,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 // kubeconfigFlags say which cluster a command asks by itself.
@@ -61,27 +62,34 @@ func reading(c *kube.Cluster, m mesh.Mesh) surroundings {
 func newDiff(a *app) *cobra.Command {
 	var files []string
 	var meshName string
+	var own bool
 	var k kubeconfigFlags
 	cmd := &cobra.Command{
-		Use:   "diff -f FILE --kubeconfig FILE",
-		Short: "Show what applying a document would change in a cluster",
-		Long: `Show what applying a document would change in a cluster, and change nothing.
+		Use:   "diff -f FILE {--kubeconfig FILE|--consul}",
+		Short: "Show what applying a document would change in a cluster or Consul",
+		Long: `Show what applying a document would change in a cluster or in the adapter's Consul, and change nothing.
 
 The documents are put next to what the adapter has applied to their targets, as the cluster's inventories tell. Each
 object goes to the cluster in a server-side dry run, so that what it would refuse is refused here too: a field that
-another manager owns, an invalid value, a right that is missing.`,
+another manager owns, an invalid value, a right that is missing.
+
+With --consul the adapter is asked what it would change in its own Consul, in which config entries and of which filters.`,
 		Example: `  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config
-  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config --context staging`,
+  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config --context staging
+  meshery-filters diff -f filter.yaml --consul`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
 				return usage("say what to compare with -f FILE")
 			}
-			if !k.given() {
-				return usage("say which cluster to compare with: --kubeconfig FILE")
+			if !k.given() && !own {
+				return usage("say what to compare with: --kubeconfig FILE for a cluster, --consul for the adapter's own Consul")
 			}
 			docs, err := a.readDocuments(files, false)
 			if err != nil {
+				return err
+			}
+			if meshName, err = consulMesh(own, meshName, k.given()); err != nil {
 				return err
 			}
 			m, err := renderedMesh(docs, meshName)
@@ -90,6 +98,9 @@ another manager owns, an invalid value, a right that is missing.`,
 			}
 			if slices.Contains(driven, m.Name()) {
 				return usage("%s is no mesh of a cluster; `meshery-filters render` shows what its proxies would get", m.Name())
+			}
+			if own {
+				return a.diffConsul(cmd.Context(), docs)
 			}
 			c, err := k.open()
 			if err != nil {
@@ -103,10 +114,30 @@ another manager owns, an invalid value, a right that is missing.`,
 	cmd.Flags().StringVar(&meshName, "mesh", "", "`mesh` of documents that name none: "+strings.Join(mesh.Names(), ", "))
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	k.flags(cmd, "that is asked")
+	consulFlag(cmd, &own)
 	a.servedFlag(cmd)
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)
+	a.adapterFlags(cmd)
 	return cmd
+}
+
+// diffConsul prints what the adapter would change in its own Consul.
+func (a *app) diffConsul(ctx context.Context, docs []filter.Document) error {
+	previews, err := a.previews(ctx, docs, false)
+	if err != nil {
+		return err
+	}
+	changes := []plan.Change{}
+	for _, p := range previews {
+		for _, l := range p.GetLosses() {
+			fmt.Fprintf(a.Err, "Warning: %s: %s: %s: %s\n", problem.FieldLost.Summary, l.GetFilter(), l.GetField(), l.GetReason())
+		}
+		for _, c := range p.GetChanges() {
+			changes = append(changes, plan.Change{Subject: c.GetSubject(), Action: plan.Action(c.GetAction())})
+		}
+	}
+	return a.printChanges(changes)
 }
 
 func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []filter.Document) error {
@@ -126,16 +157,21 @@ func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []fil
 		return err
 	}
 	a.warn(plans)
-	out := struct {
-		Changes []plan.Change `json:"changes"`
-	}{[]plan.Change{}}
+	all := []plan.Change{}
 	for _, p := range plans {
 		changes, err := targets[p.Chain.ID()].Diff(ctx, p)
 		if err != nil {
 			return err
 		}
-		out.Changes = append(out.Changes, changes...)
+		all = append(all, changes...)
 	}
+	return a.printChanges(all)
+}
+
+func (a *app) printChanges(changes []plan.Change) error {
+	out := struct {
+		Changes []plan.Change `json:"changes"`
+	}{changes}
 	return a.print(out, func(w io.Writer) error {
 		var b strings.Builder
 		for _, ch := range out.Changes {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -10,13 +11,15 @@ import (
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/mesh"
+	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // newRender makes `render`.
 func newRender(a *app) *cobra.Command {
 	var files []string
-	var remove bool
+	var remove, own bool
 	var meshName, cluster string
 	var k kubeconfigFlags
 	cmd := &cobra.Command{
@@ -30,12 +33,16 @@ as their length. Fields that a mesh has no equivalent for are listed with the re
 For Istio no adapter is asked: what is printed are the objects themselves, for kubectl or a Git repository, as if the
 documents were all there is on their targets. Each module runs with its configuration in a sandbox first. --kubeconfig
 asks a cluster what it serves and holds, and --cluster a file; without them it is taken for Istio 1.31, and targets have
-to be given by labels.`,
+to be given by labels.
+
+With --consul the adapter is asked what it would write to its own Consul: one config entry a target, in the JSON that
+"consul config write" takes.`,
 		Example: `  meshery-filters render -f filter.yaml
   meshery-filters render -f filter.yaml --delete   # what would be left
   meshery-filters render -f filter.yaml --mesh istio --kubeconfig ~/.kube/config | kubectl apply --server-side -f -
   kubectl get crd,namespaces,services,deployments -A -o yaml > cluster.yaml
-  meshery-filters render -f filter.yaml --mesh istio --cluster cluster.yaml`,
+  meshery-filters render -f filter.yaml --mesh istio --cluster cluster.yaml
+  meshery-filters render -f filter.yaml --consul | consul config write -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
@@ -45,11 +52,14 @@ to be given by labels.`,
 			if err != nil {
 				return err
 			}
+			if meshName, err = consulMesh(own, meshName, cluster != "" || k.given()); err != nil {
+				return err
+			}
 			m, err := renderedMesh(docs, meshName)
 			if err != nil {
 				return err
 			}
-			local := !slices.Contains(driven, m.Name())
+			local := !own && !slices.Contains(driven, m.Name())
 			switch {
 			case local && remove:
 				return usage("--delete is for meshes that an adapter drives; leave the documents out of what you render")
@@ -73,21 +83,11 @@ to be given by labels.`,
 			case cluster != "" || k.given():
 				return usage("--cluster and --kubeconfig are for meshes of a cluster, and %s is none", m.Name())
 			}
-			body, err := bodyOf(docs)
+			previews, err := a.previews(cmd.Context(), docs, remove)
 			if err != nil {
 				return err
 			}
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			defer c.close()
-			resp, err := call(cmd.Context(), c, planTimeout, c.filters.Plan, &filterspb.PlanRequest{
-				Operation: "apply_filter", Namespace: a.namespace, Body: body, Delete: remove})
-			if err != nil {
-				return err
-			}
-			return a.printPreviews(resp.GetPreviews())
+			return a.printPreviews(previews)
 		},
 	}
 	filesFlag(cmd, &files)
@@ -96,12 +96,48 @@ to be given by labels.`,
 	cmd.Flags().StringVar(&cluster, "cluster", "", "`file` with what a cluster serves and holds, as \"kubectl get -o yaml\" prints it; - for standard input")
 	_ = cmd.MarkFlagFilename("cluster", "yaml", "yml", "json")
 	k.flags(cmd, "that is asked")
+	consulFlag(cmd, &own)
 	a.servedFlag(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("mesh", cobra.FixedCompletions(mesh.Names(), cobra.ShellCompDirectiveNoFileComp))
 	a.namespaceFlag(cmd, "namespace of documents that name none (default: \"default\")")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
+}
+
+// consulFlag says that the adapter's own Consul is meant.
+func consulFlag(cmd *cobra.Command, own *bool) {
+	cmd.Flags().BoolVar(own, "consul", false, "ask the adapter about its own Consul, which consul.addr of its configuration names")
+}
+
+// consulMesh is the mesh of documents that name none, with --consul or without.
+func consulMesh(own bool, given string, cluster bool) (string, error) {
+	const name = "consul"
+	switch {
+	case !own:
+		return given, nil
+	case cluster:
+		return "", usage("--consul is the adapter's own Consul, and no cluster")
+	case given != "" && given != name:
+		return "", usage("--consul is for documents of the mesh consul, and --mesh is %s", given)
+	}
+	return name, nil
+}
+
+// previews asks the adapter what applying documents, or removing them, would make hold.
+func (a *app) previews(ctx context.Context, docs []filter.Document, remove bool) ([]*filterspb.Preview, error) {
+	body, err := bodyOf(docs)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	resp, err := call(ctx, c, planTimeout, c.filters.Plan, &filterspb.PlanRequest{
+		Operation: "apply_filter", Namespace: a.namespace, Body: body, Delete: remove})
+	return resp.GetPreviews(), err
 }
 
 // renderedMesh is the one mesh that all documents are for; those that name none get the one that is given, or plain
@@ -140,7 +176,8 @@ func (a *app) printPreviews(previews []*filterspb.Preview) error {
 		Version   string   `json:"version"`
 		Filters   []string `json:"filters"`
 		Losses    []loss   `json:"losses"`
-		Resources string   `json:"resources"` // YAML
+		Resources string   `json:"resources"` // YAML, or JSON of Consul's entries
+		gone      []string // of Consul's entries
 	}
 	out := struct {
 		Targets []preview `json:"targets"`
@@ -151,6 +188,11 @@ func (a *app) printPreviews(previews []*filterspb.Preview) error {
 		for _, l := range p.GetLosses() {
 			v.Losses = append(v.Losses, loss{l.GetFilter(), l.GetField(), l.GetReason()})
 		}
+		for _, c := range p.GetChanges() {
+			if c.GetAction() == string(plan.Deleted) && !strings.Contains(c.GetSubject(), ": ") {
+				v.gone = append(v.gone, c.GetSubject())
+			}
+		}
 		out.Targets = append(out.Targets, v)
 	}
 	return a.print(out, func(w io.Writer) error {
@@ -159,6 +201,16 @@ func (a *app) printPreviews(previews []*filterspb.Preview) error {
 			order := strings.Join(p.Filters, ", ")
 			if order == "" {
 				order = "no filter"
+			}
+			if p.Mesh == "consul" { // whose entries go to another program, which reads no YAML
+				for _, l := range p.Losses {
+					fmt.Fprintf(a.Err, "Warning: %s: %s: %s: %s\n", problem.FieldLost.Summary, l.Filter, l.Field, l.Reason)
+				}
+				for _, gone := range p.gone {
+					fmt.Fprintf(a.Err, "Nothing would be left of %s.\n", gone)
+				}
+				b.WriteString(p.Resources)
+				continue
 			}
 			fmt.Fprintf(&b, "---\n# %s on mesh %s, version %s\n# Requests meet: %s\n", p.Target, p.Mesh, p.Version, order)
 			for _, l := range p.Losses {

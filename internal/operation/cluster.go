@@ -82,6 +82,12 @@ type HubAgent interface {
 	RemoveHub(context.Context) ([]plan.Change, error)
 }
 
+// previewer is a ClusterTarget that shows what applying a plan would leave, and what that changes.
+type previewer interface {
+	// Preview shows the plan that is shown, which has references for secrets, and compares with the real one.
+	Preview(ctx context.Context, shown, real plan.Plan) (text string, changes []plan.Change, err error)
+}
+
 // clusterBackend makes the plans of one mesh true in one cluster, for one operation.
 type clusterBackend struct {
 	r       *Runner
@@ -243,6 +249,19 @@ func (b *clusterBackend) Drift(ctx context.Context, c filter.Chain) ([]plan.Chan
 	}
 	changes, err := t.Diff(ctx, p)
 	return slices.DeleteFunc(changes, func(c plan.Change) bool { return c.Action == plan.Unchanged }), err
+}
+
+// preview shows what a plan would make of its target.
+func (b *clusterBackend) preview(ctx context.Context, shown, real plan.Plan) (string, []plan.Change, error) {
+	t, err := b.target(ctx, real.Chain.Target)
+	if err != nil {
+		return "", nil, err
+	}
+	p, ok := t.ClusterTarget.(previewer)
+	if !ok {
+		return "", nil, problem.RenderOnly.New("spec.mesh is %q", real.Chain.Mesh)
+	}
+	return p.Preview(ctx, shown, real)
 }
 
 // History is what the inventories keep of the mesh's chains.

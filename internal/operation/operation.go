@@ -108,4 +108,6 @@ type Preview struct {
 	Order   []string      `json:"order"`  // the filters' names as requests meet them
 	YAML    string        `json:"yaml"`   // the resources, with module bytes as their length and digest, secrets as references
 	Losses  []plan.Loss   `json:"losses"` // what the mesh cannot say
+	// Changes are what would change where the resources are kept, if they are kept anywhere but here.
+	Changes []plan.Change `json:"changes,omitempty"`
 }

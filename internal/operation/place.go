@@ -206,20 +206,29 @@ func (r *Runner) namesCluster(j job) bool {
 	return slices.ContainsFunc(j.meshes(), func(m string) bool { return r.Backends[m] == nil })
 }
 
-// places are those of a job.
-func (r *Runner) places(j job) ([]place, error) {
+// own are the places of a job that are the adapter's own, its proxies and its Consul, and the meshes that are elsewhere.
+func (r *Runner) own(j job) (places []place, elsewhere []string) {
 	meshes := j.meshes()
-	everywhere := len(meshes) == 0 && (len(j.Remove) > 0 || j.Operation == opStatus)
 	driven := func(m string) bool { return r.Backends[m] != nil }
-	var places []place
 	if len(r.Backends) > 0 && len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
 		places = append(places, r.here())
 	}
 	consul := func(m string) bool { return r.isConsul(m, len(j.kubeconfigs) > 0) }
-	if r.Consul != nil && everywhere || slices.ContainsFunc(meshes, consul) {
+	if r.Consul != nil && j.everywhere() || slices.ContainsFunc(meshes, consul) {
 		places = append(places, r.inConsul())
 	}
-	meshes = slices.DeleteFunc(meshes, func(m string) bool { return driven(m) || consul(m) })
+	return places, slices.DeleteFunc(meshes, func(m string) bool { return driven(m) || consul(m) })
+}
+
+// everywhere says whether a job is for all places that there are.
+func (j job) everywhere() bool {
+	return len(j.meshes()) == 0 && (len(j.Remove) > 0 || j.Operation == opStatus)
+}
+
+// places are those of a job.
+func (r *Runner) places(j job) ([]place, error) {
+	places, meshes := r.own(j)
+	everywhere := j.everywhere()
 	if !everywhere && len(meshes) == 0 {
 		return places, nil
 	}

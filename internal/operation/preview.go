@@ -36,10 +36,15 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		return nil, err
 	}
 	if j.Undo != nil {
-		if err := r.readUndo(ctx, &j, nil, false); err != nil {
+		var elsewhere []place
+		if r.isConsul(consulMesh, false) {
+			elsewhere = append(elsewhere, r.inConsul())
+		}
+		if err := r.readUndo(ctx, &j, elsewhere, false); err != nil {
 			return nil, err
 		}
 	}
+	places, _ := r.own(j)
 	keys := slices.Clone(j.Remove)
 	for i, f := range j.Filters {
 		find := func(ctx context.Context, f filter.Filter) (filter.Module, []byte, error) {
@@ -55,20 +60,49 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		j.Filters[i].Spec.Module = module
 		keys = append(keys, f.Key)
 	}
-	held, err := r.here().holding(ctx, keys...)
+	var previews []Preview
+	found := false
+	for _, pl := range places {
+		next, err := r.next(ctx, pl, keys, pl.of(j.Filters))
+		if err != nil {
+			return nil, err
+		}
+		found = found || len(next) > 0
+		for _, c := range next {
+			p, err := r.preview(ctx, pl, c)
+			if err != nil {
+				return nil, err
+			}
+			previews = append(previews, p)
+		}
+	}
+	for _, f := range j.Filters {
+		if !slices.ContainsFunc(places, func(pl place) bool { return pl.backends[f.Spec.Mesh] != nil }) {
+			_, err := r.here().backend(f.Spec.Mesh)
+			return nil, err
+		}
+	}
+	if !found && len(j.Remove) > 0 {
+		return nil, problem.FilterNotFound.New("%s", keys[0])
+	}
+	return previews, nil
+}
+
+// next are the chains that taking the keys away and then applying the filters would leave in a place, of those that it
+// touches.
+func (r *Runner) next(ctx context.Context, pl place, keys []filter.Key, filters []filter.Filter) (chains []filter.Chain, err error) {
+	held, err := pl.holding(ctx, keys...)
 	if err != nil {
 		return nil, err
 	}
-	if len(held) == 0 && len(j.Remove) > 0 {
-		return nil, problem.FilterNotFound.New("%s", keys[0])
-	}
-	next := map[string]filter.Chain{}
-	var order []string
+	at := map[string]int{}
 	put := func(c filter.Chain) {
-		if _, ok := next[c.ID()]; !ok {
-			order = append(order, c.ID())
+		i, ok := at[c.ID()]
+		if !ok {
+			i, chains = len(chains), append(chains, c)
+			at[c.ID()] = i
 		}
-		next[c.ID()] = c
+		chains[i] = c
 	}
 	for _, c := range held {
 		for _, k := range keys {
@@ -76,11 +110,12 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		}
 		put(c)
 	}
-	for _, f := range j.Filters {
-		id := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}.ID()
-		c, ok := next[id]
-		if !ok {
-			b, err := r.here().backend(f.Spec.Mesh)
+	for _, f := range filters {
+		c := filter.Chain{Mesh: f.Spec.Mesh, Target: f.Spec.Target}
+		if i, ok := at[c.ID()]; ok {
+			c = chains[i]
+		} else {
+			b, err := pl.backend(f.Spec.Mesh)
 			if err != nil {
 				return nil, err
 			}
@@ -92,15 +127,7 @@ func (r *Runner) Plan(ctx context.Context, q Request) ([]Preview, error) {
 		}
 		put(c.With(f))
 	}
-	var previews []Preview
-	for _, id := range order {
-		p, err := r.preview(ctx, next[id])
-		if err != nil {
-			return nil, err
-		}
-		previews = append(previews, p)
-	}
-	return previews, nil
+	return chains, nil
 }
 
 // known finds a module whose bytes are kept already, or ship with the program.
@@ -127,8 +154,8 @@ func (r *Runner) known(ctx context.Context, f filter.Filter) (filter.Module, []b
 	return found, data, err
 }
 
-func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {
-	b, err := r.here().backend(c.Mesh)
+func (r *Runner) preview(ctx context.Context, pl place, c filter.Chain) (Preview, error) {
+	b, err := pl.backend(c.Mesh)
 	if err != nil {
 		return Preview{}, err
 	}
@@ -137,18 +164,19 @@ func (r *Runner) preview(ctx context.Context, c filter.Chain) (Preview, error) {
 	if err != nil {
 		return Preview{}, err
 	}
-	text, err := render(p)
-	if err != nil {
-		return Preview{}, err
-	}
+	real := p
 	if len(c.Secrets()) > 0 {
-		real, err := r.plan(ctx, b, c)
-		if err != nil {
+		if real, err = r.plan(ctx, b, c); err != nil {
 			return Preview{}, err
 		}
-		p.Version = real.Version
 	}
-	return Preview{Target: c.Target, Mesh: c.Mesh, Version: p.Version, Order: c.Names(), YAML: text, Losses: p.Losses}, nil
+	out := Preview{Target: c.Target, Mesh: c.Mesh, Version: real.Version, Order: c.Names(), Losses: p.Losses}
+	if in, ok := b.(*clusterBackend); ok {
+		out.YAML, out.Changes, err = in.preview(ctx, p, real)
+	} else {
+		out.YAML, err = render(p)
+	}
+	return out, err
 }
 
 // render writes a plan's resources as YAML, with module bytes replaced by their length and digest: nobody reads base64.

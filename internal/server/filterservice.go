@@ -193,5 +193,8 @@ func toPreview(p operation.Preview) *filterspb.Preview {
 	for _, l := range p.Losses {
 		out.Losses = append(out.Losses, &filterspb.Loss{Filter: l.Filter.String(), Field: l.Field, Reason: l.Reason})
 	}
+	for _, c := range p.Changes {
+		out.Changes = append(out.Changes, &filterspb.Change{Subject: c.Subject, Action: string(c.Action)})
+	}
 	return out
 }

@@ -70,7 +70,7 @@ func (x Event_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_Type.Descriptor instead.
 func (Event_Type) EnumDescriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15, 0}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type ListRequest struct {
@@ -653,7 +653,7 @@ func (x *PlanResponse) GetPreviews() []*Preview {
 // Preview is what one target would be made to hold.
 type Preview struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The mesh that would carry it: envoy.
+	// The mesh that would carry it: envoy, or consul where the adapter has a Consul.
 	Mesh string `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	// The target in one line: "ProxyGroup edge".
 	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
@@ -661,10 +661,13 @@ type Preview struct {
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// The filters' names, namespace/name, in the order requests would meet them.
 	Order []string `protobuf:"bytes,4,rep,name=order,proto3" json:"order,omitempty"`
-	// The resources, with secrets as references and module bytes as their length and digest.
+	// The resources, with secrets as references and module bytes as their length and digest; on Consul the entries as JSON, as
+	// `consul config write` takes them.
 	Yaml string `protobuf:"bytes,5,opt,name=yaml,proto3" json:"yaml,omitempty"`
 	// The fields that are set and would have no effect on the mesh.
-	Losses        []*Loss `protobuf:"bytes,6,rep,name=losses,proto3" json:"losses,omitempty"`
+	Losses []*Loss `protobuf:"bytes,6,rep,name=losses,proto3" json:"losses,omitempty"`
+	// What would change where the resources are kept; none for proxies that the adapter drives by itself.
+	Changes       []*Change `protobuf:"bytes,7,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -741,6 +744,68 @@ func (x *Preview) GetLosses() []*Loss {
 	return nil
 }
 
+func (x *Preview) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// Change is what would become of one thing.
+type Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "service-defaults/api".
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// created, updated, removed or unchanged.
+	Action        string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Change) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Change) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 // Loss is a field that is set and has no effect on a mesh.
 type Loss struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -755,7 +820,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +832,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +845,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Loss) GetFilter() string {
@@ -816,7 +881,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +893,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +906,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HistoryRequest) GetNamespace() string {
@@ -867,7 +932,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +944,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +957,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HistoryResponse) GetRevisions() []*Revision {
@@ -920,7 +985,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +997,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1010,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -999,7 +1064,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1076,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1089,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchRequest) GetOperationId() string {
@@ -1066,7 +1131,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1143,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1156,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchResponse) GetCursor() string {
@@ -1134,7 +1199,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1211,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1224,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Event) GetOperationId() string {
@@ -1298,14 +1363,18 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x04body\x18\x03 \x01(\tR\x04body\x12\x16\n" +
 	"\x06delete\x18\x04 \x01(\bR\x06delete\"G\n" +
 	"\fPlanResponse\x127\n" +
-	"\bpreviews\x18\x01 \x03(\v2\x1b.meshery.filters.v1.PreviewR\bpreviews\"\xab\x01\n" +
+	"\bpreviews\x18\x01 \x03(\v2\x1b.meshery.filters.v1.PreviewR\bpreviews\"\xe1\x01\n" +
 	"\aPreview\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x14\n" +
 	"\x05order\x18\x04 \x03(\tR\x05order\x12\x12\n" +
 	"\x04yaml\x18\x05 \x01(\tR\x04yaml\x120\n" +
-	"\x06losses\x18\x06 \x03(\v2\x18.meshery.filters.v1.LossR\x06losses\"L\n" +
+	"\x06losses\x18\x06 \x03(\v2\x18.meshery.filters.v1.LossR\x06losses\x124\n" +
+	"\achanges\x18\a \x03(\v2\x1a.meshery.filters.v1.ChangeR\achanges\":\n" +
+	"\x06Change\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"L\n" +
 	"\x04Loss\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
@@ -1367,7 +1436,7 @@ func file_internal_server_filterspb_filters_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_server_filterspb_filters_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(Event_Type)(0),               // 0: meshery.filters.v1.Event.Type
 	(*ListRequest)(nil),           // 1: meshery.filters.v1.ListRequest
@@ -1379,46 +1448,48 @@ var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(*PlanRequest)(nil),           // 7: meshery.filters.v1.PlanRequest
 	(*PlanResponse)(nil),          // 8: meshery.filters.v1.PlanResponse
 	(*Preview)(nil),               // 9: meshery.filters.v1.Preview
-	(*Loss)(nil),                  // 10: meshery.filters.v1.Loss
-	(*HistoryRequest)(nil),        // 11: meshery.filters.v1.HistoryRequest
-	(*HistoryResponse)(nil),       // 12: meshery.filters.v1.HistoryResponse
-	(*Revision)(nil),              // 13: meshery.filters.v1.Revision
-	(*WatchRequest)(nil),          // 14: meshery.filters.v1.WatchRequest
-	(*WatchResponse)(nil),         // 15: meshery.filters.v1.WatchResponse
-	(*Event)(nil),                 // 16: meshery.filters.v1.Event
-	nil,                           // 17: meshery.filters.v1.Target.LabelsEntry
-	nil,                           // 18: meshery.filters.v1.Filter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Change)(nil),                // 10: meshery.filters.v1.Change
+	(*Loss)(nil),                  // 11: meshery.filters.v1.Loss
+	(*HistoryRequest)(nil),        // 12: meshery.filters.v1.HistoryRequest
+	(*HistoryResponse)(nil),       // 13: meshery.filters.v1.HistoryResponse
+	(*Revision)(nil),              // 14: meshery.filters.v1.Revision
+	(*WatchRequest)(nil),          // 15: meshery.filters.v1.WatchRequest
+	(*WatchResponse)(nil),         // 16: meshery.filters.v1.WatchResponse
+	(*Event)(nil),                 // 17: meshery.filters.v1.Event
+	nil,                           // 18: meshery.filters.v1.Target.LabelsEntry
+	nil,                           // 19: meshery.filters.v1.Filter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_internal_server_filterspb_filters_proto_depIdxs = []int32{
 	3,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
 	4,  // 1: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
 	5,  // 2: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
 	6,  // 3: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
-	17, // 4: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
-	18, // 5: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
+	18, // 4: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
+	19, // 5: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
 	9,  // 6: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
-	10, // 7: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
-	13, // 8: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
-	19, // 9: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	4,  // 10: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
-	5,  // 11: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
-	16, // 12: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
-	19, // 13: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 14: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
-	1,  // 15: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
-	7,  // 16: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
-	11, // 17: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
-	14, // 18: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
-	2,  // 19: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
-	8,  // 20: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
-	12, // 21: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
-	15, // 22: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	11, // 7: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
+	10, // 8: meshery.filters.v1.Preview.changes:type_name -> meshery.filters.v1.Change
+	14, // 9: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
+	20, // 10: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	4,  // 11: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
+	5,  // 12: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
+	17, // 13: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
+	20, // 14: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 15: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
+	1,  // 16: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
+	7,  // 17: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
+	12, // 18: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
+	15, // 19: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
+	2,  // 20: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
+	8,  // 21: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
+	13, // 22: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
+	16, // 23: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
+	20, // [20:24] is the sub-list for method output_type
+	16, // [16:20] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_internal_server_filterspb_filters_proto_init() }
@@ -1432,7 +1503,7 @@ func file_internal_server_filterspb_filters_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_server_filterspb_filters_proto_rawDesc), len(file_internal_server_filterspb_filters_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
