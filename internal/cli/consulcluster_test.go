@@ -231,9 +231,9 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 		}
 		for _, remove := range []bool{false, true} {
 			want := map[bool]string{false: "design"}[remove]
-			message, err := d.send(ctx, conn, remove, string(c.Kubeconfig(c.Token(wholeUser))), []string{filter("one", "x-there"), filter("two", "x-lua")})
-			if err != nil || len(strings.Split(message, "\n")) != 2 || !strings.Contains(message, "1 of 1 proxy") {
-				t.Fatalf("%s, removal %v: %v\n%s", method, remove, err, message)
+			lines := d.deploy(t, conn, remove, []string{string(c.Kubeconfig(c.Token(wholeUser)))}, filter("one", "x-there"), filter("two", "x-lua"))
+			if len(lines) != 2 || !strings.Contains(lines[0], "1 of 1 proxy") || !strings.Contains(lines[1], "1 of 1 proxy") {
+				t.Fatalf("%s, removal %v:\n%s", method, remove, strings.Join(lines, "\n"))
 			}
 			c.answer(t, want, want)
 		}

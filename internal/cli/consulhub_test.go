@@ -134,15 +134,7 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 
 	a.cli("run", "imagehub_rate_limit").want(t, exitOK, "runs on Service default/imagehub-api (1 of 1 proxy)")
 	hub.until("the limiter wants a token", answered(http.StatusUnauthorized))
-	for n := range 12 {
-		want := http.StatusOK
-		if n >= 10 {
-			want = http.StatusTooManyRequests
-		}
-		if got := hub.pull(ada); got != want {
-			t.Errorf("pull %d of a Personal user is answered with %d, and should be with %d", n+1, got, want)
-		}
-	}
+	hub.limited(ada, "")
 	a.cli("run", "meshery-filters").want(t, exitOK, "Image Hub is unchanged at "+at, "is unchanged and runs on", "The mesh is now installed.\n  Consul starts no sidecars.")
 	a.cli("run", "imagehub_rate_limit", "--delete").want(t, exitOK, "removed from")
 	hub.until("nothing limits it any more", answered(http.StatusOK))
@@ -158,6 +150,31 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 		t.Errorf("there was\n%v\nand is\n%v", before, now)
 	}
 	a.cli("run", "imagehub", "--delete").want(t, exitOK, "there was nothing to do")
+
+	// Designs have the whole of it come and go, while the sidecars stay.
+	conn := dialDesigner(t, a)
+	for method, d := range designers {
+		design := []string{
+			d.component("WASMFilter", "hello", `{"mesh":"consul","target":{"kind":"Service","name":"imagehub-api"},"module":{"builtin":"headers"},"config":"{\"response\":{\"x-hello\":\"design\"}}"}`),
+			d.component("ImageHub", "hub", `{"rateLimit":true}`),
+		}
+		lines := d.deploy(t, conn, false, nil, design...)
+		if len(lines) != 3 || !strings.HasPrefix(lines[0], "ImageHub hub: Image Hub answers at "+at) || !strings.Contains(lines[0], "consul connect envoy -sidecar-for imagehub-api") ||
+			!strings.HasPrefix(lines[1], "ImageHub hub: shop/imagehub-rate-limit (sha256 ") || !strings.HasPrefix(lines[2], "WASMFilter hello: shop/hello (sha256 ") ||
+			!strings.Contains(lines[2], "1 of 1 proxy") {
+			t.Errorf("%s says\n%s", method, strings.Join(lines, "\n"))
+		}
+		hub.until("the limiter wants a token", answered(http.StatusUnauthorized))
+		hub.limited(hub.login("ada of "+method), "design")
+		lines = d.deploy(t, conn, true, nil, design...)
+		if len(lines) != 3 || !strings.HasPrefix(lines[0], "WASMFilter hello: shop/hello removed from ") || !strings.HasPrefix(lines[1], "ImageHub hub: shop/imagehub-rate-limit removed from ") ||
+			!strings.HasPrefix(lines[2], "ImageHub hub: Image Hub removed from Consul") {
+			t.Errorf("%s says of the removal\n%s", method, strings.Join(lines, "\n"))
+		}
+		if now := agentHolds(t, c); !reflect.DeepEqual(now, before) {
+			t.Errorf("%s: there was\n%v\nand is\n%v", method, before, now)
+		}
+	}
 
 	// What is the user's stays, whatever its name.
 	mine := map[string]any{"Name": "imagehub-web", "ID": "imagehub-web", "Port": 1}

@@ -69,6 +69,12 @@ type hubClient struct {
 
 func (c hubClient) ask(method, path, token, body string) (status int, text string, err error) {
 	c.t.Helper()
+	status, _, text, err = c.send(method, path, token, body)
+	return status, text, err
+}
+
+func (c hubClient) send(method, path, token, body string) (status int, header http.Header, text string, err error) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://127.0.0.1:"+c.port+path, strings.NewReader(body))
@@ -84,11 +90,11 @@ func (c hubClient) ask(method, path, token, body string) (status int, text strin
 	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	if err != nil {
-		return 0, "", err
+		return 0, nil, "", err
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	return resp.StatusCode, string(data), err
+	return resp.StatusCode, resp.Header, string(data), err
 }
 
 // pull is one with a token.
@@ -99,6 +105,21 @@ func (c hubClient) pull(token string) int {
 		c.t.Fatal(err)
 	}
 	return status
+}
+
+// limited uses up the pulls of a Personal user; whatever is answered has the header x-hello.
+func (c hubClient) limited(token, hello string) {
+	c.t.Helper()
+	for n := range 12 {
+		want := http.StatusOK
+		if n >= 10 {
+			want = http.StatusTooManyRequests
+		}
+		status, header, _, err := c.send(http.MethodGet, "/pull", token, "")
+		if err != nil || status != want || header.Get("X-Hello") != hello {
+			c.t.Errorf("pull %d of a Personal user is answered with %d and x-hello %q, %v, and should be with %d and %q", n+1, status, header.Get("X-Hello"), err, want, hello)
+		}
+	}
 }
 
 // until asks for a pull without a token until the answer is as wanted: a gateway keeps connections to sidecars for a while,
@@ -185,15 +206,7 @@ func TestImageHubAnswersThroughAnIngressGateway(t *testing.T) {
 
 	hub("imagehub_rate_limit").want(t, exitOK, "EnvoyFilter/shop/imagehub-rate-limit-imagehub-api-", "1 of 1 proxy")
 	c.until("the limiter wants a token", answered(http.StatusUnauthorized))
-	for n := range 15 {
-		want := http.StatusOK
-		if n >= 10 {
-			want = http.StatusTooManyRequests
-		}
-		if got := c.pull(token); got != want {
-			t.Errorf("pull %d of a Personal user is answered with %d, and should be with %d", n+1, got, want)
-		}
-	}
+	c.limited(token, "")
 	forger, err := imagehub.New(imagehub.Options{Key: []byte("a key that somebody else has made up"), Cost: 4})
 	if err != nil {
 		t.Fatal(err)
