@@ -225,6 +225,8 @@ func TestTheSchemaRefusesWhatTheAdapterRefuses(t *testing.T) {
 		"local without path":     document(module + "delivery: {mode: local}"),
 		"path without local":     document(module + "delivery: {localPath: /a}"),
 		"relative path":          document(module + "delivery: {mode: local, localPath: a}"),
+		"upstream of no service": document(module + "delivery: {upstreamPort: 21900}"),
+		"port beyond all":        document(module + "delivery: {service: modules, upstreamPort: 65536}"),
 		"bad variable":           document(module + "environment: [{name: 1A, value: a}]"),
 		"variable without name":  document(module + "environment: [{value: a}]"),
 		"variable without value": document(module + "environment: [{name: A}]"),

@@ -23,8 +23,8 @@ func ImageHubLimiter(mesh string) (string, bool) {
 }
 
 // RBAC is one set of roles as YAML documents: "base", to apply filters, "proof", to see that proxies run them, "secrets", to
-// read the Secrets that filters refer to, which is bound to nobody, or "imagehub", to deploy Image Hub. It is false for any
-// other name.
+// read the Secrets that filters refer to, "upstreams", to give Pods an upstream of Consul's, which are bound to nobody, or
+// "imagehub", to deploy Image Hub. It is false for any other name.
 func RBAC(name string) (string, bool) {
 	b, err := files.ReadFile("rbac/" + name + ".yaml")
 	return string(b), err == nil

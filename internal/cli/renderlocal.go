@@ -145,11 +145,14 @@ func secretless(_ context.Context, f filter.Filter) (filter.Filter, error) {
 	return f, nil
 }
 
-// warn tells what the plans' mesh has no equivalent for.
+// warn tells what the plans' mesh has no equivalent for, and which Pods would restart.
 func (a *app) warn(plans []plan.Plan) {
 	for _, p := range plans {
 		for _, l := range p.Losses {
 			fmt.Fprintf(a.Err, "Warning: %s: %s\n", problem.FieldLost.Summary, l)
+		}
+		for _, o := range p.Restarts {
+			fmt.Fprintf(a.Err, "Warning: %s gets an upstream, which restarts its Pods\n", o)
 		}
 	}
 }

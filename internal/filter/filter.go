@@ -131,6 +131,10 @@ type Delivery struct {
 	// Service is the upstream of the proxies that leads to the module's address, for the modes direct and served. Consul
 	// only, which has no other way to fetch.
 	Service string `json:"service,omitempty"`
+	// UpstreamPort asks for that upstream where the target's Pods have none, and so for their restart: the Deployments,
+	// StatefulSets and DaemonSets that make them get SERVICE:PORT into their annotation. Nothing in the Pods may listen on that
+	// port, 1 to 65535. Default: nothing is restarted. Consul on Kubernetes only.
+	UpstreamPort int `json:"upstreamPort,omitempty"`
 }
 
 // EnvVar is one environment variable of a sandbox: a value, or the proxy host's own.

@@ -125,6 +125,11 @@ func (d Document) validate(f Filter) []problem.Field {
 	if s.Delivery.Service != "" && !IsDNSLabel(s.Delivery.Service) {
 		fail("spec.delivery.service", "use the name of a service", "%q is not a DNS label", clip(s.Delivery.Service))
 	}
+	if port := s.Delivery.UpstreamPort; port < 0 || port > 65535 {
+		fail("spec.delivery.upstreamPort", "use 1 to 65535", "%d is not a port", port)
+	} else if port != 0 && s.Delivery.Service == "" {
+		fail("spec.delivery.upstreamPort", "set spec.delivery.service, or leave the port out", "it is the port of no service")
+	}
 	for p, text := range map[string]string{"spec.rootID": s.RootID, "spec.vmID": s.VMID, "spec.before": s.Before} {
 		if !plainText.MatchString(text) {
 			fail(p, "use at most 253 printable ASCII characters", "it is too long or has other characters")

@@ -31,6 +31,7 @@ type step struct {
 	action plan.Action
 	body   map[string]any // what is applied or, of a shared object, put; nil when the object has to go
 	live   map[string]any // the object as it was last read or written; nil when it was not there
+	read   map[string]any // of a shared object: what the plan was made of, if that is known
 	edits  []edit         // of a shared object: what it gets
 	old    []edit         // of a shared object: what it has of an earlier plan
 	later  bool           // its namespace is made first, so it cannot be tried before
@@ -106,6 +107,11 @@ func (t *Target) plan(ctx context.Context, ch *change) error {
 		s.item.Applied, s.item.Version = had.Applied, had.Version
 		if o.Shared {
 			s.live = t.shared[s.item.key()]
+			if o.Read != nil {
+				if s.read, err = normal(o.Read); err != nil {
+					return fmt.Errorf("read an object of the plan: %w", err)
+				}
+			}
 		}
 		ch.steps = append(ch.steps, s)
 	}
@@ -354,7 +360,11 @@ func (c *Cluster) tryShared(ctx context.Context, s *step) error {
 	if s.live == nil {
 		return problem.ChainChanged.New("%s, which others made, is not there any more", s.item)
 	}
-	edits, err := difference(without(s.live, s.old), desired)
+	read := s.read
+	if read == nil {
+		read = s.live
+	}
+	edits, err := difference(without(read, s.old), desired)
 	if err != nil {
 		return problem.ChainChanged.New("%s: %w", s.item, err)
 	}
@@ -377,6 +387,9 @@ func (c *Cluster) retouch(ctx context.Context, s *step, dry bool) error {
 		s.item.UID, s.item.Edits = uid(s.live), s.edits
 		if s.action == "" {
 			s.action = plan.Updated
+			if template := []string{"spec", "template"}; !reflect.DeepEqual(descend(body, template), descend(s.live, template)) {
+				s.action = plan.Restarted
+			}
 		}
 		if reflect.DeepEqual(body, s.live) {
 			if dry {
@@ -498,9 +511,11 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 		return err
 	}
 	for i := len(order); i >= 0; i-- {
-		if err := each(ranked(ch.stale, i), func(s *step) error { return c.remove(ctx, s) }); err != nil {
+		stale := ranked(ch.stale, i)
+		if err := each(stale, func(s *step) error { return c.remove(ctx, s) }); err != nil {
 			return fmt.Errorf("remove: %w", err)
 		}
+		c.awaitRestored(ctx, stale)
 	}
 	return nil
 }
@@ -576,6 +591,9 @@ func (c *Cluster) applyRank(ctx context.Context, ch *change, r int) error {
 	steps := ranked(ch.steps, r)
 	if err := each(steps, func(s *step) error { return c.apply(ctx, ch, s) }); err != nil {
 		return fmt.Errorf("apply: %w", err)
+	}
+	if err := c.awaitRestarts(ctx, ch, steps); err != nil {
+		return err
 	}
 	if r > 0 || len(steps) == 0 {
 		return nil

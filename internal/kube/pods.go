@@ -22,6 +22,8 @@ const (
 	namesOnly  = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 )
 
+var podKind = resource{GroupVersionKind: schema.GroupVersionKind{Version: "v1", Kind: "Pod"}, plural: "pods", namespaced: true}
+
 // Pods lists the Pods that run in a namespace, or with none in all, and that have all of the labels, by name. Those that
 // are being deleted are left out. Who may not is told problem.RightMissing; more than 10000 are problem.ClusterAnswer.
 func (c *Cluster) Pods(ctx context.Context, namespace string, labels map[string]string) ([]plan.Pod, error) {
@@ -34,8 +36,7 @@ func (c *Cluster) pods(ctx context.Context, namespace string, labels map[string]
 		selector = append(selector, k+"="+labels[k])
 	}
 	k := call{method: http.MethodGet, verb: "list", namespace: namespace, accept: namesOnly,
-		kind: resource{GroupVersionKind: schema.GroupVersionKind{Version: "v1", Kind: "Pod"}, plural: "pods", namespaced: true},
-		query: url.Values{"limit": {strconv.Itoa(atOnce)}, "fieldSelector": {"status.phase=Running"},
+		kind: podKind, query: url.Values{"limit": {strconv.Itoa(atOnce)}, "fieldSelector": {"status.phase=Running"},
 			"labelSelector": {strings.Join(selector, ",")}}}
 	for {
 		_, body, err := c.do(ctx, k)

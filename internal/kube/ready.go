@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -20,6 +22,40 @@ const (
 	watchAgain = 5 * time.Second  // before a watch that ended is begun again
 	watchFor   = 10 * time.Minute // the server ends it then
 )
+
+// How long Pods that restart are waited for at most: with what they were given, without which nothing that needs it may be
+// written, and with what they had before, after which nothing waits.
+const (
+	restartTimeout  = 10 * time.Minute
+	restoredTimeout = 30 * time.Second // below what taking a chain back may take
+)
+
+// awaitRestarts waits for the Pods of the user's objects that restart, or did when the run before was cut off.
+func (c *Cluster) awaitRestarts(ctx context.Context, ch *change, steps []*step) error {
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
+	err := c.await(ctx, slices.DeleteFunc(slices.Clone(steps), func(s *step) bool {
+		return !s.item.Shared || s.action != plan.Restarted && ch.had.Version != ""
+	}))
+	if errors.Is(err, problem.NotReady) {
+		return problem.RolloutFailed.New("%s", problem.Of(err).Details)
+	}
+	return err
+}
+
+// awaitRestored waits for the Pods of the user's objects that got back what they had. Where they take longer, or nobody may
+// look, the change says so: what it needed is done.
+func (c *Cluster) awaitRestored(ctx context.Context, steps []*step) {
+	ctx, cancel := context.WithTimeout(ctx, restoredTimeout)
+	defer cancel()
+	for _, s := range steps {
+		if s.item.Shared && s.action == plan.Restarted {
+			if err := c.await(ctx, []*step{s}); err != nil {
+				s.action += plan.Action("; they were not seen to be back: " + problem.Of(err).Details)
+			}
+		}
+	}
+}
 
 // await waits until every object is ready, those of one kind and namespace by one request.
 func (c *Cluster) await(ctx context.Context, steps []*step) error {
@@ -49,6 +85,8 @@ func (c *Cluster) awaitReady(ctx context.Context, steps []*step) error {
 		err := c.watch(ctx, steps)
 		if still := unready(steps); still == nil {
 			return nil
+		} else if stuck(steps) {
+			return problem.NotReady.New("%s: %s", still.item, pending(still.kind.GroupKind(), still.live))
 		} else if errors.Is(ctx.Err(), context.Canceled) {
 			return ctx.Err()
 		} else if ctx.Err() != nil {
@@ -79,6 +117,13 @@ func unready(steps []*step) *step {
 		}
 	}
 	return nil
+}
+
+// stuck says whether an object of the user's has given up getting ready.
+func stuck(steps []*step) bool {
+	return slices.ContainsFunc(steps, func(s *step) bool {
+		return s.item.Shared && seen(s.live) && conditionOf(s.live, "Progressing")["status"] == "False"
+	})
 }
 
 // watch follows the objects' changes until all are ready, or the watch ends.
@@ -114,7 +159,7 @@ func (c *Cluster) watch(ctx context.Context, steps []*step) error {
 		lines.Scan()
 		return &refusal{call: k, code: resp.StatusCode, status: statusOf(lines.Bytes())}
 	}
-	for unready(steps) != nil && lines.Scan() {
+	for unready(steps) != nil && !stuck(steps) && lines.Scan() {
 		var event struct {
 			Type   string          `json:"type"`
 			Object json.RawMessage `json:"object"`
@@ -171,8 +216,8 @@ func pending(kind schema.GroupKind, o map[string]any) string {
 			want = n
 		}
 		switch {
-		case number("status", "observedGeneration") < number("metadata", "generation"):
-			return "its controller has not seen it yet"
+		case !seen(o):
+			return unseen
 		case number("status", "updatedReplicas") < want || number("status", "availableReplicas") < want,
 			number("status", "replicas") > number("status", "updatedReplicas"):
 			why := fmt.Sprintf("%d of %d replicas are available", number("status", "availableReplicas"), want)
@@ -184,8 +229,36 @@ func pending(kind schema.GroupKind, o map[string]any) string {
 			}
 			return why
 		}
+	case schema.GroupKind{Group: "apps", Kind: "StatefulSet"}:
+		want := int64(1)
+		if n, ok := descend(o, []string{"spec"})["replicas"].(int64); ok {
+			want = n
+		}
+		switch {
+		case !seen(o):
+			return unseen
+		case number("status", "updatedReplicas") < want || number("status", "readyReplicas") < want:
+			return fmt.Sprintf("%d of %d replicas are updated, and %d are ready", number("status", "updatedReplicas"), want, number("status", "readyReplicas"))
+		}
+	case schema.GroupKind{Group: "apps", Kind: "DaemonSet"}:
+		want := number("status", "desiredNumberScheduled")
+		switch {
+		case !seen(o):
+			return unseen
+		case number("status", "updatedNumberScheduled") < want || number("status", "numberReady") < want:
+			return fmt.Sprintf("%d of %d Pods are updated, and %d are ready", number("status", "updatedNumberScheduled"), want, number("status", "numberReady"))
+		}
 	}
 	return ""
+}
+
+const unseen = "its controller has not seen it yet"
+
+// seen says whether its controller knows the object as it is.
+func seen(o map[string]any) bool {
+	generation, _ := descend(o, []string{"metadata"})["generation"].(int64)
+	observed, _ := descend(o, []string{"status"})["observedGeneration"].(int64)
+	return observed >= generation && observed > 0
 }
 
 func conditionOf(o map[string]any, name string) map[string]any {

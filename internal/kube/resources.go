@@ -3,11 +3,14 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -153,7 +156,90 @@ func (c *Cluster) Read(ctx context.Context, reads plan.Reads) (plan.Cluster, err
 			break
 		}
 	}
+	for _, ref := range reads.Selected {
+		if err := c.selected(ctx, ref, &found); err != nil {
+			return plan.Cluster{}, err
+		}
+	}
 	return found, nil
+}
+
+// makers are the kinds that make Pods from a template.
+var makers = []resource{
+	{schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, "deployments", true},
+	{schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "StatefulSet"}, "statefulsets", true},
+	{schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "DaemonSet"}, "daemonsets", true},
+}
+
+// selected adds what makes the Pods that a Service selects, and those Pods.
+func (c *Cluster) selected(ctx context.Context, ref plan.Ref, found *plan.Cluster) error {
+	var service plan.Cluster
+	if ok, err := c.find(ctx, ref, &service); err != nil || !ok {
+		return err
+	}
+	selector := descend(service.Objects[0].Content, []string{"spec", "selector"})
+	if len(selector) == 0 {
+		return nil
+	}
+	var labels []string
+	for _, k := range slices.Sorted(maps.Keys(selector)) {
+		labels = append(labels, fmt.Sprint(k, "=", selector[k]))
+	}
+	pods := call{method: http.MethodGet, verb: "list", kind: podKind, namespace: ref.Namespace, accept: namesOnly,
+		query: url.Values{"fieldSelector": {"status.phase!=Succeeded,status.phase!=Failed"}, "labelSelector": {strings.Join(labels, ",")}}}
+	objects, err := c.list(ctx, pods, func(map[string]any) bool { return true })
+	if err != nil {
+		return err
+	}
+	found.Objects = append(found.Objects, objects...)
+	for _, kind := range makers {
+		objects, err := c.list(ctx, call{method: http.MethodGet, verb: "list", kind: kind, namespace: ref.Namespace, query: url.Values{}}, func(o map[string]any) bool {
+			template := descend(o, []string{"spec", "template", "metadata", "labels"})
+			for k, v := range selector {
+				if template[k] != v {
+					return false
+				}
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		found.Objects = append(found.Objects, objects...)
+	}
+	return nil
+}
+
+// list gives the objects of every page that f wants.
+func (c *Cluster) list(ctx context.Context, k call, f func(map[string]any) bool) (found []plan.Object, err error) {
+	k.query.Set("limit", strconv.Itoa(pageSize))
+	for range maxPages {
+		_, body, err := c.do(ctx, k)
+		if err != nil {
+			return nil, c.problemOf(err)
+		}
+		list, err := decode(body)
+		if err != nil {
+			return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, k.kind.plural)
+		}
+		items, _ := list["items"].([]any)
+		for _, item := range items {
+			o, ok := item.(map[string]any)
+			if !ok {
+				return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, k.kind.plural)
+			}
+			o["apiVersion"], o["kind"] = k.kind.ToAPIVersionAndKind() // which lists may leave out
+			if f(o) {
+				found = append(found, plan.Object{Content: o})
+			}
+		}
+		next, _ := metadataOf(list)["continue"].(string)
+		if next == "" {
+			return found, nil
+		}
+		k.query.Set("continue", next)
+	}
+	return nil, problem.ClusterAnswer.New("%s: the list of %s has no end", c.Host, k.kind.plural)
 }
 
 // find adds an object to what was found, if it is there.
@@ -182,26 +268,8 @@ func (c *Cluster) find(ctx context.Context, ref plan.Ref, found *plan.Cluster) (
 
 // named finds the objects of a name in all namespaces.
 func (c *Cluster) named(ctx context.Context, kind resource, name string) ([]plan.Object, error) {
-	_, body, err := c.do(ctx, call{method: http.MethodGet, verb: "list", kind: kind,
-		query: url.Values{"fieldSelector": {"metadata.name=" + name}, "limit": {strconv.Itoa(pageSize)}}})
-	if err != nil {
-		return nil, c.problemOf(err)
-	}
-	list, err := decode(body)
-	if err != nil {
-		return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, kind.plural)
-	}
-	items, _ := list["items"].([]any)
-	var found []plan.Object
-	for _, item := range items {
-		o, ok := item.(map[string]any)
-		if !ok {
-			return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, kind.plural)
-		}
-		o["apiVersion"], o["kind"] = kind.ToAPIVersionAndKind() // which lists may leave out
-		found = append(found, plan.Object{Content: o})
-	}
-	return found, nil
+	k := call{method: http.MethodGet, verb: "list", kind: kind, query: url.Values{"fieldSelector": {"metadata.name=" + name}}}
+	return c.list(ctx, k, func(map[string]any) bool { return true })
 }
 
 // A kind that was just installed is served a moment before its schema is published.

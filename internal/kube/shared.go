@@ -79,17 +79,18 @@ func mapDifference(base, desired map[string]any, path []string) ([]edit, error) 
 				return nil, fmt.Errorf("%s is the user's and of another type", strings.Join(at, "."))
 			}
 			more, err = listDifference(was, after, at)
+		case string:
+			was, isText := before.(string)
+			if ok && !isText || !isListInText(at) {
+				more, err = valueDifference(before, after, ok, at)
+				break
+			}
+			if !ok {
+				edits = append(edits, edit{Path: at, Made: true, value: ""})
+			}
+			more, err = listDifference(entriesOf(was), entriesOf(after), at)
 		default:
-			if ok && reflect.DeepEqual(before, after) {
-				continue
-			}
-			e := edit{Path: at, After: digest(after), value: after}
-			if ok {
-				if e.Before, err = json.Marshal(before); err != nil {
-					return nil, err
-				}
-			}
-			more = []edit{e}
+			more, err = valueDifference(before, after, ok, at)
 		}
 		if err != nil {
 			return nil, err
@@ -97,6 +98,43 @@ func mapDifference(base, desired map[string]any, path []string) ([]edit, error) 
 		edits = append(edits, more...)
 	}
 	return edits, nil
+}
+
+func valueDifference(before, after any, ok bool, path []string) ([]edit, error) {
+	if ok && reflect.DeepEqual(before, after) {
+		return nil, nil
+	}
+	e := edit{Path: path, After: digest(after), value: after}
+	if ok {
+		var err error
+		if e.Before, err = json.Marshal(before); err != nil {
+			return nil, err
+		}
+	}
+	return []edit{e}, nil
+}
+
+// listsInText are annotations that are lists, with commas between entries. Others may add entries to them, too.
+var listsInText = []string{"consul.hashicorp.com/connect-service-upstreams"}
+
+func isListInText(path []string) bool { return slices.Contains(listsInText, path[len(path)-1]) }
+
+func entriesOf(text string) (entries []any) {
+	if text == "" {
+		return nil
+	}
+	for _, s := range strings.Split(text, ",") {
+		entries = append(entries, s)
+	}
+	return entries
+}
+
+func textOf(entries []any) string {
+	var parts []string
+	for _, e := range entries {
+		parts = append(parts, fmt.Sprint(e))
+	}
+	return strings.Join(parts, ",")
 }
 
 func listDifference(base, desired []any, path []string) ([]edit, error) {
@@ -136,8 +174,12 @@ func added(base map[string]any, edits []edit) map[string]any {
 				}
 			}
 		case e.Entry != "":
-			if list, ok := parent[key].([]any); ok {
+			switch list := parent[key].(type) {
+			case []any:
 				parent[key] = slices.Insert(slices.Clone(list), min(e.at, len(list)), e.value)
+			case string:
+				entries := entriesOf(list)
+				parent[key] = textOf(slices.Insert(entries, min(e.at, len(entries)), e.value))
 			}
 		default:
 			parent[key] = e.value
@@ -162,9 +204,14 @@ func without(object map[string]any, edits []edit) map[string]any {
 				delete(parent, key)
 			}
 		case e.Entry != "":
-			list, _ := value.([]any)
-			if i := slices.IndexFunc(list, func(v any) bool { return digest(v) == e.Entry }); i >= 0 {
-				parent[key] = slices.Delete(slices.Clone(list), i, i+1)
+			switch list := value.(type) {
+			case []any:
+				if i := slices.IndexFunc(list, func(v any) bool { return digest(v) == e.Entry }); i >= 0 {
+					parent[key] = slices.Delete(slices.Clone(list), i, i+1)
+				}
+			case string:
+				entries := entriesOf(list)
+				parent[key] = textOf(slices.DeleteFunc(entries, func(v any) bool { return digest(strings.TrimSpace(v.(string))) == e.Entry }))
 			}
 		case digest(value) == e.After:
 			delete(parent, key)
@@ -224,6 +271,8 @@ func isEmpty(v any) bool {
 		return len(v) == 0
 	case []any:
 		return len(v) == 0
+	case string:
+		return v == ""
 	}
 	return false
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -96,7 +97,7 @@ func (t *Target) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) 
 	if err := t.carryOut(ctx, ch); err != nil {
 		return nil, err
 	}
-	if err := t.cluster.await(ctx, ch.steps); err != nil {
+	if err := t.cluster.await(ctx, slices.DeleteFunc(slices.Clone(ch.steps), func(s *step) bool { return s.item.Shared })); err != nil {
 		return nil, err
 	}
 	t.applied = ch

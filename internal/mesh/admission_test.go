@@ -258,7 +258,8 @@ func (s apiServer) takesConsul(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		o := p.Objects[0]
+		s.takesMakers(t, in, p)
+		o := p.Objects[len(p.Objects)-1]
 		u := &unstructured.Unstructured{Object: o.Content}
 		method, path, media, made := http.MethodPatch, pathOf(u), "application/apply-patch+yaml", http.StatusCreated
 		if o.Shared {
@@ -301,6 +302,46 @@ func (s apiServer) takesConsul(t *testing.T) {
 	}
 	if taken[true] < 5 || taken[false] < 3 {
 		t.Errorf("only %v were applied", taken)
+	}
+}
+
+// takesMakers has the server take what makes Pods with the upstreams that they are given, which changes nothing else.
+func (s apiServer) takesMakers(t *testing.T, in string, p plan.Plan) {
+	t.Helper()
+	for _, o := range p.Objects[:len(p.Objects)-1] {
+		u := &unstructured.Unstructured{Object: o.Content}
+		path := pathOf(u)
+		theirs := (&unstructured.Unstructured{Object: o.Read}).DeepCopy()
+		for _, servers := range []string{"resourceVersion", "uid"} {
+			unstructured.RemoveNestedField(theirs.Object, "metadata", servers)
+		}
+		data, err := json.Marshal(theirs.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, before := s.call(t, http.MethodPost, strings.TrimSuffix(path, "/"+u.GetName())+"?fieldValidation=Strict", "application/json", data)
+		if code != http.StatusCreated {
+			t.Fatalf("%s: the user's own: %d %v", filepath.Base(in), code, before["message"])
+		}
+		want := (&unstructured.Unstructured{Object: before}).DeepCopy()
+		want.SetAnnotations(u.GetAnnotations())
+		annotations, _, _ := unstructured.NestedStringMap(o.Content, "spec", "template", "metadata", "annotations")
+		if err := unstructured.SetNestedStringMap(want.Object, annotations, "spec", "template", "metadata", "annotations"); err != nil {
+			t.Fatal(err)
+		}
+		if data, err = json.Marshal(want.Object); err != nil {
+			t.Fatal(err)
+		}
+		for _, dry := range []string{"&dryRun=All", ""} {
+			code, answer := s.call(t, http.MethodPut, path+"?fieldManager=meshery-filters&fieldValidation=Strict"+dry, "application/json", data)
+			got := &unstructured.Unstructured{Object: answer}
+			if code != http.StatusOK || !reflect.DeepEqual(answer["spec"], want.Object["spec"]) || !reflect.DeepEqual(got.GetAnnotations(), want.GetAnnotations()) {
+				t.Errorf("%s: %d %v: %v", filepath.Base(in), code, answer["message"], answer)
+			}
+		}
+		if code, answer := s.call(t, http.MethodDelete, path, "application/json", nil); code != http.StatusOK {
+			t.Fatalf("%s: delete: %d %v", filepath.Base(in), code, answer["message"])
+		}
 	}
 }
 

@@ -73,6 +73,9 @@ func (Consul) Complete(f filter.Filter) (filter.Filter, error) {
 	default:
 		refuse("spec.target.kind", fmt.Sprintf("Consul cannot put a filter on a %s", s.Target.Kind), kinds)
 	}
+	if s.Delivery.UpstreamPort != 0 && s.Target.Kind == filter.Mesh {
+		refuse("spec.delivery.upstreamPort", "it would restart every Pod of the mesh", "give the Pods the upstream yourself, or use a target of kind Service")
+	}
 	if s.Delivery.Mode == filter.DeliverInline {
 		refuse("spec.delivery.mode", "Consul's entries cannot carry a module's bytes", "use local, direct or served, or leave it out")
 	}
@@ -89,6 +92,9 @@ func (Consul) Reads(c filter.Chain) plan.Reads {
 	if t.Kind == filter.Service {
 		r.Objects = append(r.Objects, plan.Ref{GroupKind: serviceDefaults, Namespace: t.Namespace, Name: t.Name},
 			plan.Ref{GroupKind: service, Namespace: t.Namespace, Name: t.Name})
+		if slices.ContainsFunc(c.Filters, func(f filter.Filter) bool { _, ok := asks(f); return ok }) {
+			r.Selected = []plan.Ref{{GroupKind: service, Namespace: t.Namespace, Name: t.Name}}
+		}
 	}
 	return r
 }
@@ -114,6 +120,8 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	entry, there := w.Cluster.Object(ref)
 	var extensions []any
 	var undelivered []string
+	var wanted []upstream
+	var added []any // of the makers of Pods: which they are, and what they get
 	for _, f := range c.Filters {
 		if t.Kind == filter.Service {
 			if err := sameProtocol(f, w.Cluster, kubernetes); err != nil {
@@ -129,6 +137,12 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		if code.url != "" {
 			p.Sources = append(p.Sources, plan.Source{Filter: f.Key, URL: code.url, SHA256: f.Spec.Module.SHA256})
 		}
+		if u, ok := asks(f); ok && code.url != "" && kubernetes {
+			wanted = append(wanted, u)
+		} else if ok {
+			p.Losses = append(p.Losses, plan.Loss{Filter: f.Key, Field: "spec.delivery.upstreamPort",
+				Reason: "only Pods that fetch their modules get an upstream: elsewhere it is of the service's registration, and files need none"})
+		}
 		p.Losses = append(p.Losses, consulLosses(f, kubernetes)...)
 	}
 	if undelivered != nil {
@@ -142,14 +156,14 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		if there {
 			namespace, _, _ = unstructured.NestedString(entry.Content, "metadata", "namespace")
 		}
-		o := plan.Object{Content: entry.Content, Shared: shared}
+		o := plan.Object{Content: entry.Content, Shared: shared, Read: entry.Content}
 		if !shared {
 			u := &unstructured.Unstructured{Object: map[string]any{}}
 			u.SetGroupVersionKind(ref.WithVersion(consulVersion))
 			u.SetNamespace(namespace)
 			u.SetName(ref.Name)
 			u.SetLabels(map[string]string{managedBy: manager})
-			o.Content = u.Object
+			o.Content, o.Read = u.Object, nil
 			if t.Kind == filter.Service {
 				// The service has it from elsewhere. An entry that does not say it makes Consul give the callers another cluster.
 				o.Content["spec"] = map[string]any{"protocol": string(c.Filters[0].Spec.Protocol)}
@@ -158,8 +172,19 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		o.Content = withExtensions(o.Content, extensions)
 		p.Objects = []plan.Object{o}
 	}
+	if len(wanted) > 0 {
+		makers, restarts, err := withUpstreams(t, wanted, w.Cluster)
+		if err != nil {
+			return plan.Plan{}, err
+		}
+		p.Objects, p.Restarts = append(makers, p.Objects...), restarts
+		for _, o := range makers {
+			notes, _, _ := unstructured.NestedStringMap(o.Content, "metadata", "annotations")
+			added = append(added, o.String(), notes[upstreamsNote])
+		}
+	}
 	// Not of the user's own settings, which change the entry and not what we put into it.
-	data, err := json.Marshal([]any{ref, shared, extensions})
+	data, err := json.Marshal(append([]any{ref, shared, extensions}, added...))
 	if err != nil {
 		return plan.Plan{}, fmt.Errorf("marshal the extensions of %s: %w", t, err)
 	}

@@ -257,6 +257,9 @@ func istioGolden(t *testing.T, p plan.Plan, err error) []byte {
 	for _, l := range p.Losses {
 		text = fmt.Appendf(text, "# lost: %s\n", l)
 	}
+	for _, o := range p.Restarts {
+		text = fmt.Appendf(text, "# Pods restart: %s\n", o)
+	}
 	return text
 }
 

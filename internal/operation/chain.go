@@ -244,6 +244,9 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 			return l, false, err
 		}
 	}
+	for _, o := range p.Restarts {
+		s.info(o+" gets an upstream, which restarts its Pods", "they are waited for before the filters of "+target.String()+" that need it go out")
+	}
 	if err := r.offer(ctx, s, pl, b, p); err != nil {
 		return l, false, err
 	}
@@ -380,6 +383,9 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 	target := offered.Chain.Target
 	reverting, end := r.step(ctx, "revert", about(offered)...)
 	committed, err := b.Revert(reverting, target)
+	if cluster, ok := b.(*clusterBackend); ok && err == nil {
+		p.Details += cluster.restored(target)
+	}
 	end(err)
 	switch {
 	case err != nil:

@@ -102,6 +102,7 @@ type clusterTarget struct {
 	ClusterTarget
 	before  plan.Plan      // what held when it was read
 	dropped []string       // what the last Apply took away
+	put     []plan.Change  // what the last Apply did to objects whose Pods restart with that
 	tried   []filter.Chain // that were applied since
 	written bool           // by any Apply since
 }
@@ -305,8 +306,11 @@ func (t *clusterTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, 
 	t.tried = append(t.tried, p.Chain)
 	changes, err := t.ClusterTarget.Apply(ctx, p)
 	t.written = t.written || t.ClusterTarget.Written()
-	t.dropped = nil
+	t.dropped, t.put = nil, nil
 	for _, c := range changes {
+		if strings.HasPrefix(string(c.Action), string(plan.Restarted)) {
+			t.put = append(t.put, c)
+		}
 		if c.Action == plan.Deleted {
 			t.dropped = append(t.dropped, c.Subject)
 		}
@@ -345,8 +349,18 @@ func (b *clusterBackend) Apply(ctx context.Context, p plan.Plan) ([]plan.Change,
 	half.Details += "\nWhat was written before that is taken back."
 	if _, err := b.Revert(context.WithoutCancel(ctx), p.Chain.Target); err != nil {
 		half.Details = fmt.Sprintf("%s\nWhat was written before that could not be taken back: %v", problem.Of(half.Err).Details, err)
+	} else {
+		half.Details += b.restored(p.Chain.Target)
 	}
 	return nil, &half
+}
+
+// restored tells, a line each, which Pods restart since Revert gave back what they had.
+func (b *clusterBackend) restored(t filter.Target) (lines string) {
+	for _, c := range b.read(t).put {
+		lines += fmt.Sprintf("\n%s has again what it had%s", c.Subject, strings.TrimPrefix(string(c.Action), string(plan.Updated)))
+	}
+	return lines
 }
 
 // put has the modules of a chain where proxies read them, before anything refers to them.

@@ -25,6 +25,10 @@ type Reads struct {
 	// Objects that the target may stand for, and FirstOf those of which only the first that is there matters. That one is
 	// not there, or that its kind is not served, is no error.
 	Objects, FirstOf []Ref
+	// Selected are Services of which what makes their Pods is wanted, and those Pods: the Deployments, StatefulSets and
+	// DaemonSets of the Service's namespace whose template has the labels that it selects, and of Pods that are not over their
+	// metadata alone.
+	Selected []Ref
 }
 
 // Ref names an object, whatever version of its kind the cluster serves.

@@ -69,6 +69,9 @@ type Plan struct {
 	// Versions are the resourceVersions that the objects had when they were applied, by Change.Subject. Whoever applied the
 	// plan sets it; without it the proof reads them.
 	Versions map[string]string
+	// Restarts are the objects whose Pods restart when the plan is applied, as Change.Subject names them. Their Pods are
+	// waited for before what needs them is written.
+	Restarts []string
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
@@ -89,6 +92,9 @@ type Object struct {
 	// lists added; nothing of the user's may be changed or left out. It is changed under its resourceVersion, never
 	// made or deleted, and gets back exactly what it had.
 	Shared bool
+	// Read is a shared object as it was read for the plan: what Content has and Read has not is ours to add, whatever others
+	// have changed in it since. Nil: Content is taken for that.
+	Read map[string]any
 }
 
 // Loss is a field that the user set and that has no effect on a mesh. It becomes a warning, never silence.
@@ -108,6 +114,8 @@ const (
 	Updated   Action = "updated"
 	Deleted   Action = "removed"
 	Unchanged Action = "unchanged"
+	// Restarted is an object of the user's whose template of Pods was updated.
+	Restarted Action = "updated, which restarts its Pods"
 	// Kept is an object that we made and that stays, since others may have put something into it: a namespace.
 	Kept Action = "kept"
 )

@@ -177,7 +177,7 @@ var (
 		"Correct spec.target, or choose the pods by target.labels. `meshery-filters render` knows of a cluster what --cluster gives it."}
 	NoDelivery = &Kind{"meshery-filters-1072", codes.FailedPrecondition, "proxies have no way to get the module",
 		"None of the ways of spec.delivery holds for this module on this mesh.",
-		"Give module.url an https address with sha256 that proxies reach, set modulesAddr and modulesURL in the adapter's configuration, make the module smaller, or put it on the proxies' machines and set delivery {mode: local, localPath: FOLDER}."}
+		"Give module.url an https address with sha256 that proxies reach, set modulesAddr and modulesURL in the adapter's configuration, make the module smaller, or put it on the proxies' machines and set delivery {mode: local, localPath: FOLDER}. Consul's proxies fetch through the upstream that delivery.service names; Pods that lack it get it, and are restarted, where delivery.upstreamPort asks for that."}
 	KindMissing = &Kind{"meshery-filters-1073", codes.FailedPrecondition, "the cluster serves no kind that can carry a filter",
 		"Istio's CustomResourceDefinitions are not installed, or the adapter may not read them.",
 		"Install Istio with its CustomResourceDefinitions; `kubectl api-resources --api-group extensions.istio.io` shows what is served."}
@@ -262,6 +262,15 @@ var (
 	MesheryUnset = &Kind{"meshery-filters-1135", codes.FailedPrecondition, "the adapter knows no Meshery Server",
 		"The document's module is a filter that is stored in Meshery, and mesheryServer of the adapter's configuration is empty.",
 		"Set mesheryServer, and meshery.tokenFile to the file that `mesheryctl system login` writes; or give the module in another way."}
+	UpstreamMissing = &Kind{"meshery-filters-1157", codes.FailedPrecondition, "proxies lack the upstream that leads to the module",
+		"Consul's proxies fetch a module only through one of their upstreams. Where one lacks it, Consul would stop configuring that proxy, so nothing was changed.",
+		"Set delivery.upstreamPort to a port that is free in the Pods: the upstream is then added to their annotation consul.hashicorp.com/connect-service-upstreams, which restarts them. Or add it by yourself, or use delivery {mode: local, localPath: FOLDER}."}
+	UpstreamRefused = &Kind{"meshery-filters-1158", codes.FailedPrecondition, "Pods cannot be given the upstream",
+		"The document asks by delivery.upstreamPort for an upstream in the annotation of the target's Pods, and what makes those Pods cannot have it. Nothing was changed.",
+		"Mend what the details say, or add the upstream by yourself and leave delivery.upstreamPort out."}
+	RolloutFailed = &Kind{"meshery-filters-1159", codes.DeadlineExceeded, "Pods did not restart with their upstream",
+		"Their annotation was changed, and what makes them did not bring up new Pods. The chain that needs the upstream did not go out.",
+		"Read in the details what they wait for: `kubectl describe` of the object that is named shows more. Then send the operation again."}
 	UndoAmbiguous = &Kind{"meshery-filters-1146", codes.FailedPrecondition, "the undo comes to different things",
 		"The filter has a history in several of the places that the request is for, and was not the same there.",
 		"Send the undo with the kubeconfig of one cluster, or apply the filter as you want it."}
@@ -281,5 +290,6 @@ func All() []*Kind {
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
-		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous}
+		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
+		UpstreamMissing, UpstreamRefused, RolloutFailed}
 }
