@@ -161,18 +161,29 @@ func (c hubClient) login(user string) (token string) {
 // TestImageHubAnswersThroughAnIngressGateway has what the adapter deploys looked at from where users are: in front of a real
 // ingress gateway, behind which is the API with its sidecar.
 func TestImageHubAnswersThroughAnIngressGateway(t *testing.T) {
-	m, node := startIstio(t), newHubNode(t)
+	t.Run("of Istio", func(t *testing.T) {
+		imageHubAnswers(t, startIstio(t), "istio", istiotest.Namespace, "istio-ingressgateway", "istio", "ingressgateway")
+	})
+	t.Run("of the Gateway API", func(t *testing.T) {
+		m := startIstio(t, func(o *istiotest.Options) { o.GatewayAPI = true })
+		imageHubAnswers(t, m, "gateway-api", "shop", "imagehub-istio", "gateway.networking.k8s.io/gateway-name", "imagehub")
+	})
+}
+
+// imageHubAnswers has an ingress gateway of that family, with a label, and a Service with its ports.
+func imageHubAnswers(t *testing.T, m *istioMesh, family, namespace, service, label, value string) {
+	node := newHubNode(t)
 	sidecar := m.add(t, istiotest.ProxyOptions{Namespace: "shop", Pod: "imagehub-api-1", Labels: map[string]string{"app": "imagehub-api"},
 		Upstream: node.upstream.Listener.Addr().String()})
-	m.add(t, istiotest.ProxyOptions{Namespace: istiotest.Namespace, Pod: "ingress-1", Labels: map[string]string{"istio": "ingressgateway"}, Gateway: true})
+	m.add(t, istiotest.ProxyOptions{Namespace: namespace, Pod: "ingress-1", Labels: map[string]string{label: value}, Gateway: true})
 	ports, err := stack.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{
 		// The gateway's port 80, which Image Hub's Gateway is for, is a free one of this machine.
-		`{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "istio-system", "name": "istio-ingressgateway"},
-			"spec": {"selector": {"istio": "ingressgateway"}, "ports": [{"name": "http", "port": 80, "targetPort": ` + ports[0] + `}]}}`,
+		fmt.Sprintf(`{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": %q, "name": %q},
+			"spec": {"selector": {%q: %q}, "ports": [{"name": "http", "port": 80, "targetPort": %s}]}}`, namespace, service, label, value, ports[0]),
 		// No node routes to Pods: the Service finds the sidecar by this.
 		`{"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry", "metadata": {"namespace": "shop", "name": "imagehub-api-1"},
 			"spec": {"address": "127.0.0.1", "labels": {"app": "imagehub-api"}, "ports": {"http": ` + sidecar.URL[strings.LastIndex(sidecar.URL, ":")+1:] + `}}}`,
@@ -185,7 +196,7 @@ func TestImageHubAnswersThroughAnIngressGateway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a := newAdapter(t, "--imagehub-image", "registry.example/meshery-filters:v1")
+	a := newAdapter(t, "--imagehub-image", "registry.example/meshery-filters:v1", "--imagehub-gateway", family)
 	hub := func(operation string, more ...string) result {
 		t.Helper()
 		return a.cli(append([]string{"run", operation, "-n", "shop", "--kubeconfig", m.as(t, wholeUser)}, more...)...)

@@ -57,6 +57,9 @@ type Options struct {
 	Replicas int
 	// Without are the kinds whose CustomResourceDefinitions are left out.
 	Without []string
+	// GatewayAPI has the cluster serve the Gateway API, and istiod configure its gateways and waypoints. Nobody makes their
+	// Deployments and Services.
+	GatewayAPI bool
 }
 
 // Mesh is an API server, its istiods and their proxies. It is safe for concurrent use. Whoever started it calls Stop.
@@ -68,6 +71,7 @@ type Mesh struct {
 	binary   envoy.Binary
 	kubelet  *k8stest.Kubelet
 	upstream *httptest.Server
+	env      []string // of istiods
 
 	mu      sync.Mutex
 	istiods []*istiod
@@ -95,7 +99,7 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{Server: server, dir: dir, folder: folder, binary: binary, ports: map[string]string{}}
+	m := &Mesh{Server: server, dir: dir, folder: folder, binary: binary, ports: map[string]string{}, env: environment}
 	defer func() {
 		if err != nil {
 			m.Stop()
@@ -109,6 +113,12 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	}
 	if err := m.install(ctx, filepath.Join(folder, "crds.yaml"), o.Without); err != nil {
 		return nil, err
+	}
+	if o.GatewayAPI {
+		m.env = slices.Concat(environment, gatewayEnvironment) // the last of a name counts
+		if err := m.install(ctx, filepath.Join(folder, "gateway-api.yaml"), o.Without); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.Apply(ctx, namespace(Namespace), map[string]any{
 		// Without certificates a proxy would wait for them for ever.
@@ -249,6 +259,11 @@ var environment = []string{
 	"PILOT_DISABLE_MX_ALPN=true",
 }
 
+// gatewayEnvironment is for the Gateway API.
+var gatewayEnvironment = []string{"PILOT_ENABLE_GATEWAY_API=true", "PILOT_ENABLE_AMBIENT=true", "AMBIENT_ENABLE_STATUS=false",
+	"PILOT_ENABLE_SENDING_HBONE=false", // which takes certificates
+	"PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false"}
+
 // startIstiod runs a replica until it is ready, and makes its Pod.
 func (m *Mesh) startIstiod(ctx context.Context, name string) error {
 	dir := filepath.Join(m.dir, name)
@@ -270,7 +285,7 @@ func (m *Mesh) startIstiod(ctx context.Context, name string) error {
 			return err
 		}
 		at := func(i int) string { return "127.0.0.1:" + ports[i] }
-		p, err := stack.Run(filepath.Join(m.folder, "pilot-discovery"), "pilot-discovery", append([]string{"POD_NAME=" + name}, environment...),
+		p, err := stack.Run(filepath.Join(m.folder, "pilot-discovery"), "pilot-discovery", append([]string{"POD_NAME=" + name}, m.env...),
 			"discovery", "--kubeconfig="+filepath.Join(dir, "kubeconfig"), "--meshConfig="+filepath.Join(dir, "mesh.yaml"),
 			"--networksConfig="+filepath.Join(dir, "networks.yaml"), "--registries=Kubernetes", "--domain=cluster.local",
 			"--httpAddr="+at(0), "--grpcAddr="+at(1), "--httpsAddr=", "--secureGRPCAddr=", "--monitoringAddr="+at(2),

@@ -23,6 +23,9 @@ type ProxyOptions struct {
 	Labels map[string]string
 	// Gateway is a proxy at the edge, and not a sidecar.
 	Gateway bool
+	// GatewayAPI is the name of a Gateway of the Gateway API, of Istio's class, that is made, with this proxy at the edge as
+	// the only one that stands for it. The Pod has the labels that Istio gives it.
+	GatewayAPI string
 	// Upstream is where its requests go, host:port. It has to answer GET /healthz with 200. Default: one of this process.
 	Upstream string
 	// Replica of istiod that it connects to, from 0. Default: the first.
@@ -59,10 +62,16 @@ func (b bare) Stop() error { return b.Process.Stop(context.Background()) }
 func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	o.Gateway = o.Gateway || o.GatewayAPI != ""
 	// The label chooses this Pod alone, whatever labels others share.
 	labels := map[string]string{"istiotest/pod": o.Pod}
 	for k, v := range o.Labels {
 		labels[k] = v
+	}
+	if o.GatewayAPI != "" {
+		labels["gateway.networking.k8s.io/gateway-name"] = o.GatewayAPI
+		labels["gateway.networking.k8s.io/gateway-class-name"] = "istio"
+		labels["gateway.istio.io/managed"] = "istio.io-gateway-controller"
 	}
 	ip, err := m.pod(ctx, o.Namespace, o.Pod, labels, nil)
 	if err != nil {
@@ -160,10 +169,13 @@ func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {
 	} else {
 		address, upstreamPort, _ := strings.Cut(upstream, ":")
 		host := o.Pod + "." + o.Namespace + ".upstream.invalid"
+		texts = append(texts, fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"namespace": %q, "name": %q},
+			"spec": {"hosts": [%q], "location": "MESH_EXTERNAL", "resolution": "STATIC", "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+				"endpoints": [{"address": %q, "ports": {"http": %s}}]}}`, o.Namespace, o.Pod, host, address, upstreamPort))
+		if o.GatewayAPI != "" {
+			return decode(append(texts, gatewayAPI(o, port, host)...))
+		}
 		texts = append(texts,
-			fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"namespace": %q, "name": %q},
-				"spec": {"hosts": [%q], "location": "MESH_EXTERNAL", "resolution": "STATIC", "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
-					"endpoints": [{"address": %q, "ports": {"http": %s}}]}}`, o.Namespace, o.Pod, host, address, upstreamPort),
 			fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"namespace": %q, "name": %q},
 				"spec": {"selector": {"istiotest/pod": %q}, "servers": [{"port": {"number": %s, "protocol": "HTTP", "name": "http"}, "bind": "127.0.0.1", "hosts": ["*"]}]}}`,
 				o.Namespace, o.Pod, o.Pod, port),
@@ -171,7 +183,23 @@ func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {
 				"spec": {"hosts": ["*"], "gateways": [%q], "http": [{"route": [{"destination": {"host": %q, "port": {"number": 80}}}]}]}}`,
 				o.Namespace, o.Pod, o.Pod, host))
 	}
-	var objects []map[string]any
+	return decode(texts)
+}
+
+// gatewayAPI is a Gateway with the Service that Istio makes of it, and its route.
+func gatewayAPI(o ProxyOptions, port, host string) []string {
+	return []string{
+		fmt.Sprintf(`{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"namespace": %q, "name": %q},
+			"spec": {"gatewayClassName": "istio", "listeners": [{"name": "http", "port": %s, "protocol": "HTTP"}]}}`, o.Namespace, o.GatewayAPI, port),
+		fmt.Sprintf(`{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": %q, "name": "%s-istio"},
+			"spec": {"selector": {"gateway.networking.k8s.io/gateway-name": %q}, "ports": [{"name": "http", "port": %s}]}}`, o.Namespace, o.GatewayAPI, o.GatewayAPI, port),
+		fmt.Sprintf(`{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"namespace": %q, "name": %q},
+			"spec": {"parentRefs": [{"name": %q}], "rules": [{"backendRefs": [
+				{"group": "networking.istio.io", "kind": "Hostname", "name": %q, "port": 80}]}]}}`, o.Namespace, o.Pod, o.GatewayAPI, host),
+	}
+}
+
+func decode(texts []string) (objects []map[string]any, err error) {
 	for _, text := range texts {
 		var o map[string]any
 		if err := json.Unmarshal([]byte(text), &o); err != nil {
