@@ -79,26 +79,17 @@ func InPods(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 				}
 			}
 			// Half of the time at least is left to others.
-			if err := sleep(ctx, max(pause, time.Since(begun))); err != nil {
-				yield(plan.Loaded{}, err)
+			select {
+			case <-ctx.Done():
+				yield(plan.Loaded{}, ctx.Err())
 				return
+			case <-time.After(max(pause, time.Since(begun))):
 			}
 		}
 	}
 }
 
 var errUntold = errors.New("no Service with a selector has the target's name, so nothing tells which Pods its proxies are in")
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
 
 // podWatch is one look after another at a plan's proxies.
 type podWatch struct {

@@ -93,9 +93,11 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 				}
 			}
 			// Half of the time at least is left to others.
-			if err := sleep(ctx, max(pause, took)); err != nil {
-				yield(plan.Loaded{}, err)
+			select {
+			case <-ctx.Done():
+				yield(plan.Loaded{}, ctx.Err())
 				return
+			case <-time.After(max(pause, took)):
 			}
 		}
 	}
@@ -137,17 +139,6 @@ func (w *watch) unverified(ctx context.Context, err error) error {
 		return err
 	}
 	return problem.NotVerified.New("%s: %w", w.plan.Chain.Target, err)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // watch is one look after another at a plan's proxies.

@@ -56,10 +56,7 @@ func (Consul) OwnRights() bool { return false }
 
 // Complete fills the target's namespace in, and refuses what Consul has no word for.
 func (Consul) Complete(f filter.Filter) (filter.Filter, error) {
-	var mistakes []problem.Field
-	refuse := func(path, cause, remedy string) {
-		mistakes = append(mistakes, problem.Field{Path: path, Cause: cause, Remedy: remedy})
-	}
+	var m mistakes
 	s := &f.Spec
 	s.Mesh = "consul"
 	const kinds = "use Service with the service's name, or Mesh"
@@ -69,17 +66,17 @@ func (Consul) Complete(f filter.Filter) (filter.Filter, error) {
 	case filter.Mesh:
 		s.Target.Namespace = cmp.Or(s.Target.Namespace, ConsulRoot)
 	case "":
-		refuse("spec.target", "there is no default target on Consul", kinds)
+		m.refuse("spec.target", "there is no default target on Consul", kinds)
 	default:
-		refuse("spec.target.kind", fmt.Sprintf("Consul cannot put a filter on a %s", s.Target.Kind), kinds)
+		m.refuse("spec.target.kind", fmt.Sprintf("Consul cannot put a filter on a %s", s.Target.Kind), kinds)
 	}
 	if s.Delivery.UpstreamPort != 0 && s.Target.Kind == filter.Mesh {
 		refuse("spec.delivery.upstreamPort", "it would restart every Pod of the mesh", "give the Pods the upstream yourself, or use a target of kind Service")
 	}
 	if s.Delivery.Mode == filter.DeliverInline {
-		refuse("spec.delivery.mode", "Consul's entries cannot carry a module's bytes", "use local, direct or served, or leave it out")
+		m.refuse("spec.delivery.mode", "Consul's entries cannot carry a module's bytes", "use local, direct or served, or leave it out")
 	}
-	return f, problem.NotSupported.WithFields(f.Key.String(), mistakes)
+	return f, problem.NotSupported.WithFields(f.Key.String(), m)
 }
 
 // Reads names the entries that say what the service is, and on Kubernetes the Service that selects its Pods.

@@ -43,10 +43,7 @@ func (Envoy) OwnRights() bool { return true }
 
 // Complete puts a filter without a target on the default proxy group, and refuses other targets and TCP.
 func (Envoy) Complete(f filter.Filter) (filter.Filter, error) {
-	var mistakes []problem.Field
-	refuse := func(path, cause, remedy string) {
-		mistakes = append(mistakes, problem.Field{Path: path, Cause: cause, Remedy: remedy})
-	}
+	var m mistakes
 	s := &f.Spec
 	s.Mesh = "envoy"
 	switch s.Target.Kind {
@@ -54,21 +51,21 @@ func (Envoy) Complete(f filter.Filter) (filter.Filter, error) {
 		s.Target = filter.Target{Kind: filter.ProxyGroup, Name: DefaultGroup}
 	case filter.ProxyGroup:
 		if s.Target.Namespace != "" {
-			refuse("spec.target.namespace", "groups of proxies stand outside of namespaces", "leave it out")
+			m.refuse("spec.target.namespace", "groups of proxies stand outside of namespaces", "leave it out")
 		}
 		if s.Target.Partition != "" {
-			refuse("spec.target.partition", "groups of proxies have no partitions", "leave it out")
+			m.refuse("spec.target.partition", "groups of proxies have no partitions", "leave it out")
 		}
 	default:
-		refuse("spec.target.kind", fmt.Sprintf("plain Envoy has no %s", s.Target.Kind), "use kind ProxyGroup and the group's name")
+		m.refuse("spec.target.kind", fmt.Sprintf("plain Envoy has no %s", s.Target.Kind), "use kind ProxyGroup and the group's name")
 	}
 	if s.Protocol == filter.TCP {
-		refuse("spec.protocol", "plain Envoy's slot holds http filters only", "use http")
+		m.refuse("spec.protocol", "plain Envoy's slot holds http filters only", "use http")
 	}
-	if m := s.Delivery.Mode; m != filter.DeliverAuto && m != filter.DeliverInline && m != filter.DeliverLocal {
-		refuse("spec.delivery.mode", fmt.Sprintf("plain Envoy cannot prove a module that is delivered %s", m), "use inline, or leave it out")
+	if d := s.Delivery.Mode; d != filter.DeliverAuto && d != filter.DeliverInline && d != filter.DeliverLocal {
+		m.refuse("spec.delivery.mode", fmt.Sprintf("plain Envoy cannot prove a module that is delivered %s", d), "use inline, or leave it out")
 	}
-	return f, problem.NotSupported.WithFields(f.Key.String(), mistakes)
+	return f, problem.NotSupported.WithFields(f.Key.String(), m)
 }
 
 // Reads nothing: there is no cluster.

@@ -66,10 +66,7 @@ func (Istio) OwnRights() bool { return false }
 
 // Complete fills the target's namespace in, and refuses targets that Istio has no word for.
 func (Istio) Complete(f filter.Filter) (filter.Filter, error) {
-	var mistakes []problem.Field
-	refuse := func(path, cause, remedy string) {
-		mistakes = append(mistakes, problem.Field{Path: path, Cause: cause, Remedy: remedy})
-	}
+	var m mistakes
 	s := &f.Spec
 	s.Mesh = "istio"
 	const kinds = "use Workload, Service, Gateway, Namespace or Mesh"
@@ -83,19 +80,19 @@ func (Istio) Complete(f filter.Filter) (filter.Filter, error) {
 			s.Target.Namespace = IstioRoot
 		}
 	case "":
-		refuse("spec.target", "there is no default target on Istio", kinds)
+		m.refuse("spec.target", "there is no default target on Istio", kinds)
 	default:
-		refuse("spec.target.kind", fmt.Sprintf("Istio cannot put a filter on a %s", s.Target.Kind), kinds)
+		m.refuse("spec.target.kind", fmt.Sprintf("Istio cannot put a filter on a %s", s.Target.Kind), kinds)
 	}
 	if s.Target.Partition != "" {
-		refuse("spec.target.partition", "Istio has no partitions", "leave it out")
+		m.refuse("spec.target.partition", "Istio has no partitions", "leave it out")
 	}
 	for i, e := range s.Environment {
 		if strings.HasPrefix(e.Name, "ISTIO_META_") {
-			refuse(fmt.Sprintf("spec.environment[%d].name", i), "Istio reads variables of this name itself and takes them away", "use another name")
+			m.refuse(fmt.Sprintf("spec.environment[%d].name", i), "Istio reads variables of this name itself and takes them away", "use another name")
 		}
 	}
-	return f, problem.NotSupported.WithFields(f.Key.String(), mistakes)
+	return f, problem.NotSupported.WithFields(f.Key.String(), m)
 }
 
 // Reads names the kinds that carry filters, and what the target's name may stand for.

@@ -27,6 +27,13 @@ type Mesh interface {
 	Plan(filter.Chain, plan.World) (plan.Plan, error)
 }
 
+// mistakes are what a filter asks of a mesh that has no word for it.
+type mistakes []problem.Field
+
+func (m *mistakes) refuse(path, cause, remedy string) {
+	*m = append(*m, problem.Field{Path: path, Cause: cause, Remedy: remedy})
+}
+
 // Trier is a Mesh that can have one proxy run a chain before the others do.
 type Trier interface {
 	// Try plans that the proxy of one Pod runs the chain c, whose secrets are resolved and of which next is the plan, while

@@ -182,8 +182,10 @@ func (r *Runner) revise(ctx context.Context, s *story, pl place, mesh string, t 
 		r.Log.Info("another adapter has changed the chain meanwhile", "operation", s.operation, "target", t.String())
 		if pl.cluster != nil {
 			// Nobody has claimed a cluster's target. Two that began again at once would keep each other from the end.
-			if err := pause(ctx, mathrand.N(time.Duration(tries+1)*giveWay)); err != nil {
-				return next, l, false, err
+			select {
+			case <-ctx.Done():
+				return next, l, false, ctx.Err()
+			case <-time.After(mathrand.N(time.Duration(tries+1) * giveWay)):
 			}
 		}
 		if err := r.behind(ctx, b, func(c filter.Chain) error {
@@ -202,17 +204,6 @@ const (
 	maxRevisions = 10
 	giveWay      = time.Second
 )
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
 
 // change makes next hold where prev does, and proves it. When a proxy rejects it, or nothing is proved, prev holds again.
 func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev plan.Plan, next filter.Chain, e edit, pt patience) (l plan.Loaded, unchanged bool, err error) {

@@ -1,19 +1,14 @@
 package consultest
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"path/filepath"
 	"reflect"
 	"sync"
 	"time"
-
-	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 )
@@ -63,7 +58,7 @@ func StartCluster(ctx context.Context, dir string, o k8stest.Options) (_ *Cluste
 	if c.kubelet, err = server.StartKubelet(ctx, node, c.forward); err != nil {
 		return nil, err
 	}
-	if err := c.install(ctx); err != nil {
+	if err := c.Install(ctx, crds); err != nil {
 		return nil, err
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -88,43 +83,6 @@ func (c *Cluster) Stop() {
 		c.Consul.Stop()
 	}
 	c.Server.Stop()
-}
-
-// install makes the kinds and waits until they are served.
-func (c *Cluster) install(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for reader := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(crds), 4096); ; {
-		var crd map[string]any
-		if err := reader.Decode(&crd); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return err
-		}
-		if crd == nil {
-			continue
-		}
-		if err := c.Send(ctx, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd); err != nil {
-			return err
-		}
-	}
-	for kind := range entryKinds {
-		for c.Send(ctx, http.MethodGet, "/apis/consul.hashicorp.com/v1alpha1/"+kind, nil) != nil {
-			if err := sleep(ctx, pollInterval); err != nil {
-				return fmt.Errorf("%s are not served: %w", kind, err)
-			}
-		}
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // Pod makes one that runs, as far as the API server knows, as the Pod that a service's sidecar is in.
@@ -163,7 +121,12 @@ var entryKinds = map[string]string{"servicedefaults": "service-defaults", "proxy
 // control brings objects to Consul until ctx ends.
 func (c *Cluster) control(ctx context.Context) {
 	synced := map[string]any{} // the specs that Consul has, by UID
-	for sleep(ctx, pollInterval) == nil {
+	for tick := time.Tick(pollInterval); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
 		for plural, kind := range entryKinds {
 			var list struct{ Items []map[string]any }
 			if err := c.Get(ctx, "/apis/consul.hashicorp.com/v1alpha1/"+plural, &list); err != nil {

@@ -7,22 +7,17 @@
 package istiotest
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
 	"github.com/meshery/meshery-filters/build/controlplanes/stack"
@@ -111,7 +106,11 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	if m.kubelet, err = server.StartKubelet(ctx, node, m.forward); err != nil {
 		return nil, err
 	}
-	if err := m.install(ctx, filepath.Join(folder, "crds.yaml"), o.Without); err != nil {
+	crds, err := os.ReadFile(filepath.Join(folder, "crds.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Install(ctx, crds, o.Without...); err != nil {
 		return nil, err
 	}
 	if o.GatewayAPI {
@@ -165,55 +164,6 @@ func (m *Mesh) Log() string {
 		b.WriteString(i.Log())
 	}
 	return b.String()
-}
-
-// install makes Istio's kinds and waits until they are served.
-func (m *Mesh) install(ctx context.Context, file string, without []string) error {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	var served []string
-	for reader := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(data), 4096); ; {
-		var crd map[string]any
-		if err := reader.Decode(&crd); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return fmt.Errorf("read %s: %w", file, err)
-		}
-		if crd == nil {
-			continue
-		}
-		spec := crd["spec"].(map[string]any)
-		names := spec["names"].(map[string]any)
-		if slices.Contains(without, names["kind"].(string)) {
-			continue
-		}
-		if err := m.Send(ctx, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd); err != nil {
-			return err
-		}
-		version := spec["versions"].([]any)[0].(map[string]any)["name"]
-		served = append(served, fmt.Sprintf("/apis/%s/%s/%s", spec["group"], version, names["plural"]))
-	}
-	for _, path := range served {
-		for m.Send(ctx, http.MethodGet, path, nil) != nil {
-			if err := sleep(ctx, pollInterval); err != nil {
-				return fmt.Errorf("%s is not served: %w", path, err)
-			}
-		}
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 func namespace(name string) map[string]any {

@@ -32,7 +32,8 @@ import (
 
 const (
 	startTimeout = 3 * time.Minute // of all parts together, on a machine that is busy with other things
-	attempts     = 4               // a port that was free may be taken before it is used
+	pollInterval = 20 * time.Millisecond
+	attempts     = 4 // a port that was free may be taken before it is used
 	// Issuer of the tokens that the server takes from service accounts.
 	Issuer = "https://kubernetes.default.svc"
 	// Admin is a user who may do everything.

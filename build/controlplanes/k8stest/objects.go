@@ -1,12 +1,15 @@
 package k8stest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/yaml"
 
@@ -28,6 +31,44 @@ func (s *Server) Delete(ctx context.Context, objects ...map[string]any) error {
 	for _, o := range objects {
 		if err := s.Send(ctx, http.MethodDelete, Path(o), nil); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Install makes the kinds of CustomResourceDefinitions, in YAML, but for those without, and waits until they are served.
+func (s *Server) Install(ctx context.Context, crds []byte, without ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	var served []string
+	for d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(crds), 4096); ; {
+		var crd map[string]any
+		if err := d.Decode(&crd); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return fmt.Errorf("read the kinds: %w", err)
+		}
+		if crd == nil {
+			continue
+		}
+		spec := crd["spec"].(map[string]any)
+		names := spec["names"].(map[string]any)
+		if slices.Contains(without, names["kind"].(string)) {
+			continue
+		}
+		if err := s.Send(ctx, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd); err != nil {
+			return err
+		}
+		version := spec["versions"].([]any)[0].(map[string]any)["name"]
+		served = append(served, fmt.Sprintf("/apis/%s/%s/%s", spec["group"], version, names["plural"]))
+	}
+	for _, path := range served {
+		for s.Send(ctx, http.MethodGet, path, nil) != nil {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s is not served: %w", path, ctx.Err())
+			case <-time.After(pollInterval):
+			}
 		}
 	}
 	return nil
