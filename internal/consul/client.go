@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,8 @@ const (
 	maxAnswer = 16 << 20 // bytes of one of Consul's
 	maxText   = 1 << 10  // bytes of its errors that are shown
 	parallel  = 8        // proxies that are asked at once
+
+	alertTimeout = 2 * time.Second
 )
 
 // Options say how Consul is reached. Addr and Log must be set.
@@ -97,6 +100,7 @@ type call struct {
 	query        url.Values
 	body         any
 	global       bool // it is of no namespace
+	whole        bool // an answer of which the token may not see all is none
 }
 
 // do gives Consul's answer; 404 to a reading is one without a body. Other refusals are problems.
@@ -143,6 +147,8 @@ func (c *Client) do(ctx context.Context, k call) (body []byte, err error) {
 		return nil, c.unreachable(ctx, err)
 	case len(body) > maxAnswer:
 		return nil, problem.ConsulRefused.New("%s: its answer to %s has more than %d MiB", c, k.path, maxAnswer>>20)
+	case k.whole && resp.Header.Get("X-Consul-Results-Filtered-By-Acls") == "true":
+		return nil, problem.ConsulDenied.New("%s: %s %s: the token may not see all of the answer", c, k.method, k.path)
 	case resp.StatusCode == http.StatusOK:
 		return body, nil
 	case resp.StatusCode == http.StatusNotFound && k.method == http.MethodGet:
@@ -150,10 +156,15 @@ func (c *Client) do(ctx context.Context, k call) (body []byte, err error) {
 	}
 	text := clean(string(body))
 	switch {
+	case strings.Contains(text, "HTTP request to an HTTPS server"):
+		return nil, problem.ConsulTLS.New("%s: consul.addr begins with http://, and it answers by https://", c)
 	case resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusUnauthorized:
 		return nil, problem.ConsulDenied.New("%s: %s %s: %s", c, k.method, k.path, text)
 	case strings.Contains(text, "No cluster leader"), resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable:
 		return nil, problem.ConsulUnreachable.New("%s: %s", c, text)
+	}
+	if strings.Contains(text, "Enterprise feature") {
+		text += "; leave consul.namespace and consul.partition out"
 	}
 	return nil, problem.ConsulRefused.New("%s: %s %s: status %d: %s", c, k.method, k.path, resp.StatusCode, text)
 }
@@ -167,7 +178,53 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		err = cmp.Or(c.alert(ctx), err)
+	}
+	var unverified *tls.CertificateVerificationError
+	var name x509.HostnameError
+	var remote *net.OpError
+	switch {
+	case errors.As(err, &name):
+		return problem.ConsulTLS.New("%s: its certificate is for another name than consul.addr: %w", c, err)
+	case errors.As(err, &unverified):
+		return problem.ConsulTLS.New("%s: consul.caFile does not have the authority of its certificate, or that has expired: %w", c, err)
+	case errors.As(err, &remote) && remote.Op == "remote error" && (c.TLS == nil || len(c.TLS.Certificates) == 0): // an alert
+		return problem.ConsulTLS.New("%s: it wants a client certificate, and consul.certFile and consul.keyFile are not set: %w", c, err)
+	case errors.As(err, &remote) && remote.Op == "remote error":
+		return problem.ConsulTLS.New("%s: it does not take the certificate of consul.certFile: %w", c, err)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return problem.ConsulTLS.New("%s: consul.addr begins with https://, and it answers by http://", c)
+	}
 	return problem.ConsulUnreachable.New("%s: %w", c, err)
+}
+
+// alert is why a server that speaks TLS ends connections, in its own words. Whoever has sent a request by then gets no more
+// than that the connection has ended.
+func (c *Client) alert(ctx context.Context) error {
+	if !strings.HasPrefix(c.Addr, "https://") {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, alertTimeout)
+	defer cancel()
+	raw, err := c.transport.DialContext(ctx, "tcp", c.host)
+	if err != nil {
+		return nil
+	}
+	defer raw.Close()
+	conf := &tls.Config{}
+	if c.TLS != nil {
+		conf = c.TLS.Clone()
+	}
+	conf.ServerName = (&url.URL{Host: c.host}).Hostname()
+	conn := tls.Client(raw, conf)
+	_ = raw.SetDeadline(time.Now().Add(alertTimeout))
+	_, err = conn.Read(make([]byte, 1))
+	var remote *net.OpError
+	if errors.As(err, &remote) && remote.Op == "remote error" {
+		return err
+	}
+	return nil
 }
 
 // get reads an answer into v, and says whether there was one.

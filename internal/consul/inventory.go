@@ -71,7 +71,7 @@ func (c *Client) inventory(ctx context.Context, mesh string, t filter.Target) (i
 // inventories reads all of them.
 func (c *Client) inventories(ctx context.Context) (all []inventory, err error) {
 	var pairs []pair
-	if _, err := c.get(ctx, call{path: "/v1/kv/" + prefix, query: url.Values{"recurse": {"true"}}}, &pairs); err != nil {
+	if _, err := c.get(ctx, call{path: "/v1/kv/" + prefix, query: url.Values{"recurse": {"true"}}, whole: true}, &pairs); err != nil {
 		return nil, err
 	}
 	for _, p := range pairs {

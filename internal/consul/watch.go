@@ -174,7 +174,7 @@ func listed(names []string) string {
 type instance struct{ Node, ServiceID, ServiceKind string }
 
 func (c *Client) instances(ctx context.Context, service string) (all []instance, err error) {
-	if _, err := c.get(ctx, call{path: "/v1/catalog/connect/" + url.PathEscape(service)}, &all); err != nil {
+	if _, err := c.get(ctx, call{path: "/v1/catalog/connect/" + url.PathEscape(service), whole: true}, &all); err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(s instance) bool { return s.ServiceKind != "connect-proxy" }), nil

@@ -10,6 +10,9 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -676,5 +679,63 @@ func TestATokenWithoutRightsChangesNothingInConsul(t *testing.T) {
 	}
 	if e := r.entry("service-defaults", "api"); e != "" {
 		t.Errorf("%s", e)
+	}
+}
+
+// TestNamespaceAndPartitionAreInEveryRequestToConsul has a Consul that knows neither. What stands before it notes what it is
+// asked for, and lets that go on without them, or as it is.
+func TestNamespaceAndPartitionAreInEveryRequestToConsul(t *testing.T) {
+	s, err := startSidecars()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := url.Parse(s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var enterprise atomic.Bool
+	var mu sync.Mutex
+	asked := map[string]string{} // namespaces and partitions, by method and path
+	proxy := &httputil.ReverseProxy{Rewrite: func(q *httputil.ProxyRequest) {
+		q.SetURL(at)
+		query := q.In.URL.Query()
+		mu.Lock()
+		asked[q.In.Method+" "+q.In.URL.Path] = fmt.Sprint(query["ns"], query["partition"])
+		mu.Unlock()
+		if enterprise.Load() {
+			query.Del("ns")
+			query.Del("partition")
+			q.Out.URL.RawQuery = query.Encode()
+		}
+	}}
+	before := httptest.NewServer(proxy)
+	t.Cleanup(before.Close)
+	r := newConsulRigOf(t, func(o *operation.Options) { o.AllowWideTargets = true },
+		func(o *consul.Options) { o.Addr, o.Namespace, o.Partition, o.Admin = before.URL, "team", "west", nil })
+	r.speaks()
+	e := r.fails(problem.ConsulRefused, apply(onAPI("hello")))
+	if !strings.Contains(e.Details, "Enterprise feature") || !strings.Contains(e.Details, "leave consul.namespace and consul.partition out") {
+		t.Errorf("%s", e.Details)
+	}
+	enterprise.Store(true)
+	r.ok(apply(onAPI("hello")))
+	r.ok(apply(doc("wide", "mesh: consul", "target: {kind: Mesh}")))
+	r.ok(remove(doc("hello", "mesh: consul")))
+	r.ok(remove(doc("wide", "mesh: consul")))
+	mu.Lock()
+	defer mu.Unlock()
+	for _, path := range []string{"GET /v1/config/service-defaults/api", "GET /v1/config/proxy-defaults/global", "PUT /v1/config", "GET /v1/catalog/connect/api", "GET /v1/kv/meshery-filters/"} {
+		if asked[path] == "" {
+			t.Errorf("nobody asked for %s: %v", path, asked)
+		}
+	}
+	for path, is := range asked {
+		want := "[team] [west]"
+		if strings.Contains(path, "/proxy-defaults/") {
+			want = "[] [west]" // of a partition's whole mesh
+		}
+		if path != "PUT /v1/config" && is != want { // which is of either kind
+			t.Errorf("%s: %s", path, is)
+		}
 	}
 }

@@ -206,11 +206,14 @@ var (
 		"The cluster serves neither Istio's Gateway and VirtualService nor the Gateway API's Gateway and HTTPRoute, which Consul's gateway needs, or not those that imagehub.gateway of the adapter's configuration asks for.",
 		"Install Istio with its gateway, or the Gateway API's kinds; or set imagehub.gateway to auto."}
 	ConsulUnreachable = &Kind{"meshery-filters-1100", codes.Unavailable, "Consul cannot be reached",
-		"The agent at consul.addr is down, has no leader, cannot be reached from the adapter's machine, or has another certificate than consul.caFile says.",
+		"The agent at consul.addr is down, has no leader, or cannot be reached from the adapter's machine.",
 		"Check the address with `curl ADDRESS/v1/status/leader` from where the adapter runs, then send the operation again."}
+	ConsulTLS = &Kind{"meshery-filters-1162", codes.Unavailable, "the adapter and Consul do not trust each other",
+		"Consul's certificate has another authority than consul.caFile or another name than consul.addr, or Consul does not take the certificate of consul.certFile, or consul.addr says http where Consul speaks TLS, or the other way round.",
+		"Correct the setting that the details name and start the adapter again. `curl --cacert CAFILE --cert CERTFILE --key KEYFILE ADDRESS/v1/status/leader` tries the same three files."}
 	ConsulDenied = &Kind{"meshery-filters-1101", codes.PermissionDenied, "Consul does not allow it",
 		"The token of consul.token has expired, is unknown, or its policies lack what is named.",
-		"Give the token the policy that docs/consul.md shows."}
+		"Give the token, which is the one of consul.token, the policy that docs/consul.md shows: `consul acl policy update`."}
 	ConsulRefused = &Kind{"meshery-filters-1102", codes.FailedPrecondition, "Consul refuses a request",
 		"Consul does not accept the entry, or what answers at consul.addr is no Consul.",
 		"Read its own text in the details; it names the field. `curl ADDRESS/v1/agent/self` shows what answers there."}
@@ -288,7 +291,7 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
+		ConsulUnreachable, ConsulTLS, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
 		UpstreamMissing, UpstreamRefused, RolloutFailed}

@@ -37,7 +37,12 @@ const (
 type Options struct {
 	// ACL has the agent refuse what comes without a token. Management then is the token that may do everything.
 	ACL bool
+	// TLS, when set, has the agent answer by HTTPS, too, to clients with a certificate of the authority.
+	TLS *TLS
 }
+
+// TLS are files in PEM: of an authority, and of the agent's certificate for 127.0.0.1 with its key.
+type TLS struct{ CA, Cert, Key string }
 
 // Management is the token that may do everything, where there are ACLs.
 const Management = "11111111-2222-3333-4444-555555555555"
@@ -46,6 +51,8 @@ const Management = "11111111-2222-3333-4444-555555555555"
 type Consul struct {
 	// Addr is where its HTTP API answers: http://127.0.0.1:PORT.
 	Addr string
+	// Secure is where it answers by TLS, https://127.0.0.1:PORT; empty: nowhere.
+	Secure string
 
 	program string
 	dir     string
@@ -89,7 +96,7 @@ func Start(ctx context.Context, dir string, o Options) (*Consul, error) {
 }
 
 func (c *Consul) start(ctx context.Context, o Options) error {
-	ports, err := stack.FreePorts(4)
+	ports, err := stack.FreePorts(5)
 	if err != nil {
 		return err
 	}
@@ -103,6 +110,11 @@ func (c *Consul) start(ctx context.Context, o Options) error {
 	if o.ACL {
 		settings["acl"] = map[string]any{"enabled": true, "default_policy": "deny",
 			"tokens": map[string]any{"initial_management": Management, "agent": Management}}
+	}
+	if o.TLS != nil {
+		settings["ports"].(map[string]any)["https"] = json.Number(ports[4])
+		settings["tls"] = map[string]any{"https": map[string]any{"ca_file": o.TLS.CA, "cert_file": o.TLS.Cert, "key_file": o.TLS.Key, "verify_incoming": true}}
+		c.Secure = "https://127.0.0.1:" + ports[4]
 	}
 	data, err := json.Marshal(settings)
 	if err != nil {
