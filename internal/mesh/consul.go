@@ -71,7 +71,7 @@ func (Consul) Complete(f filter.Filter) (filter.Filter, error) {
 		m.refuse("spec.target.kind", fmt.Sprintf("Consul cannot put a filter on a %s", s.Target.Kind), kinds)
 	}
 	if s.Delivery.UpstreamPort != 0 && s.Target.Kind == filter.Mesh {
-		refuse("spec.delivery.upstreamPort", "it would restart every Pod of the mesh", "give the Pods the upstream yourself, or use a target of kind Service")
+		m.refuse("spec.delivery.upstreamPort", "it would restart every Pod of the mesh", "give the Pods the upstream yourself, or use a target of kind Service")
 	}
 	if s.Delivery.Mode == filter.DeliverInline {
 		m.refuse("spec.delivery.mode", "Consul's entries cannot carry a module's bytes", "use local, direct or served, or leave it out")

@@ -208,9 +208,6 @@ var (
 	ConsulUnreachable = &Kind{"meshery-filters-1100", codes.Unavailable, "Consul cannot be reached",
 		"The agent at consul.addr is down, has no leader, or cannot be reached from the adapter's machine.",
 		"Check the address with `curl ADDRESS/v1/status/leader` from where the adapter runs, then send the operation again."}
-	ConsulTLS = &Kind{"meshery-filters-1162", codes.Unavailable, "the adapter and Consul do not trust each other",
-		"Consul's certificate has another authority than consul.caFile or another name than consul.addr, or Consul does not take the certificate of consul.certFile, or consul.addr says http where Consul speaks TLS, or the other way round.",
-		"Correct the setting that the details name and start the adapter again. `curl --cacert CAFILE --cert CERTFILE --key KEYFILE ADDRESS/v1/status/leader` tries the same three files."}
 	ConsulDenied = &Kind{"meshery-filters-1101", codes.PermissionDenied, "Consul does not allow it",
 		"The token of consul.token has expired, is unknown, or its policies lack what is named.",
 		"Give the token, which is the one of consul.token, the policy that docs/consul.md shows: `consul acl policy update`."}
@@ -277,6 +274,9 @@ var (
 	UndoAmbiguous = &Kind{"meshery-filters-1146", codes.FailedPrecondition, "the undo comes to different things",
 		"The filter has a history in several of the places that the request is for, and was not the same there.",
 		"Send the undo with the kubeconfig of one cluster, or apply the filter as you want it."}
+	ConsulTLS = &Kind{"meshery-filters-1162", codes.Unavailable, "the adapter and Consul do not trust each other",
+		"Consul's certificate has another authority than consul.caFile or another name than consul.addr, or Consul does not take the certificate of consul.certFile, or consul.addr says http where Consul speaks TLS, or the other way round.",
+		"Correct the setting that the details name and start the adapter again. `curl --cacert CAFILE --cert CERTFILE --key KEYFILE ADDRESS/v1/status/leader` tries the same three files."}
 )
 
 // All lists the table in the order of its codes.
@@ -291,8 +291,8 @@ func All() []*Kind {
 		NamespaceUnavailable, KindNotServed, FieldConflict, ObjectRefused, ChainChanged, ClusterBusy,
 		RenderOnly, TargetNotFound, NoDelivery, KindMissing, ClusterAnswer, InventoryDamaged, NotReady,
 		ClusterMissing, ClustersFailed, NotVerified, SourceUnproved, HubGateway,
-		ConsulUnreachable, ConsulTLS, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
+		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		UpstreamMissing, UpstreamRefused, RolloutFailed}
+		UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS}
 }

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -106,16 +107,17 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	if m.kubelet, err = server.StartKubelet(ctx, node, m.forward); err != nil {
 		return nil, err
 	}
-	crds, err := os.ReadFile(filepath.Join(folder, "crds.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	if err := m.Install(ctx, crds, o.Without...); err != nil {
-		return nil, err
-	}
+	kinds := []string{"crds.yaml"}
 	if o.GatewayAPI {
 		m.env = slices.Concat(environment, gatewayEnvironment) // the last of a name counts
-		if err := m.install(ctx, filepath.Join(folder, "gateway-api.yaml"), o.Without); err != nil {
+		kinds = append(kinds, "gateway-api.yaml")
+	}
+	for _, file := range kinds {
+		crds, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil {
+			return nil, err
+		}
+		if err := m.Install(ctx, crds, o.Without...); err != nil {
 			return nil, err
 		}
 	}
