@@ -8,6 +8,7 @@ package meshery
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -199,16 +200,24 @@ type tokenFile struct {
 
 // readToken reads what mesheryctl writes, or a token alone. Errors do not quote the file.
 func readToken(name string) (t tokenFile, err error) {
-	info, err := os.Stat(name)
+	info, err := os.Stat(name) // before it is opened, which may block for what is no file
 	if err != nil {
 		return t, errors.Unwrap(err) // the path is named already
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxToken {
-		return t, errors.New("it is no file of a token's size")
+	if !info.Mode().IsRegular() {
+		return t, errors.New("it is no file")
 	}
-	data, err := os.ReadFile(name)
+	f, err := os.Open(name)
 	if err != nil {
 		return t, errors.Unwrap(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	if err != nil {
+		return t, cmp.Or(errors.Unwrap(err), err)
+	}
+	if len(data) > maxToken {
+		return t, errors.New("it is too large for a token")
 	}
 	text := strings.TrimSpace(string(data))
 	if strings.HasPrefix(text, "{") {

@@ -31,7 +31,10 @@ type SinkOptions struct {
 	Cursor store.Cursor
 	// MinRetry and MaxRetry bound the waits after a failure. Default: 1s and 1m.
 	MinRetry, MaxRetry time.Duration
-	Log                *slog.Logger // none when nil
+	// Faulty is how long the server has to answer an event with 500, and be well, before those behind it are tried.
+	// Default: 10m.
+	Faulty time.Duration
+	Log    *slog.Logger // none when nil
 }
 
 // Sink sends every event to the server, one after the other in the order of the log. What the server does not take waits
@@ -39,7 +42,8 @@ type SinkOptions struct {
 // arrive, or was not noted before the adapter was killed, is sent once more, with the id that it had.
 //
 // An event whose content the server refuses is tried a few times, and once more when the server has taken one behind it;
-// then it is let go of. A server that takes none of them is the one that is wrong, and everything waits.
+// then it is let go of. So is one that the server answers with 500 for long, while it tells its version when asked. A server
+// that takes none of them is the one that is wrong, and everything waits.
 //
 // Of several adapters that share a store one sends; another takes over when it ends.
 type Sink struct {
@@ -51,13 +55,24 @@ type Sink struct {
 	published atomic.Uint64
 	answers   atomic.Bool
 
-	refused uint64         // position of the event that was refused last
-	times   int            // how often in a row
-	late    []store.Record // were refused, before the server took one behind them
+	refused uint64    // position of the event that was refused last
+	times   int       // how often in a row
+	since   time.Time // since when events are refused, and nothing else was answered
+	late    []aside   // were refused, before the server took one behind them
+	left    atomic.Uint64
+}
+
+// aside is an event that was refused, while those behind it are tried.
+type aside struct {
+	store.Record
+	why error
 }
 
 const (
 	eventsPath = "/api/system/events"
+	// versionPath is asked without anybody signed in.
+	versionPath = "/api/system/version"
+	maxVersion  = 64 << 10 // bytes of its answer
 	// maxTaken bounds the answer in bytes. It repeats the event, with up to 64 KiB of details in it twice and up to six bytes
 	// for each of theirs.
 	maxTaken = 2 << 20
@@ -73,6 +88,9 @@ const (
 // NewSink makes a Sink. Nothing is sent until Run.
 func NewSink(ctx context.Context, o SinkOptions) (*Sink, error) {
 	o.MinRetry, o.MaxRetry = retries(o.MinRetry, o.MaxRetry)
+	if o.Faulty <= 0 {
+		o.Faulty = 10 * time.Minute
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -88,6 +106,9 @@ func (s *Sink) Connected() bool { return s.answers.Load() }
 
 // Published counts the events that the server has taken since the start.
 func (s *Sink) Published() uint64 { return s.published.Load() }
+
+// Refused counts the events that the server has refused and that are not sent again.
+func (s *Sink) Refused() uint64 { return s.left.Load() }
 
 // Position is that of the next event to send; 0 while it is not known, as long as another adapter sends.
 func (s *Sink) Position() uint64 { return s.position.Load() }
@@ -154,7 +175,7 @@ func (s *Sink) send(ctx, work context.Context, works func()) error {
 	if err := s.again(work); err != nil {
 		return err
 	}
-	var aside []store.Record
+	var refused []aside
 	for r, err := range s.options.Events.From(ctx, position) {
 		if err != nil {
 			return err
@@ -163,7 +184,7 @@ func (s *Sink) send(ctx, work context.Context, works func()) error {
 			s.options.Log.Warn("events were let go before Meshery took them", "lost", r.Position-next)
 		}
 		next = r.Position + 1
-		if len(aside) == 0 {
+		if len(refused) == 0 {
 			position = r.Position
 		}
 		// Whoever was idle may have lost the Cursor to another adapter, which has the same event before it.
@@ -172,16 +193,15 @@ func (s *Sink) send(ctx, work context.Context, works func()) error {
 				return err
 			}
 		}
-		if err := s.post(work, r); errors.Is(err, errContent) {
-			if more, errBounds := s.passOver(ctx, r, len(aside)); errBounds != nil || !more {
-				return cmp.Or(errBounds, err)
+		if err := s.post(work, r); err != nil {
+			if more, errMore := s.passOver(work, r, len(refused), err); errMore != nil || !more {
+				return cmp.Or(errMore, err)
 			}
-			aside = append(aside, r)
+			refused = append(refused, aside{r, err})
 			continue
-		} else if err != nil {
-			return err
 		}
-		s.late, aside = aside, nil
+		s.late, refused = refused, nil
+		s.since = time.Time{}
 		position = next
 		s.done = position
 		works()
@@ -199,16 +219,24 @@ func (s *Sink) send(ctx, work context.Context, works func()) error {
 	return ctx.Err()
 }
 
-// errContent is a refusal of what an event says: the same again is refused again.
-var errContent = errors.New("the event itself is refused")
+// What the server may have against one event alone.
+var (
+	// errContent is a refusal of what an event says: the same again is refused again.
+	errContent = errors.New("the event itself is refused")
+	// errFault is a mistake of the server's, of which the event may be the reason.
+	errFault = errors.New("the server fails with the event")
+)
 
 // passOver says whether to try what is behind an event that was refused, as others in a row before it were. That has to
 // be there already: the event is tried once more just before whatever comes.
-func (s *Sink) passOver(ctx context.Context, r store.Record, before int) (bool, error) {
+func (s *Sink) passOver(ctx context.Context, r store.Record, before int, why error) (bool, error) {
+	if before == 0 && s.refused != r.Position {
+		s.refused, s.times, s.since = r.Position, 0, time.Time{}
+	}
+	if alone, err := s.alone(ctx, why); !alone || err != nil {
+		return false, err
+	}
 	if before == 0 {
-		if s.refused != r.Position {
-			s.refused, s.times = r.Position, 0
-		}
 		s.times++
 	}
 	if s.times < maxRefusals || before+1 >= maxAside {
@@ -218,14 +246,44 @@ func (s *Sink) passOver(ctx context.Context, r store.Record, before int) (bool, 
 	return r.Position+1 < end, err
 }
 
+// alone says whether it is the event that is wrong, and not the server. Of a failure the server alone can tell, and only
+// after a while: what is behind it may be down, and an outage must not change the order of events.
+func (s *Sink) alone(ctx context.Context, why error) (bool, error) {
+	content, fault := errors.Is(why, errContent), errors.Is(why, errFault)
+	switch {
+	case !content && !fault:
+		s.since = time.Time{}
+		return false, nil
+	case s.since.IsZero():
+		s.since = time.Now()
+	}
+	if content || time.Since(s.since) < s.options.Faulty {
+		return content, nil
+	}
+	answer, err := s.options.Client.Do(ctx, http.MethodGet, versionPath, "", nil, maxVersion)
+	if err == nil {
+		err = answer.Refusal("GET " + versionPath)
+	}
+	if err != nil {
+		s.since = time.Time{}
+	}
+	return err == nil, err
+}
+
 // again sends what was refused before the server took what was behind it: the server may have changed in between.
 func (s *Sink) again(ctx context.Context) error {
 	for len(s.late) > 0 {
-		err := s.post(ctx, s.late[0])
-		if errors.Is(err, errContent) {
-			s.options.Log.Warn("Meshery refuses an event and takes those behind it; it is not sent again", "position", s.late[0].Position, "err", err)
-		} else if err != nil {
-			return err
+		late := s.late[0]
+		if err := s.post(ctx, late.Record); err != nil {
+			alone := errors.Is(err, errContent) || errors.Is(err, errFault) && errors.Is(late.why, errFault)
+			if !alone {
+				var errAlone error
+				if alone, errAlone = s.alone(ctx, err); errAlone != nil || !alone {
+					return cmp.Or(errAlone, err)
+				}
+			}
+			s.left.Add(1)
+			s.options.Log.Warn("Meshery refuses an event and takes those behind it; it is not sent again", "position", late.Position, "err", err)
 		}
 		s.late = s.late[1:]
 	}
@@ -256,6 +314,7 @@ func (s *Sink) post(ctx context.Context, r store.Record) error {
 		return err
 	}
 	if answer.Status == http.StatusRequestEntityTooLarge { // the same again would be refused for ever
+		s.left.Add(1)
 		s.options.Log.Warn("Meshery does not take an event of this size", "operation", e.Operation, "event", e.Sequence, "bytes", len(body))
 		return nil
 	}
@@ -263,6 +322,8 @@ func (s *Sink) post(ctx context.Context, r store.Record) error {
 		switch answer.Status {
 		case http.StatusBadRequest, http.StatusConflict, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
 			return fmt.Errorf("%w: event %d of operation %s: %w", errContent, e.Sequence, e.Operation, err)
+		case http.StatusInternalServerError:
+			return fmt.Errorf("%w: event %d of operation %s: %w", errFault, e.Sequence, e.Operation, err)
 		}
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -52,9 +53,14 @@ type sending struct {
 
 func send(t *testing.T, server string, s *store.Store, cursor store.Cursor) sending {
 	t.Helper()
+	return sendWith(t, server, s, cursor, 0)
+}
+
+func sendWith(t *testing.T, server string, s *store.Store, cursor store.Cursor, faulty time.Duration) sending {
+	t.Helper()
 	j := &journal{}
 	sink, err := NewSink(t.Context(), SinkOptions{Client: client(t, Options{Server: server, TokenFile: writeFile(t, "the-token"), Timeout: 2 * time.Second}),
-		Events: s.Log(), Cursor: cursor, MinRetry: 5 * time.Millisecond, MaxRetry: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(j, nil))})
+		Events: s.Log(), Cursor: cursor, MinRetry: 5 * time.Millisecond, MaxRetry: 20 * time.Millisecond, Faulty: faulty, Log: slog.New(slog.NewTextHandler(j, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +225,7 @@ func TestAnEventThatIsTooLargeDoesNotHoldTheOthersUp(t *testing.T) {
 	k := send(t, server.url(), s, s.Cursor("meshery"))
 	story(t, newLog(t, s), anOperation, 1, 3)
 	eventually(t, "the others arrive", func() bool { return len(server.arrived(anOperation)) == 2 })
-	eventually(t, "it is told", func() bool { return strings.Contains(k.log.String(), "of this size") })
+	eventually(t, "it is told", func() bool { return strings.Contains(k.log.String(), "of this size") && k.Refused() == 1 })
 }
 
 func TestTheLongestEventIsSentOnce(t *testing.T) {
@@ -263,8 +269,8 @@ func TestAnEventThatIsRefusedForWhatItSaysDoesNotHoldTheOthersUp(t *testing.T) {
 	story(t, l, anOperation, 1, 6)
 	eventually(t, "the others arrive", func() bool { return len(server.arrived(anOperation)) == 3 })
 	eventually(t, "that is told", func() bool { return strings.Count(k.log.String(), "not sent again") == 2 })
-	if text := k.log.String(); !strings.Contains(text, "event 2 of operation "+anOperation) {
-		t.Errorf("the log says %s", text)
+	if text := k.log.String(); !strings.Contains(text, "event 2 of operation "+anOperation) || k.Refused() != 2 {
+		t.Errorf("%d are counted, and the log says %s", k.Refused(), text)
 	}
 	server.mu.Lock()
 	if tries["step 2"] < maxRefusals || tries["step 4"] != 1 {
@@ -295,6 +301,91 @@ func TestAnEventThatIsRefusedForWhatItSaysDoesNotHoldTheOthersUp(t *testing.T) {
 	slices.Sort(got) // one that is refused just before the server gets well comes late
 	if want := "[1 4 5 6 " + strings.TrimPrefix(upTo(40), "[1 2 3 4 5 6 "); fmt.Sprint(got) != want {
 		t.Errorf("there arrived %v, want %s", got, want)
+	}
+}
+
+func TestAnEventThatTheServerFailsWithAloneDoesNotHoldTheOthersUp(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	server := newStandIn(t, "newest")
+	var mu sync.Mutex
+	tries := map[string]int{}
+	down, broken, poison := true, false, "step 2" // broken: whatever comes
+	server.refuse(func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.URL.Path == versionPath {
+			if down {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			tries[versionPath]++
+			return down
+		}
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		var e struct{ Description string }
+		if err := json.Unmarshal(server.bodies[eventsPath], &e); err != nil {
+			t.Error(err)
+		}
+		tries[e.Description]++
+		if broken || e.Description == poison {
+			http.Error(w, "database: constraint failed", http.StatusInternalServerError)
+			return true
+		}
+		return false
+	})
+	set := func(change func()) { mu.Lock(); defer mu.Unlock(); change() }
+	tried := func(what string) int { mu.Lock(); defer mu.Unlock(); return tries[what] }
+	const faulty = 100 * time.Millisecond
+	k := sendWith(t, server.url(), s, s.Cursor("meshery"), faulty)
+	l := newLog(t, s)
+	story(t, l, anOperation, 1, 4)
+	// A server that is not well otherwise has an outage: what comes behind is not tried, however long that takes.
+	eventually(t, "its version is asked for again and again", func() bool { return tried(versionPath) >= 3 })
+	if got := fmt.Sprint(server.arrived(anOperation)); got != "[1]" || tried("step 3") > 0 {
+		t.Errorf("of an outage there arrived %s, and what is behind was tried %d times", got, tried("step 3"))
+	}
+	set(func() { down = false })
+	eventually(t, "those behind it arrive", func() bool { return len(server.arrived(anOperation)) == 3 })
+	eventually(t, "it is told and counted", func() bool { return strings.Contains(k.log.String(), "not sent again") && k.Refused() == 1 })
+	if text := k.log.String(); !strings.Contains(text, "event 2 of operation "+anOperation) || !strings.Contains(text, "constraint failed") {
+		t.Errorf("the log says %s", text)
+	}
+	if got := fmt.Sprint(server.arrived(anOperation)); got != "[1 3 4]" {
+		t.Errorf("there arrived %s", got)
+	}
+
+	// One that fails with every event loses none, even if it is well otherwise.
+	set(func() { broken, poison = true, "" })
+	story(t, l, anOperation, 5, 40)
+	eventually(t, "some behind it are tried", func() bool { return tried(fmt.Sprint("step ", 5+maxAside-1)) > 0 })
+	if n := tried(fmt.Sprint("step ", 5+maxAside)); n != 0 {
+		t.Errorf("one more was tried %d times", n)
+	}
+	set(func() { broken = false })
+	eventually(t, "all arrive", func() bool { return len(server.arrived(anOperation)) >= 39 })
+	got := server.arrived(anOperation)
+	slices.Sort(got) // one that fails just before the server gets well comes late
+	if want := "[1 3 " + strings.TrimPrefix(upTo(40), "[1 2 3 "); fmt.Sprint(got) != want || k.Refused() != 1 {
+		t.Errorf("%d are counted as refused, and there arrived %v, want %s", k.Refused(), got, want)
+	}
+}
+
+func TestAnOutageThatIsAnsweredWith500KeepsTheOrder(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	server := newStandIn(t, "newest")
+	var n atomic.Int32
+	server.refuse(func(w http.ResponseWriter, r *http.Request) bool { // whatever it is asked
+		n.Add(1)
+		w.WriteHeader(http.StatusInternalServerError)
+		return true
+	})
+	k := sendWith(t, server.url(), s, s.Cursor("meshery"), time.Millisecond)
+	story(t, newLog(t, s), anOperation, 1, 20)
+	eventually(t, "it is tried often", func() bool { return n.Load() > 20 })
+	server.refuse(nil)
+	eventually(t, "all arrive", func() bool { return len(server.arrived(anOperation)) >= 20 })
+	if got := fmt.Sprint(server.arrived(anOperation)); got != upTo(20) || k.Refused() != 0 {
+		t.Errorf("%d are counted as refused, and there arrived %s", k.Refused(), got)
 	}
 }
 

@@ -45,7 +45,7 @@ type asked struct {
 	Sources
 	m *Metrics
 	queue, queueLimit, proxies, rejections, events, delivered, backlog, connected, subscribers, missed, slow,
-	calls, bytes, mesheryAnswers, registered, registrations *prometheus.Desc
+	calls, bytes, mesheryAnswers, mesheryRefused, registered, registrations *prometheus.Desc
 }
 
 // Ask makes scrapes ask these. It is called once, before the first scrape.
@@ -64,6 +64,7 @@ func (m *Metrics) Ask(s Sources) {
 		backlog:        desc("gauge", "events_backlog", "Events that wait to be delivered to NATS or Meshery Server; missing while another adapter delivers them.", "broker"),
 		connected:      desc("gauge", "nats_connected", "Whether the NATS server is connected.", "broker"),
 		mesheryAnswers: desc("gauge", "meshery_connected", "Whether Meshery Server took the event that it was sent last."),
+		mesheryRefused: desc("counter", "meshery_events_refused_total", "Events that Meshery Server has refused, or failed with, and that are not sent again."),
 		registered:     desc("gauge", "meshery_registered", "Whether Meshery Server knew the adapter's components when it was asked last."),
 		registrations:  desc("counter", "meshery_registrations_total", "Registrations of all components with Meshery Server: done, and failed attempts at that or at asking for it.", "result"),
 		subscribers:    desc("gauge", "event_subscribers", "Who reads events now: StreamEvents and Watch over gRPC, and browsers that show the page.", "kind"),
@@ -77,7 +78,7 @@ func (m *Metrics) Ask(s Sources) {
 // Describe is one of prometheus.Collector.
 func (a *asked) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{a.queue, a.queueLimit, a.proxies, a.rejections, a.events, a.delivered, a.backlog, a.connected,
-		a.subscribers, a.missed, a.slow, a.calls, a.bytes, a.mesheryAnswers, a.registered, a.registrations} {
+		a.subscribers, a.missed, a.slow, a.calls, a.bytes, a.mesheryAnswers, a.mesheryRefused, a.registered, a.registrations} {
 		out <- d
 	}
 }
@@ -129,6 +130,7 @@ func (a *asked) Collect(out chan<- prometheus.Metric) {
 	if a.Sink != nil {
 		delivered("meshery", a.Sink.Published(), a.Sink.Position())
 		gauge(a.mesheryAnswers, flag(a.Sink.Connected()))
+		counter(a.mesheryRefused, a.Sink.Refused())
 	}
 	if a.Registrar != nil {
 		ok, bad := a.Registrar.Registrations()
