@@ -34,8 +34,9 @@ var imports = map[string]string{
 	"internal/meshery":   "address event store problem",
 	"internal/store":     "problem",
 	"internal/kube":      "address filter plan problem",
-	"internal/istiod":    "filter plan problem",
-	"internal/consul":    "address envoy filter plan problem",
+	"internal/survey":    "plan problem",
+	"internal/istiod":    "filter plan survey problem",
+	"internal/consul":    "address envoy filter plan survey problem",
 	"internal/xds":       "filter plan store limit problem",
 	"internal/audit":     "problem",
 	"internal/limit":     "",
@@ -50,7 +51,7 @@ var imports = map[string]string{
 	"internal/server":    "operation oam event limit audit problem server/filterspb",
 	"internal/telemetry": "meshery operation module event xds problem",
 	"config":             "problem",
-	"internal/cli":       "problem meshery filter plan mesh wasm module event store kube istiod consul xds limit audit envoy demo filters templates oam imagehub operation page server server/filterspb telemetry address config",
+	"internal/cli":       "problem meshery filter plan mesh wasm module event store kube survey istiod consul xds limit audit envoy demo filters templates oam imagehub operation page server server/filterspb telemetry address config",
 }
 
 // others are imported, or not, but have no row of their own.

@@ -13,14 +13,16 @@ import (
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/survey"
 )
 
 // operated is a cluster as operations want it.
 type operated struct{ *kube.Cluster }
 
 var (
-	_ operation.Cluster = operated{}
-	_ operation.Crowd   = operated{}
+	_ operation.Cluster  = operated{}
+	_ operation.Crowd    = operated{}
+	_ operation.Surveyed = operated{}
 )
 
 // Target reads what holds on a target.
@@ -59,6 +61,24 @@ func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded
 		return consul.InPods(ctx, c.Cluster, p)
 	}
 	return istiod.Loaded(ctx, c.Cluster, p)
+}
+
+// Survey looks at the proxies of every mesh.
+func (c operated) Survey(ctx context.Context) (plan.Survey, error) {
+	return surveyed(ctx, c.Cluster, "")
+}
+
+// surveyed looks for filters that nothing explains in the proxies of every mesh of a cluster, in a namespace or with none
+// in all.
+func surveyed(ctx context.Context, c *kube.Cluster, namespace string) (plan.Survey, error) {
+	istio := istiod.ProxiesOf(c)
+	defer istio.Close()
+	s, err := survey.Look(ctx, istio, namespace)
+	if err != nil {
+		return s, err
+	}
+	of, err := survey.Look(ctx, consul.Sidecars{Cluster: c}, namespace)
+	return s.And(of), err
 }
 
 // operateOn gives operations the Consul that is configured, and the clusters that requests bring or the one that the adapter

@@ -247,6 +247,22 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 	if got := c.spec(t); !reflect.DeepEqual(got, nonsense) {
 		t.Errorf("the user's entry is %v", got)
 	}
+
+	// A sidecar that has lost Consul runs on what is taken away.
+	c.entry(t, map[string]any{"protocol": "http", "envoyExtensions": []any{}})
+	a.cli("apply", "-f", doc("x", "nine", files), "--kubeconfig", whole).want(t, exitOK, "1 of 1 proxy")
+	runWith(t, "", nil, "list", "--kubeconfig", whole, "--proxies", "-n", "shop").want(t, exitOK, "shop/x", "Looked at 2 of 2 proxies")
+	c.Consul.Cut()
+	for _, o := range []struct {
+		method string
+		body   map[string]any
+	}{{http.MethodDelete, nil}, {http.MethodPatch, map[string]any{"metadata": map[string]any{"finalizers": nil}}}} {
+		if err := c.Send(ctx, o.method, entries+"shop/servicedefaults/api", o.body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runWith(t, "", nil, "list", "--kubeconfig", whole, "--proxies").want(t, exitOK, "drifted: ServiceDefaults/shop/api is gone",
+		"Orphan, which no resource explains: shop/api-1 runs meshery.filters/shop.x (sha256 9805f1b18a94…, "+files, "Looked at 2 of 2 proxies")
 }
 
 // as writes the kubeconfig of a user.

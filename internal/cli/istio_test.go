@@ -134,7 +134,7 @@ func (m istioMesh) load(t *testing.T) (stop func() (asked int, failed []string))
 
 // TestAnOperationOnIstioEndsWhenTheProxiesRunIt never waits: the end of an operation is what is relied on.
 func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
-	m := newIstioMesh(t)
+	m := newIstioMesh(t, func(o *istiotest.ProxyOptions) { o.Relay = o.Pod == "api-1" })
 	a := newAdapter(t)
 	dir, whole, base := t.TempDir(), m.as(t, wholeUser), m.as(t, baseUser)
 	doc := func(name, value, more string) string {
@@ -175,4 +175,21 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 	a.cli("apply", "-f", doc("y", "five", "rollout: all\n"+missing), "--kubeconfig", whole).want(t, exitFailed, "TrafficExtension/shop/y-api-", "a proxy rejected the configuration")
 	m.answer(t, "")
 	runWith(t, "", nil, "list", "--kubeconfig", whole).want(t, exitOK, "No filter is applied.")
+
+	// A proxy that has lost istiod runs on what is taken away from the others.
+	a.cli("apply", "-f", doc("x", "six", ""), "--kubeconfig", whole).want(t, exitOK, "2 of 2 proxies")
+	runWith(t, "", nil, "list", "--kubeconfig", whole, "--proxies").want(t, exitOK, "shop/x", "Looked at 2 of 2 proxies")
+	m.proxies[0].Cut()
+	a.cli("remove", "shop/x", "--kubeconfig", base).want(t, exitOK, "not verified")
+	status := make(chan result)
+	go func() { status <- a.cli("run", "filters_status", "--kubeconfig", whole) }()
+	runWith(t, "", nil, "list", "--kubeconfig", whole, "--proxies").want(t, exitOK, "No filter is applied.",
+		"Orphan, which no resource explains: shop/api-1 runs meshery.filters/shop.x-api-", "(sha256 9805f1b18a94…, inline)", "Looked at 2 of 2 proxies", "kubectl -n NAMESPACE delete pod")
+	(<-status).want(t, exitOK, "proxies run Wasm filters that nothing explains: 1 found", "shop/api-1 runs meshery.filters/shop.x-api-", "No filter is applied, 1 in proxies that nothing explains")
+	r = runWith(t, "", nil, "list", "--kubeconfig", base, "--proxies", "-o", "json").want(t, exitOK, `"filters": []`)
+	if !strings.Contains(r.err, "what proxies run is not known") || !strings.Contains(r.err, "verb list, resource pods") || strings.Contains(r.out, "survey") {
+		t.Errorf("without the right to look it says %s%s", r.out, r.err)
+	}
+	a.cli("run", "filters_status", "--kubeconfig", base).want(t, exitOK, "nobody looked for filters in proxies that nothing explains")
+	runWith(t, "", nil, "list", "--proxies").want(t, exitUsage, "--proxies goes with --kubeconfig")
 }

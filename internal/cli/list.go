@@ -21,6 +21,7 @@ import (
 // newList makes `list`.
 func newList(a *app) *cobra.Command {
 	var k kubeconfigFlags
+	var proxies bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the filters that are applied",
@@ -30,19 +31,27 @@ The last column tells how many of the target's proxies run the chain that the fi
 
 With --kubeconfig no adapter is asked: what is listed are the filters that any adapter has put into that cluster, as its
 inventories tell. The last column then tells whether they were applied to the end, and which of their target's objects
-somebody else has deleted or changed. Orphans, which have the adapter's label and are in no inventory, are listed below.`,
+somebody else has deleted or changed. Orphans, which have the adapter's label and are in no inventory, are listed below.
+
+With --proxies the proxies are asked, too, for Wasm filters that no resource explains: one that has lost its control
+plane may still run what is long deleted. That takes the rights of the role proof and a port-forward to each Pod of the
+mesh, or with -n to each of that namespace. It ends after half a minute, and says how many proxies it looked at.`,
 		Example: `  meshery-filters list
   meshery-filters list --kubeconfig ~/.kube/config --context staging
+  meshery-filters list --kubeconfig ~/.kube/config --proxies -n shop
   meshery-filters list -n shop -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if proxies && !k.given() {
+				return usage("--proxies goes with --kubeconfig or --context")
+			}
 			if k.given() {
 				c, err := k.open()
 				if err != nil {
 					return err
 				}
 				defer c.Close()
-				return a.listCluster(cmd.Context(), c)
+				return a.listCluster(cmd.Context(), c, proxies)
 			}
 			c, err := a.dial()
 			if err != nil {
@@ -58,6 +67,7 @@ somebody else has deleted or changed. Orphans, which have the adapter's label an
 	}
 	a.namespaceFlag(cmd, "list the filters of this namespace only")
 	k.flags(cmd, "whose filters are listed")
+	cmd.Flags().BoolVar(&proxies, "proxies", false, "ask the cluster's proxies for Wasm filters that no resource explains")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
@@ -86,7 +96,9 @@ type listed struct {
 type listing struct {
 	Filters []listed `json:"filters"`
 	Orphans []string `json:"orphans,omitempty"` // objects of ours in a cluster that no inventory has
-	rows    [][]string
+	// Survey is what the cluster's proxies run that nothing explains; nil when they were not asked, or could not be.
+	Survey *plan.Survey `json:"survey,omitempty"`
+	rows   [][]string
 }
 
 func (o *listing) add(l listed, state string) {
@@ -106,12 +118,24 @@ func (a *app) printListing(o listing, state string) error {
 			_, failed := fmt.Fprintf(w, "Orphan, which no inventory has: %s\n", orphan)
 			err = errors.Join(err, failed)
 		}
-		return err
+		if o.Survey == nil {
+			return err
+		}
+		for _, orphan := range o.Survey.Orphans {
+			_, failed := fmt.Fprintf(w, "Orphan, which no resource explains: %s\n", orphan)
+			err = errors.Join(err, failed)
+		}
+		text := o.Survey.String()
+		_, failed := fmt.Fprintf(w, "%s\n", strings.ToUpper(text[:1])+text[1:])
+		if len(o.Survey.Orphans) > 0 && failed == nil {
+			_, failed = fmt.Fprintf(w, "%s\n%s\n", problem.OrphanFilters.Cause, problem.OrphanFilters.Remedy)
+		}
+		return errors.Join(err, failed)
 	})
 }
 
 // listCluster lists what the inventories of a cluster have.
-func (a *app) listCluster(ctx context.Context, c *kube.Cluster) error {
+func (a *app) listCluster(ctx context.Context, c *kube.Cluster, proxies bool) error {
 	inventories, err := c.Inventories(ctx)
 	if err != nil {
 		return err
@@ -140,6 +164,16 @@ func (a *app) listCluster(ctx context.Context, c *kube.Cluster) error {
 	out.Orphans, err = c.Orphans(ctx, mesh.Carriers(), inventories)
 	if err != nil { // what else is listed is as good without
 		fmt.Fprintf(a.Err, "Warning: orphans are not known: %s\n", problem.Of(err).Details)
+	}
+	if proxies {
+		switch s, err := surveyed(ctx, c, a.namespace); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			fmt.Fprintf(a.Err, "Warning: what proxies run is not known: %s\n", problem.Of(err).Details)
+		default:
+			out.Survey = &s
+		}
 	}
 	return a.printListing(out, "STATE")
 }

@@ -217,7 +217,7 @@ func (w *podWatch) list(ctx context.Context) error {
 	for _, pod := range pods {
 		s := w.sidecars[pod]
 		if s == nil {
-			s = &sidecar{pod: pod, expected: first, proof: NewProof(w.plan), client: w.client(pod), state: plan.Waiting}
+			s = &sidecar{pod: pod, expected: first, proof: NewProof(w.plan), client: sidecarClient(w.cluster.Dial, pod), state: plan.Waiting}
 			w.sidecars[pod] = s
 		}
 		s.there = true
@@ -228,20 +228,6 @@ func (w *podWatch) list(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// client speaks to a sidecar's admin interface and keeps its connection from one look to the next.
-func (w *podWatch) client(pod plan.Pod) *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return w.cluster.Dial(ctx, pod.Namespace, pod.Name, podAdminPort)
-			},
-			DisableCompression:     true,
-			MaxResponseHeaderBytes: 64 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
 }
 
 // ask finds out how far one proxy is. Only what ends the whole look is an error.

@@ -163,9 +163,9 @@ func (w *watch) visit(ctx context.Context, pod plan.Pod) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &view{}
+	v := &view{all: w.all}
 	err = w.converse(ctx, pod, adminPort, func(get getter) error {
-		*v = view{}
+		*v = view{all: w.all}
 		for _, q := range []struct {
 			path string
 			most int64

@@ -146,6 +146,7 @@ type watch struct {
 	cluster Cluster
 	plan    plan.Plan
 	root    string
+	all     bool   // filters of proxies are looked at, and not only ours
 	wants   []want // in the order that requests meet them
 	begun   time.Time
 	looked  bool // once at least

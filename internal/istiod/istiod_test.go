@@ -266,6 +266,20 @@ func (r *rig) header(p *istiotest.Proxy, name, value string) {
 	}
 }
 
+// eventually waits until requests are answered with that header.
+func (r *rig) eventually(p *istiotest.Proxy, name, value string) {
+	r.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := p.Get(r.Context(), "/")
+		if err == nil && resp.Header.Get(name) == value {
+			return
+		}
+		if time.Now().After(end) {
+			r.Fatalf("%s: %d, %s is %q and not %q: %v", p.Pod, resp.Status, name, resp.Header.Get(name), value, err)
+		}
+	}
+}
+
 func TestWhatProxiesRunIsSeenInThemTheMomentItTakesEffect(t *testing.T) {
 	for _, kind := range []string{"TrafficExtension", "WasmPlugin", "EnvoyFilter"} {
 		t.Run(kind, func(t *testing.T) {

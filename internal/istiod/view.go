@@ -15,6 +15,7 @@ import (
 
 // view is what a proxy has of filters that are ours, by its own word or by istiod's.
 type view struct {
+	all     bool              // also of others, whose subjects are their names
 	lists   [][]listed        // the lists of filters of the listeners that take requests
 	warming [][]listed        // of listeners that wait for something
 	configs map[string]*entry // by subject: what came by extension configuration discovery
@@ -207,19 +208,27 @@ func kindOf(m map[string]any) string {
 	return t[strings.LastIndexAny(t, "./")+1:]
 }
 
-// listsOf finds the lists of filters of a listener that have some of ours.
-func listsOf(v any) (lists [][]listed) {
-	switch v := v.(type) {
+// subject is what a filter's name stands for; ok says whether the view has it.
+func (v *view) subject(name string) (subject string, ok bool) {
+	if v.all {
+		return name, true
+	}
+	return subjectOf(name)
+}
+
+// listsOf finds the lists of filters of a listener that have some of the view's.
+func (v *view) listsOf(part any) (lists [][]listed) {
+	switch part := part.(type) {
 	case []any:
-		for _, e := range v {
-			lists = append(lists, listsOf(e)...)
+		for _, e := range part {
+			lists = append(lists, v.listsOf(e)...)
 		}
 	case map[string]any:
-		for name, e := range v {
+		for name, e := range part {
 			if name == "filters" || name == "http_filters" || name == "httpFilters" {
 				var ours []listed
 				for _, f := range list(e) {
-					if subject, ok := subjectOf(text(object(f)["name"])); ok {
+					if subject, ok := v.subject(text(object(f)["name"])); ok {
 						l := listed{subject: subject}
 						if typed := object(field(object(f), "typed_config")); typed != nil {
 							l.entry = entryOf(text(object(f)["name"]), typed)
@@ -231,7 +240,7 @@ func listsOf(v any) (lists [][]listed) {
 					lists = append(lists, ours)
 				}
 			}
-			lists = append(lists, listsOf(e)...)
+			lists = append(lists, v.listsOf(e)...)
 		}
 	}
 	return lists
@@ -250,10 +259,10 @@ func entryOf(name string, typed map[string]any) *entry {
 func (v *view) readListeners(body []byte) error {
 	dump, err := configs(body)
 	for _, c := range dump {
-		v.lists = append(v.lists, listsOf(object(field(c, "active_state"))["listener"])...)
-		v.warming = append(v.warming, listsOf(object(field(c, "warming_state"))["listener"])...)
+		v.lists = append(v.lists, v.listsOf(object(field(c, "active_state"))["listener"])...)
+		v.warming = append(v.warming, v.listsOf(object(field(c, "warming_state"))["listener"])...)
 		if failed := object(field(c, "error_state")); failed != nil {
-			if lists := listsOf(field(failed, "failed_configuration")); lists != nil {
+			if lists := v.listsOf(field(failed, "failed_configuration")); lists != nil {
 				v.failed = append(v.failed, failure{lists, text(failed["details"])})
 			}
 		}
@@ -268,7 +277,7 @@ func (v *view) readExtensions(body []byte) error {
 	for _, c := range dump {
 		f := object(field(c, "ecds_filter"))
 		name := text(f["name"])
-		if subject, ok := subjectOf(name); ok {
+		if subject, ok := v.subject(name); ok {
 			e := entryOf(name, object(field(f, "typed_config")))
 			e.updated, _ = time.Parse(time.RFC3339Nano, text(field(c, "last_updated"))) // zero when it cannot be read
 			v.configs[subject] = e
@@ -311,7 +320,7 @@ func (v *view) readPlanned(body []byte) error {
 	for _, c := range dump {
 		switch kindOf(c) {
 		case "Listener":
-			v.lists = append(v.lists, listsOf(c)...)
+			v.lists = append(v.lists, v.listsOf(c)...)
 		case "Wasm":
 			// It has the plugin's name: NAMESPACE.NAME, and that of an EnvoyFilter is the filter's.
 			name := text(object(c["config"])["name"])

@@ -27,17 +27,22 @@ var podKind = resource{GroupVersionKind: schema.GroupVersionKind{Version: "v1", 
 // Pods lists the Pods that run in a namespace, or with none in all, and that have all of the labels, by name. Those that
 // are being deleted are left out. Who may not is told problem.RightMissing; more than 10000 are problem.ClusterAnswer.
 func (c *Cluster) Pods(ctx context.Context, namespace string, labels map[string]string) ([]plan.Pod, error) {
-	return c.pods(ctx, namespace, labels, podsAtOnce)
-}
-
-func (c *Cluster) pods(ctx context.Context, namespace string, labels map[string]string, atOnce int) (pods []plan.Pod, err error) {
 	var selector []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		selector = append(selector, k+"="+labels[k])
 	}
+	return c.pods(ctx, namespace, strings.Join(selector, ","), podsAtOnce)
+}
+
+// Labelled is Pods for those that have a label, whatever its value is.
+func (c *Cluster) Labelled(ctx context.Context, namespace, label string) ([]plan.Pod, error) {
+	return c.pods(ctx, namespace, label, podsAtOnce)
+}
+
+func (c *Cluster) pods(ctx context.Context, namespace, selector string, atOnce int) (pods []plan.Pod, err error) {
 	k := call{method: http.MethodGet, verb: "list", namespace: namespace, accept: namesOnly,
 		kind: podKind, query: url.Values{"limit": {strconv.Itoa(atOnce)}, "fieldSelector": {"status.phase=Running"},
-			"labelSelector": {strings.Join(selector, ",")}}}
+			"labelSelector": {selector}}}
 	for {
 		_, body, err := c.do(ctx, k)
 		if err != nil {
@@ -67,7 +72,7 @@ func (c *Cluster) pods(ctx context.Context, namespace string, labels map[string]
 			return pods, nil
 		}
 		if len(pods) >= maxPods {
-			return nil, problem.ClusterAnswer.New("%s has more than %d Pods with the labels %s", c.Host, maxPods, strings.Join(selector, ","))
+			return nil, problem.ClusterAnswer.New("%s has more than %d Pods with the labels %s", c.Host, maxPods, selector)
 		}
 		k.query.Set("continue", list.Metadata.Continue)
 	}

@@ -28,11 +28,11 @@ func TestPodsAreThoseThatRunAndHaveTheLabels(t *testing.T) {
 	fails(t, err, problem.RightMissing, "list", "pods", ns)
 	c := base(t)
 	for _, one := range []struct {
-		labels map[string]string
-		want   []string
-	}{{both, []string{"api-1", "api-2"}}, {map[string]string{"app": "api"}, []string{"api-1", "api-2", "api-canary"}},
-		{nil, []string{"api-1", "api-2", "api-canary"}}, {map[string]string{"app": "web"}, nil}} {
-		got, err := c.pods(t.Context(), ns, one.labels, 2) // so that the list comes in parts
+		selector string
+		want     []string
+	}{{"app=api,track=stable", []string{"api-1", "api-2"}}, {"app=api", []string{"api-1", "api-2", "api-canary"}},
+		{"", []string{"api-1", "api-2", "api-canary"}}, {"app=web", nil}, {"track", []string{"api-1", "api-2", "api-canary"}}, {"none", nil}} {
+		got, err := c.pods(t.Context(), ns, one.selector, 2) // so that the list comes in parts
 		var names []string
 		for _, p := range got {
 			if p.Namespace != ns {
@@ -41,8 +41,11 @@ func TestPodsAreThoseThatRunAndHaveTheLabels(t *testing.T) {
 			names = append(names, p.Name)
 		}
 		if err != nil || !slices.Equal(names, one.want) {
-			t.Errorf("%v: %v %v", one.labels, names, err)
+			t.Errorf("%s: %v %v", one.selector, names, err)
 		}
+	}
+	if two, err := c.Pods(t.Context(), ns, both); err != nil || len(two) != 2 {
+		t.Errorf("with both labels: %v %v", two, err)
 	}
 	if all, err := c.Pods(t.Context(), "", both); err != nil || !slices.Contains(all, plan.Pod{Namespace: ns, Name: "api-1"}) {
 		t.Errorf("in all namespaces: %v %v", all, err)

@@ -212,7 +212,9 @@ func (c *Cluster) selected(ctx context.Context, ref plan.Ref, found *plan.Cluste
 
 // list gives the objects of every page that f wants.
 func (c *Cluster) list(ctx context.Context, k call, f func(map[string]any) bool) (found []plan.Object, err error) {
-	k.query.Set("limit", strconv.Itoa(pageSize))
+	if !k.query.Has("limit") {
+		k.query.Set("limit", strconv.Itoa(pageSize))
+	}
 	for range maxPages {
 		_, body, err := c.do(ctx, k)
 		if err != nil {

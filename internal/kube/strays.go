@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -11,8 +10,10 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -72,46 +73,57 @@ func (c *Cluster) Orphans(ctx context.Context, kinds []schema.GroupKind, invento
 	}
 	var orphans []string
 	for _, gk := range kinds {
-		s, err := c.kinds(ctx, root(gk.Group))
+		objects, err := c.objects(ctx, gk, labelled, false)
 		if err != nil {
 			return nil, err
 		}
-		if len(s[gk]) == 0 {
-			continue
-		}
-		kind := s[gk][0]
-		version, name := kind.ToAPIVersionAndKind()
-		k := call{method: http.MethodGet, verb: "list", kind: kind, accept: namesOnly,
-			query: url.Values{"limit": {strconv.Itoa(pageSize)}, "labelSelector": {"app.kubernetes.io/managed-by=" + Manager}}}
-		for page := 0; ; page++ {
-			if page == maxPages {
-				return nil, problem.ClusterAnswer.New("%s: the list of %s has no end", c.Host, kind.plural)
+		for _, o := range objects {
+			u := unstructured.Unstructured{Object: o.Content}
+			item := Item{APIVersion: u.GetAPIVersion(), Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName()}
+			if !known[item.key()] {
+				orphans = append(orphans, item.String())
 			}
-			_, body, err := c.do(ctx, k)
-			if err != nil {
-				return nil, c.problemOf(err)
-			}
-			var list struct {
-				Metadata struct {
-					Continue string `json:"continue"`
-				} `json:"metadata"`
-				Items []document `json:"items"`
-			}
-			if err := json.Unmarshal(body, &list); err != nil {
-				return nil, problem.ClusterAnswer.New("%s: the list of %s cannot be read", c.Host, kind.plural)
-			}
-			for _, o := range list.Items {
-				item := Item{APIVersion: version, Kind: name, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name}
-				if !known[item.key()] {
-					orphans = append(orphans, item.String())
-				}
-			}
-			if list.Metadata.Continue == "" {
-				break
-			}
-			k.query.Set("continue", list.Metadata.Continue)
 		}
 	}
 	slices.Sort(orphans)
 	return orphans, nil
+}
+
+// labelled selects the objects that have our label.
+const labelled = "app.kubernetes.io/managed-by=" + Manager
+
+// Names lists all objects of a kind in all namespaces, as Kind/namespace/name; none where it is not served.
+func (c *Cluster) Names(ctx context.Context, kind schema.GroupKind) (names []string, err error) {
+	objects, err := c.objects(ctx, kind, "", false)
+	for _, o := range objects {
+		names = append(names, o.String())
+	}
+	return names, err
+}
+
+// Foreign gives the objects of a kind in all namespaces that do not have our label; none where it is not served.
+func (c *Cluster) Foreign(ctx context.Context, kind schema.GroupKind) ([]plan.Object, error) {
+	return c.objects(ctx, kind, strings.Replace(labelled, "=", "!=", 1), true)
+}
+
+// All gives the objects of a kind in all namespaces; none where it is not served.
+func (c *Cluster) All(ctx context.Context, kind schema.GroupKind) ([]plan.Object, error) {
+	return c.objects(ctx, kind, "", true)
+}
+
+// wholePage is how many whole objects are in one answer of a list: etcd takes none above 1.5 MiB.
+const wholePage = maxBody / (1536 << 10)
+
+// objects gives those of a kind, in all namespaces, that a selector chooses: whole, or with their metadata only.
+func (c *Cluster) objects(ctx context.Context, gk schema.GroupKind, selector string, whole bool) ([]plan.Object, error) {
+	s, err := c.kinds(ctx, root(gk.Group))
+	if err != nil || len(s[gk]) == 0 {
+		return nil, err
+	}
+	k := call{method: http.MethodGet, verb: "list", kind: s[gk][0], accept: namesOnly, query: url.Values{"labelSelector": {selector}}}
+	if whole {
+		k.accept = ""
+		k.query.Set("limit", strconv.Itoa(wholePage))
+	}
+	return c.list(ctx, k, func(map[string]any) bool { return true })
 }

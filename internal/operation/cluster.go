@@ -462,6 +462,12 @@ type Crowd interface {
 	Connected(context.Context, plan.Plan) ([]plan.Pod, error)
 }
 
+// Surveyed is a Cluster whose proxies can be asked what they run.
+type Surveyed interface {
+	// Survey looks for Wasm filters in proxies that nothing in the cluster explains.
+	Survey(context.Context) (plan.Survey, error)
+}
+
 // Try plans that one proxy runs the plan before the others do. Nil: there is only one, or nobody can see them, or the mesh
 // cannot do it.
 func (b *clusterBackend) Try(ctx context.Context, held filter.Chain, next plan.Plan) (*plan.Trial, error) {

@@ -353,14 +353,16 @@ func notes(filters []filter.Filter) []string {
 	return nil
 }
 
-// runStatus tells one event per chain.
+// runStatus tells one event per chain, and one of a cluster whose proxies run what nothing explains.
 func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, details string, err error) {
 	places, err := r.places(j)
 	if err != nil {
 		return "", "", err
 	}
 	places = opened(s, places)
-	var drifted atomic.Int32
+	var drifted, orphans atomic.Int32
+	var mu sync.Mutex
+	var looks []string
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
 		statuses, err := r.list(ctx, pl)
 		for _, st := range statuses {
@@ -370,13 +372,26 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 			}
 			out = append(out, outcome{line: line})
 		}
+		if c, ok := pl.cluster.(Surveyed); ok && err == nil {
+			var look string
+			if look, err = survey(ctx, s, pl, c, &orphans); look != "" {
+				mu.Lock()
+				looks = append(looks, look)
+				mu.Unlock()
+			}
+		}
 		return out, err
 	})
 	if err != nil {
 		return "", "", err
 	}
+	slices.Sort(looks)
+	found := ""
+	if n := orphans.Load(); n > 0 {
+		found = fmt.Sprintf(", %d in proxies that nothing explains", n)
+	}
 	if len(out) == 0 {
-		return "No filter is applied", "", nil
+		return "No filter is applied" + found, strings.Join(looks, "\n"), nil
 	}
 	noun := "targets have"
 	if len(out) == 1 {
@@ -386,8 +401,34 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 	for _, o := range out {
 		lines = append(lines, o.line)
 	}
-	return fmt.Sprintf("%d %s filters, %d drifted", len(out), noun, drifted.Load()), strings.Join(lines, "\n"), nil
+	return fmt.Sprintf("%d %s filters, %d drifted%s", len(out), noun, drifted.Load(), found), strings.Join(append(lines, looks...), "\n"), nil
 }
+
+// survey warns of filters in a cluster's proxies that nothing explains, and says how far its look went, and why not further.
+func survey(ctx context.Context, s *story, pl place, c Surveyed, orphans *atomic.Int32) (look string, err error) {
+	found, err := c.Survey(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case err != nil:
+		return fmt.Sprintf("%s: nobody looked for filters in proxies that nothing explains: %s", pl.name(), problem.Of(err).Details), nil
+	case found.Proxies == 0:
+		return "", nil
+	}
+	look = fmt.Sprintf("%s: %s", pl.name(), found)
+	if n := len(found.Orphans); n > 0 {
+		orphans.Add(int32(n))
+		lines := texts(found.Orphans[:min(n, maxOrphans)])
+		if more := n - len(lines); more > 0 {
+			lines = append(lines, fmt.Sprintf("and %d more; `meshery-filters list --kubeconfig FILE --proxies` lists them all", more))
+		}
+		s.warn(problem.OrphanFilters.New("%d found; %s\n%s", n, found, strings.Join(lines, "\n")))
+	}
+	return look, nil
+}
+
+// maxOrphans is how many an event lists.
+const maxOrphans = 20
 
 // tell tells how one chain is, and whether proxies differ from it.
 func (st Status) tell(s *story) (line string, drifted bool) {

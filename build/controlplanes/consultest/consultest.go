@@ -183,6 +183,9 @@ func (c *Consul) Stop() {
 	c.process.Stop()
 }
 
+// Cut takes the agent away from the sidecars, for good.
+func (c *Consul) Cut() { c.process.Stop() }
+
 // Log is the end of the agent's.
 func (c *Consul) Log() string { return c.process.Log() }
 

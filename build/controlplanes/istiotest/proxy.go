@@ -33,6 +33,8 @@ type ProxyOptions struct {
 	// Agent puts Istio's agent between the Envoy and istiod, as in a cluster: it is what fetches modules. It takes a user
 	// who may have a mount namespace of their own.
 	Agent bool
+	// Relay has it connect to istiod through this process, so that Cut takes istiod away from it.
+	Relay bool
 }
 
 // Proxy is an Envoy that istiod configures, before an upstream.
@@ -44,6 +46,7 @@ type Proxy struct {
 	Envoy *envoy.Process
 
 	running process
+	relay   *relay // nil without one
 }
 
 // process is what runs a proxy.
@@ -59,12 +62,12 @@ type bare struct{ *envoy.Process }
 func (b bare) Stop() error { return b.Process.Stop(context.Background()) }
 
 // Proxy runs one until requests through it are answered, and makes the Pod, and what istiod needs to know of it.
-func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
+func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (_ *Proxy, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	o.Gateway = o.Gateway || o.GatewayAPI != ""
-	// The label chooses this Pod alone, whatever labels others share.
-	labels := map[string]string{"istiotest/pod": o.Pod}
+	// The first label chooses this Pod alone, whatever labels others share, and the second all that Istio injects.
+	labels := map[string]string{"istiotest/pod": o.Pod, "service.istio.io/canonical-name": o.Pod}
 	for k, v := range o.Labels {
 		labels[k] = v
 	}
@@ -81,6 +84,17 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	xds := m.istiods[o.Replica].xds
 	m.mu.Unlock()
 	p := &Proxy{Namespace: o.Namespace, Pod: o.Pod}
+	if o.Relay {
+		if p.relay, err = newRelay(xds); err != nil {
+			return nil, err
+		}
+		xds = p.relay.listener.Addr().String()
+		defer func() {
+			if err != nil {
+				p.Cut()
+			}
+		}()
+	}
 	dir := filepath.Join(m.dir, o.Namespace, o.Pod)
 	var admin string
 	if o.Agent {
@@ -99,7 +113,7 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (*Proxy, error) {
 	m.ports[fmt.Sprintf("%s/%s:%d", o.Namespace, o.Pod, AdminPort)] = admin
 	m.mu.Unlock()
 	for n := 1; ; n++ {
-		err := m.listen(ctx, p, o)
+		err = m.listen(ctx, p, o)
 		if err == nil {
 			return p, nil
 		}
@@ -145,8 +159,18 @@ func (p *Proxy) Get(ctx context.Context, path string) (Response, error) {
 	return fetch(ctx, p.URL+path)
 }
 
+// Cut takes istiod away from a proxy with a relay, for good.
+func (p *Proxy) Cut() {
+	if p.relay != nil {
+		p.relay.cut()
+	}
+}
+
 // Stop ends the Envoy and waits until it is gone. Its Pod stays.
-func (p *Proxy) Stop() error { return p.running.Stop() }
+func (p *Proxy) Stop() error {
+	defer p.Cut()
+	return p.running.Stop()
+}
 
 // bare starts an Envoy that asks istiod itself.
 func (m *Mesh) bare(ctx context.Context, dir string, o ProxyOptions, labels map[string]string, ip, xds string) (*envoy.Process, error) {
