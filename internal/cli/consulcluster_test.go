@@ -217,7 +217,7 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 	if err := c.Pod(ctx, "shop", "web-1", map[string]string{"app": "web"}, c.web); err != nil {
 		t.Fatal(err)
 	}
-	a.cli("apply", "-f", on("Mesh", "all", "seven", files), "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy")
+	a.cli("apply", "-f", on("Mesh", "all", "seven", files), "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "1 of 1 proxy; 1 takes another protocol")
 	c.answer(t, "seven", "")
 	a.cli("remove", "shop/all", "--kubeconfig", whole).want(t, exitOK, "ProxyDefaults/operators/global updated", "2 of 2 proxies")
 	c.answer(t, "", "")

@@ -92,7 +92,7 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 		}
 		for _, p := range l.Proxies {
 			s.Proxies = append(s.Proxies, proxyStatus{p.ID, p.Version, string(p.State), p.Detail})
-			if p.State != plan.Running {
+			if p.State != plan.Running && p.State != plan.Apart {
 				s.Drifted = true
 				drifted = append(drifted, []string{p.ID, s.Target, p.Version, string(p.State), p.Detail})
 			}

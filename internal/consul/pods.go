@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +9,11 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -99,9 +96,6 @@ type podWatch struct {
 	listed   time.Time // when the Pods were last
 	sidecars map[plan.Pod]*sidecar
 	synced   string // what Consul's controller says of the entry, for people
-
-	mu    sync.Mutex
-	first time.Time // when the first proxy was seen to run the plan
 }
 
 // sidecar is what is known of one.
@@ -111,7 +105,6 @@ type sidecar struct {
 	there    bool // in the list
 	proof    *Proof
 	client   *http.Client
-	touched  bool // it has shown something of the plan at the last look
 	state    plan.ProxyState
 	detail   string
 }
@@ -234,11 +227,8 @@ func (w *podWatch) list(ctx context.Context) error {
 func (w *podWatch) ask(ctx context.Context, s *sidecar) error {
 	asking, cancel := context.WithTimeout(ctx, podTimeout)
 	defer cancel()
-	s.touched = false
 	state, detail, err := s.proof.Look(asking, func(ctx context.Context, path string, most int64) (int, []byte, error) {
-		status, body, err := get(ctx, s.client, path, most)
-		s.touched = s.touched || w.mentions(body)
-		return status, body, err
+		return get(ctx, s.client, path, most)
 	})
 	switch {
 	case ctx.Err() != nil:
@@ -250,23 +240,7 @@ func (w *podWatch) ask(ctx context.Context, s *sidecar) error {
 		return nil
 	}
 	s.state, s.detail = state, detail
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if state == plan.Running && w.first.IsZero() {
-		w.first = time.Now()
-	}
-	// Of a mesh, only services of the filters' protocol get them, and Consul does not say which those are.
-	if w.plan.Chain.Target.Kind == filter.Mesh && state == plan.Waiting && !s.touched && !w.first.IsZero() && time.Since(w.first) > podSettling {
-		s.expected, s.detail = false, "Consul does not give it the filters: its service has another protocol"
-	}
 	return nil
-}
-
-// mentions says whether an answer has one of the plan's filters in it.
-func (w *podWatch) mentions(body []byte) bool {
-	return slices.ContainsFunc(w.plan.Chain.Filters, func(f filter.Filter) bool {
-		return bytes.Contains(body, []byte(`"`+pluginName(f.Key)+`"`))
-	})
 }
 
 func get(ctx context.Context, client *http.Client, path string, most int64) (int, []byte, error) {
@@ -289,7 +263,7 @@ func get(ctx context.Context, client *http.Client, path string, most int64) (int
 // loaded tells how far the proxies are.
 func (w *podWatch) loaded() (l plan.Loaded) {
 	for _, s := range w.sidecars {
-		status := plan.ProxyStatus{Proxy: plan.Proxy{ID: s.pod.String()}, State: s.state, Expected: s.expected, Detail: s.detail}
+		status := plan.ProxyStatus{Proxy: plan.Proxy{ID: s.pod.String()}, State: s.state, Expected: s.expected && s.state != plan.Apart, Detail: s.detail}
 		if s.state == plan.Running {
 			status.Proof = plan.Seen
 		}

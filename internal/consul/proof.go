@@ -42,7 +42,9 @@ type Get func(ctx context.Context, path string, most int64) (status int, body []
 
 // Proof watches one proxy with one plan. It is not safe for concurrent use.
 type Proof struct {
-	wants  []want
+	all    []want
+	wide   bool     // the plan is for a whole mesh, so that a proxy gets what is for its service's protocol
+	wants  []want   // of all, those that the proxy gets
 	gone   []string // plugins that must not be there
 	err    error
 	before *uint64 // times that the proxy had failed to fetch a module when it was first looked at
@@ -54,12 +56,13 @@ type Proof struct {
 // want is one plugin that the proxy has to have.
 type want struct {
 	direction string // of the listener, as Envoy calls it
+	protocol  string
 	plugin    *wasm.PluginConfig
 }
 
 // NewProof is for one proxy that the plan's objects are for.
 func NewProof(p plan.Plan) *Proof {
-	x := &Proof{}
+	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh}
 	for _, k := range p.Gone {
 		x.gone = append(x.gone, pluginName(k))
 	}
@@ -72,16 +75,18 @@ func NewProof(p plan.Plan) *Proof {
 			if err != nil {
 				x.err = problem.Internal.New("%s: %w", o, err)
 			}
-			x.wants = append(x.wants, w)
+			x.all = append(x.all, w)
 		}
 	}
+	x.wants = x.all
 	return x
 }
 
 // Look says how far the proxy is, and why it is not further. It runs the plan when the listeners that take its traffic
 // have every plugin, in the plan's order, with the plan's module and configuration, and none that is gone. It has rejected
 // the plan when it says that it refused a listener with one of its plugins, or when it could not fetch a module since the
-// first look. The detail is then the proxy's own text, which may quote its configuration, resolved secrets included.
+// first look. The detail is then the proxy's own text, which may quote its configuration, resolved secrets included. Of the
+// chain of a whole mesh it has to have what is for its service's protocol; when that is nothing, it is apart.
 func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detail string, err error) {
 	if x.err != nil {
 		return "", "", x.err
@@ -118,6 +123,12 @@ func page(ctx context.Context, get Get, path string, most int64) ([]byte, error)
 
 // judge is what the proxy's answers come to.
 func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
+	if i := slices.IndexFunc(listeners, isPublic); x.wide && i >= 0 && listeners[i].Protocol != "" {
+		x.wants = slices.DeleteFunc(slices.Clone(x.all), func(w want) bool { return w.protocol != listeners[i].Protocol })
+		if len(x.wants) == 0 && len(x.all) > 0 && x.missing(listeners) == "" {
+			return plan.Apart, fmt.Sprintf("its service speaks %s, for which the chain has no filter", listeners[i].Protocol)
+		}
+	}
 	missing := x.missing(listeners)
 	remote := slices.ContainsFunc(x.wants, func(w want) bool { return w.plugin.GetVmConfig().GetCode().GetRemote() != nil })
 	if x.before == nil {
@@ -147,6 +158,9 @@ func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState,
 	}
 	return plan.Running, ""
 }
+
+// isPublic says whether a listener is the one that takes what others send to the proxy's service.
+func isPublic(l envoy.Listener) bool { return strings.HasPrefix(l.Name, "public_listener") }
 
 // missing says what is not as it should be in the listeners that take traffic; empty: nothing.
 func (x *Proof) missing(listeners []envoy.Listener) string {
@@ -227,6 +241,7 @@ func wantOf(e map[string]any) (w want, err error) {
 		Required  bool
 		Arguments struct {
 			ListenerType string
+			Protocol     string
 			PluginConfig struct {
 				Name, RootID, Configuration string
 				VMConfig                    struct {
@@ -268,7 +283,7 @@ func wantOf(e map[string]any) (w want, err error) {
 	if vm.Configuration, err = stringOf(c.VMConfig.Configuration); err != nil {
 		return w, err
 	}
-	w.direction = strings.ToUpper(x.Arguments.ListenerType)
+	w.direction, w.protocol = strings.ToUpper(x.Arguments.ListenerType), x.Arguments.Protocol
 	return w, nil
 }
 

@@ -23,8 +23,7 @@ const (
 	shortest = 25 * time.Millisecond // between two looks
 	longest  = time.Second
 	within   = 5 * time.Second // of one look at one proxy
-	// effect is how long an entry may have none on any proxy before it is written once more, or, of a whole mesh, before a
-	// proxy counts as one of another protocol.
+	// effect is how long an entry may have none on any proxy before it is written once more.
 	effect  = 4 * time.Second
 	maxInfo = 8 << 20 // bytes of what a proxy says of itself
 )
@@ -57,7 +56,7 @@ func (c *Client) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded,
 				}
 				pause = shortest
 			}
-			if !again && len(w.proxies) > 0 && time.Since(w.begun) > effect && w.ineffective() {
+			if !again && time.Since(w.begun) > effect && w.ineffective() {
 				again = true
 				if err := c.again(ctx, p); err != nil {
 					yield(plan.Loaded{}, err)
@@ -88,7 +87,6 @@ type proxy struct {
 	addr, id, version string
 	service           string // that it stands before
 	proof             *Proof
-	expected          bool
 	state             plan.ProxyState
 	detail            string
 }
@@ -157,7 +155,7 @@ func (w *watch) begin(ctx context.Context) error {
 		}
 	}
 	for _, p := range w.proxies {
-		p.proof, p.expected, p.state = NewProof(w.plan), true, plan.Waiting
+		p.proof, p.state = NewProof(w.plan), plan.Waiting
 	}
 	return nil
 }
@@ -242,25 +240,21 @@ func (w *watch) look(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if w.plan.Chain.Target.Kind == filter.Mesh && time.Since(w.begun) > effect {
-		some := slices.ContainsFunc(w.proxies, func(p *proxy) bool { return p.state == plan.Running })
-		for _, p := range w.proxies {
-			// Of a mesh, only services of the filters' protocol get them, and Consul does not say which those are.
-			p.expected = p.state != plan.Waiting || !some
-		}
-	}
 	return ctx.Err()
 }
 
-// ineffective says whether no proxy shows anything of the plan.
+// ineffective says whether no proxy shows anything of the plan, which one should.
 func (w *watch) ineffective() bool {
-	return !slices.ContainsFunc(w.proxies, func(p *proxy) bool { return p.state != plan.Waiting })
+	is := func(states ...plan.ProxyState) bool {
+		return slices.ContainsFunc(w.proxies, func(p *proxy) bool { return slices.Contains(states, p.state) })
+	}
+	return is(plan.Waiting) && !is(plan.Running, plan.Rejected)
 }
 
 func (w *watch) loaded() plan.Loaded {
 	l := plan.Loaded{Unverified: w.unverified}
 	for _, p := range w.proxies {
-		s := plan.ProxyStatus{Proxy: plan.Proxy{ID: p.id + " at " + p.addr, Version: p.version}, State: p.state, Expected: p.expected, Detail: p.detail}
+		s := plan.ProxyStatus{Proxy: plan.Proxy{ID: p.id + " at " + p.addr, Version: p.version}, State: p.state, Expected: p.state != plan.Apart, Detail: p.detail}
 		if p.state == plan.Running {
 			s.Proof = plan.Seen
 		}

@@ -1,8 +1,10 @@
 package envoy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	wasm "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
@@ -13,10 +15,12 @@ import (
 type Listener struct {
 	Name      string
 	Direction string // INBOUND or OUTBOUND; empty when it does not say
-	Active    []Plugins
-	Warming   []Plugins // of an update that waits for something
-	Failed    []Plugins // of the last update, when that was refused
-	Error     string    // Envoy's own text of why
+	// Protocol is what it takes its traffic for: tcp, http, or http2, as which it takes gRPC, too. Empty when it has no filters.
+	Protocol string
+	Active   []Plugins
+	Warming  []Plugins // of an update that waits for something
+	Failed   []Plugins // of the last update, when that was refused
+	Error    string    // Envoy's own text of why
 }
 
 // Plugins are the Wasm filters of one filter chain in the order that traffic meets them, those of bytes before those of
@@ -46,7 +50,8 @@ func ParseListeners(dump []byte) ([]Listener, error) {
 	var all []Listener
 	for _, c := range got.Configs {
 		l := Listener{Name: c.Name, Active: c.Active.Listener.plugins(), Warming: c.Warming.Listener.plugins(),
-			Failed: c.Error.Failed.plugins(), Error: c.Error.Details}
+			Failed: c.Error.Failed.plugins(), Error: c.Error.Details,
+			Protocol: cmp.Or(c.Active.Listener.protocol(), c.Warming.Listener.protocol())}
 		for _, d := range []dumpedListener{c.Active.Listener, c.Warming.Listener, c.Error.Failed} {
 			if l.Direction == "" {
 				l.Direction = d.Direction
@@ -73,15 +78,35 @@ type dumpedFilter struct {
 		Type    string          `json:"@type"`
 		Config  json.RawMessage `json:"config"`
 		Filters []dumpedFilter  `json:"http_filters"`
+		HTTP2   json.RawMessage `json:"http2_protocol_options"`
 	} `json:"typed_config"`
 }
 
-func (l dumpedListener) plugins() (all []Plugins) {
-	chains := l.Chains
+func (l dumpedListener) chains() []dumpedChain {
 	if l.Default != nil {
-		chains = append(chains, *l.Default)
+		return append(slices.Clone(l.Chains), *l.Default)
 	}
-	for _, c := range chains {
+	return l.Chains
+}
+
+func (l dumpedListener) protocol() (protocol string) {
+	for _, c := range l.chains() {
+		for _, f := range c.Filters {
+			switch {
+			case !strings.HasSuffix(f.Typed.Type, ".HttpConnectionManager"):
+				protocol = cmp.Or(protocol, "tcp")
+			case f.Typed.HTTP2 != nil:
+				return "http2"
+			default:
+				return "http"
+			}
+		}
+	}
+	return protocol
+}
+
+func (l dumpedListener) plugins() (all []Plugins) {
+	for _, c := range l.chains() {
 		all = append(all, pluginsOf(c.Filters))
 	}
 	return all

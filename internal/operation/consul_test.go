@@ -40,6 +40,7 @@ type sidecars struct {
 	web, api *consultest.Service
 	modules  *consultest.Service          // that api calls, for its proxy
 	handler  atomic.Pointer[http.Handler] // of modules
+	stream   *consultest.Service          // which takes TCP
 }
 
 var sharedSidecars *sidecars
@@ -57,6 +58,7 @@ var startSidecars = sync.OnceValues(func() (*sidecars, error) {
 	sharedSidecars = s
 	for _, e := range []map[string]any{
 		{"Kind": "proxy-defaults", "Name": "global", "Config": map[string]any{"protocol": "http"}},
+		{"Kind": "service-defaults", "Name": "stream", "Protocol": "tcp"},
 		{"Kind": "service-intentions", "Name": "*", "Sources": []any{map[string]any{"Name": "*", "Action": "allow"}}},
 	} {
 		if err := s.Write(ctx, e); err != nil {
@@ -68,6 +70,9 @@ var startSidecars = sync.OnceValues(func() (*sidecars, error) {
 		(*s.handler.Load()).ServeHTTP(w, r)
 	})})
 	if err != nil {
+		return nil, err
+	}
+	if s.stream, err = s.Service(ctx, consultest.ServiceOptions{Name: "stream"}); err != nil {
 		return nil, err
 	}
 	if s.api, err = s.Service(ctx, consultest.ServiceOptions{Name: "api", Upstreams: []string{"modules"}}); err != nil {
@@ -573,12 +578,25 @@ func TestAListHidesTheSecretsThatAConsulQuotes(t *testing.T) {
 }
 
 func TestAWholeConsulMeshAndTheOtherDirection(t *testing.T) {
-	r := newConsulRigOf(t, func(o *operation.Options) { o.AllowWideTargets = true })
+	s, err := startSidecars()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newConsulRigOf(t, func(o *operation.Options) { o.AllowWideTargets = true },
+		func(o *consul.Options) { o.Admin = append(o.Admin, s.stream.Envoy.AdminAddr()) })
 	was := r.entry("proxy-defaults", "global")
 	r.calm(func() {
 		events := r.ok(apply(doc("everywhere", "mesh: consul", "target: {kind: Mesh}")))
-		if !warned(events, problem.NotVerified) || !strings.Contains(events[len(events)-1].Summary, "2 of 2 proxies") {
+		if !warned(events, problem.NotVerified) || !strings.Contains(events[len(events)-1].Summary, "2 of 2 proxies; 1 takes another protocol") {
 			t.Errorf("%v", texts(events))
+		}
+		all, err := r.runner.List(t.Context())
+		if err != nil || len(all) != 1 || all[0].Problem != "" || all[0].Loaded.String() != "2 of 2 proxies; 1 takes another protocol" {
+			t.Errorf("%+v %v", all, err)
+		}
+		i := slices.IndexFunc(all[0].Loaded.Proxies, func(p plan.ProxyStatus) bool { return strings.HasPrefix(p.ID, "stream-sidecar-proxy") })
+		if p := all[0].Loaded.Proxies[i]; p.State != plan.Apart || p.Expected || p.Detail != "its service speaks tcp, for which the chain has no filter" {
+			t.Errorf("%+v", p)
 		}
 		r.await("x-everywhere", "there")
 		// What web's sidecar does to what it sends is not what it does to what it gets.

@@ -181,7 +181,7 @@ func ofGroup(g Group, s operation.Status) Target {
 		t.Condition, t.Problem = Unverified, s.Loaded.Unverified
 	case g.Offered != "":
 		t.Condition = RollingOut
-	case t.Counts[plan.Running] < len(proxies):
+	case t.Counts[plan.Running]+t.Counts[plan.Apart] < len(proxies):
 		t.Condition = Drifted
 	case connected == 0:
 		t.Condition = Waiting

@@ -137,6 +137,7 @@ const (
 	Waiting  ProxyState = "waiting"  // it was sent this version and has not answered
 	Held     ProxyState = "held"     // it will be sent this version after the canary accepted it
 	Gone     ProxyState = "gone"     // it was connected when the plan was applied and is not any more
+	Apart    ProxyState = "apart"    // it takes traffic of another protocol, so that nothing of the plan can be in it
 )
 
 // ProxyStatus is one proxy's state.
@@ -204,16 +205,28 @@ func (l Loaded) By(proof Proof) (by []ProxyStatus) {
 	return by
 }
 
-// String is "1 of 2 proxies".
+// String is "1 of 2 proxies", or "1 of 2 proxies; 1 takes another protocol".
 func (l Loaded) String() string {
-	if l.Unverified != "" && l.Expected() == 0 {
-		return "not verified"
+	noun, apart := "proxies", 0
+	for _, p := range l.Proxies {
+		if p.State == Apart {
+			apart++
+		}
 	}
-	noun := "proxies"
 	if l.Expected() == 1 {
 		noun = "proxy"
 	}
-	return fmt.Sprintf("%d of %d %s", l.Count(Running), l.Expected(), noun)
+	text := fmt.Sprintf("%d of %d %s", l.Count(Running), l.Expected(), noun)
+	if l.Unverified != "" && l.Expected() == 0 {
+		text = "not verified"
+	}
+	switch apart {
+	case 0:
+		return text
+	case 1:
+		return text + "; 1 takes another protocol"
+	}
+	return fmt.Sprintf("%s; %d take another protocol", text, apart)
 }
 
 // Names lists proxies by id, at most ten of them.

@@ -18,7 +18,7 @@ const short = (digest) => digest.slice(0, 12);
 
 const tones = { "as applied": "good", "drifted": "bad", "rolling out": "warn", "waits for a proxy": "info", "no filters": "info",
   "held": "bad", "cannot be planned": "bad", "not verified": "warn" };
-const proxyTones = { running: "good", rejected: "bad", waiting: "warn", held: "info", gone: "info" };
+const proxyTones = { running: "good", rejected: "bad", waiting: "warn", held: "info", gone: "info", apart: "info" };
 
 const shown = new Map(); // target -> { text, element }
 
