@@ -52,7 +52,7 @@ func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 
 // Connected asks istiod.
 func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error) {
-	return istiod.Connected(ctx, c.Cluster, p)
+	return istiod.Connected(ctx, c.Cluster, p, istiod.Silence)
 }
 
 // Loaded asks the proxies and, on Istio, istiod.
@@ -60,7 +60,7 @@ func (c operated) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded
 	if p.Chain.Mesh == (mesh.Consul{}).Name() {
 		return consul.InPods(ctx, c.Cluster, p)
 	}
-	return istiod.Loaded(ctx, c.Cluster, p)
+	return istiod.Loaded(ctx, c.Cluster, p, istiod.Silence)
 }
 
 // Survey looks at the proxies of every mesh.

@@ -22,7 +22,7 @@ const (
 	monitoringPort = 15014 // of istiod; its debug endpoints take everybody for a friend who comes by port-forward
 	adminPort      = 15000 // of a proxy
 
-	askTimeout = 15 * time.Second // of one Pod, for all that it is asked at once
+	askTimeout = 15 * time.Second // of one Pod, for all that it is asked at once, however much it says
 	maxSync    = 32 << 20         // bytes of one istiod's states: 2 KiB for a proxy
 	maxDump    = 64 << 20         // bytes of a proxy's listeners, with the modules that travel inside them
 	maxStats   = 4 << 20
@@ -220,41 +220,76 @@ type endpoint struct {
 // line is a connection to one.
 type line struct {
 	net.Conn
-	in    *bufio.Reader
-	ended bool // after the last answer
+	in      *bufio.Reader
+	silence *time.Timer // runs while an answer is waited for
+	quiet   time.Duration
+	ended   bool // after the last answer
 }
 
-// converse asks a Pod over one connection: the one of the look before, if it still holds.
-func (w *watch) converse(ctx context.Context, pod plan.Pod, port int, talk func(getter) error) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	at := endpoint{pod, port}
-	if l := w.take(at); l != nil && w.over(ctx, at, l, talk) == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	conn, err := w.cluster.Dial(ctx, pod.Namespace, pod.Name, port)
-	if err != nil {
-		return err
-	}
-	err = w.over(ctx, at, &line{Conn: conn, in: bufio.NewReader(conn)}, talk)
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+// Read has the silence begin anew.
+func (l *line) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	l.silence.Reset(l.quiet)
+	return n, err
+}
+
+// errSilent is a Pod that takes a connection and says nothing.
+var errSilent = errors.New("does not answer")
+
+func silent(d time.Duration) error { return fmt.Errorf("it %w within %s", errSilent, d) }
+
+// ended says why a conversation ended too early.
+func ended(ctx context.Context) error {
+	err := context.Cause(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("it has not answered yet: %w", err)
 	}
 	return err
 }
 
+// converse asks a Pod over one connection: the one of the look before, if it still holds. One that says nothing for a while
+// is errSilent.
+func (w *watch) converse(ctx context.Context, pod plan.Pod, port int, talk func(getter) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, silent(askTimeout))
+	defer cancel()
+	at := endpoint{pod, port}
+	if l := w.take(at); l != nil {
+		if err := w.over(ctx, at, l, talk); err == nil || ctx.Err() != nil || errors.Is(err, errSilent) {
+			return err
+		}
+	}
+	dialing, stop := context.WithTimeoutCause(ctx, w.silence, silent(w.silence))
+	defer stop()
+	conn, err := w.cluster.Dial(dialing, pod.Namespace, pod.Name, port)
+	if err != nil && dialing.Err() != nil {
+		return ended(dialing)
+	}
+	if err != nil {
+		return err
+	}
+	l := &line{Conn: conn, quiet: w.silence}
+	l.in = bufio.NewReader(l)
+	return w.over(ctx, at, l, talk)
+}
+
 // over talks over a connection, which is kept when that went well.
 func (w *watch) over(ctx context.Context, at endpoint, l *line, talk func(getter) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	// The connection knows no deadlines.
 	whole := context.AfterFunc(ctx, func() { _ = l.Close() })
+	l.silence = time.AfterFunc(l.quiet, func() { cancel(silent(l.quiet)) })
 	err := talk(func(path string, most int64) (int, []byte, error) {
+		l.silence.Reset(l.quiet)
+		defer l.silence.Stop() // what is made of the answer may take its time
 		return l.exchange(ctx, path, most)
 	})
+	l.silence.Stop()
 	if !whole() || err != nil || l.ended || !w.keep(at, l) {
 		_ = l.Close()
+	}
+	if err != nil && ctx.Err() != nil {
+		return ended(ctx)
 	}
 	return err
 }

@@ -27,6 +27,9 @@ import (
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
+// Silence is how long an istiod or a proxy may say nothing when it is asked, unless one says otherwise.
+const Silence = 5 * time.Second
+
 const (
 	rootNamespace = "istio-system" // where istiod is, unless a target names the mesh's root
 	firstPause    = 100 * time.Millisecond
@@ -34,7 +37,7 @@ const (
 	listAgain     = 5 * time.Second // after which the Pods are listed again
 	mostLines     = 64              // connections that are kept from one look to the next
 	parallel      = 4               // Pods that are asked at once
-	patience      = 3               // looks in a row that may fail
+	patience      = 3               // looks in a row that may fail; one that ends in silence counts twice
 	mostPushes    = 3
 	settling      = 3 * time.Second  // after which an istiod that has sent the plan to one proxy has sent it to others
 	debouncing    = 11 * time.Second // after which it pushes what it has, however busy it is, unless it is told otherwise
@@ -57,16 +60,17 @@ const pushAnnotation = "istio.io.filters.meshery.io/pushed"
 
 // Loaded yields how far the plan's proxies are, at once and whenever that changes: those of its Pods that are connected to
 // an istiod. It ends with ctx, when the consumer stops, or after an error. What cannot be looked at, since a right is
-// missing or no istiod answers, is problem.NotVerified; that an object of the plan is gone is problem.ChainChanged. Of a
-// proxy that may not be asked itself, Detail says why.
+// missing or no istiod answers, is problem.NotVerified, also where ctx's deadline ends the first look; that an object of
+// the plan is gone is problem.ChainChanged. Of a proxy that may not be asked itself, or says nothing for as long as silence,
+// Detail says why.
 //
 // A proxy may hold on to a plugin that it has refused, although there is a better one of that name now, until istiod pushes
 // to it again. Then the first of the plan's objects gets an annotation, which makes it push.
 //
 // The texts of proxies may quote their configuration, resolved secrets included.
-func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
+func Loaded(ctx context.Context, c Cluster, p plan.Plan, silence time.Duration) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		w := newWatch(c, p)
+		w := newWatch(c, p, silence)
 		defer w.close()
 		if err := w.begin(ctx); err != nil {
 			yield(plan.Loaded{}, w.unverified(ctx, err))
@@ -79,7 +83,15 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 			err := w.look(ctx)
 			took := time.Since(begun)
 			if err != nil {
+				if errors.Is(err, errSilent) {
+					failures++
+					took = 0
+				}
 				if failures++; failures >= patience || ctx.Err() != nil || errors.Is(err, problem.RightMissing) {
+					// Who was waited for has a name, also where the first look came to no end.
+					if w.looked && last == nil && ctx.Err() != nil && !yield(w.loaded(), nil) {
+						return
+					}
 					yield(plan.Loaded{}, w.unverified(ctx, err))
 					return
 				}
@@ -92,12 +104,12 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 					pause = firstPause
 				}
 			}
-			// Half of the time at least is left to others.
+			// Half of the time at least is left to others, unless somebody was waited for.
 			select {
 			case <-ctx.Done():
 				yield(plan.Loaded{}, ctx.Err())
 				return
-			case <-time.After(max(pause, took)):
+			case <-time.After(max(pause, min(took, lastPause))):
 			}
 		}
 	}
@@ -105,7 +117,7 @@ func Loaded(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 
 // Connected lists the plan's Pods whose proxies are connected to an istiod, by name. With fewer than two Pods nobody is
 // asked.
-func Connected(ctx context.Context, c Cluster, p plan.Plan) ([]plan.Pod, error) {
+func Connected(ctx context.Context, c Cluster, p plan.Plan, silence time.Duration) ([]plan.Pod, error) {
 	if p.Proxies == nil {
 		return nil, nil
 	}
@@ -113,7 +125,7 @@ func Connected(ctx context.Context, c Cluster, p plan.Plan) ([]plan.Pod, error) 
 	if err != nil || len(pods) < 2 {
 		return pods, err
 	}
-	w := newWatch(c, p)
+	w := newWatch(c, p, silence)
 	defer w.close()
 	connected, err := w.connected(ctx)
 	if err != nil {
@@ -122,8 +134,8 @@ func Connected(ctx context.Context, c Cluster, p plan.Plan) ([]plan.Pod, error) 
 	return slices.DeleteFunc(w.pods, func(pod plan.Pod) bool { _, ok := connected[pod]; return !ok }), nil
 }
 
-func newWatch(c Cluster, p plan.Plan) *watch {
-	w := &watch{cluster: c, plan: p, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}, lines: map[endpoint]*line{}}
+func newWatch(c Cluster, p plan.Plan, silence time.Duration) *watch {
+	w := &watch{cluster: c, plan: p, silence: silence, root: rootNamespace, proxies: map[plan.Pod]*proxy{}, silent: map[string]error{}, shown: map[plan.Pod]time.Time{}, lines: map[endpoint]*line{}}
 	if p.Chain.Target.Kind == filter.Mesh {
 		w.root = p.Chain.Target.Namespace
 	}
@@ -133,7 +145,7 @@ func newWatch(c Cluster, p plan.Plan) *watch {
 // unverified makes a problem of what stood in the way.
 func (w *watch) unverified(ctx context.Context, err error) error {
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && (w.looked || !errors.Is(ctx.Err(), context.DeadlineExceeded)):
 		return ctx.Err()
 	case errors.Is(err, problem.Internal), errors.Is(err, problem.ChainChanged):
 		return err
@@ -145,6 +157,7 @@ func (w *watch) unverified(ctx context.Context, err error) error {
 type watch struct {
 	cluster Cluster
 	plan    plan.Plan
+	silence time.Duration
 	root    string
 	all     bool   // filters of proxies are looked at, and not only ours
 	wants   []want // in the order that requests meet them
@@ -179,6 +192,9 @@ type proxy struct {
 	proof    plan.Proof
 	detail   string
 	stuck    bool // with a plugin that it refused before
+
+	silent error  // that it said nothing, when istiod said as much as heard
+	heard  synced // of it
 }
 
 // begin reads what the plan's objects are now.
@@ -307,7 +323,7 @@ func (p *proxy) say(s plan.ProxyState, proof plan.Proof, detail string) {
 // judge finds out how far one proxy is. Only what ends the whole look is an error.
 func (w *watch) judge(ctx context.Context, p *proxy) error {
 	wants := w.wants
-	v, err := w.visit(ctx, p.pod)
+	v, err := w.hear(ctx, p)
 	if err == nil && w.complete(v, p, wants) {
 		return nil
 	}
@@ -348,6 +364,19 @@ func (w *watch) judge(ctx context.Context, p *proxy) error {
 		p.say(plan.Waiting, "", "it has not answered istiod yet")
 	}
 	return nil
+}
+
+// hear visits a proxy. One that said nothing is not asked again before istiod has sent it or heard from it more: while it
+// loads a module it may have had no time.
+func (w *watch) hear(ctx context.Context, p *proxy) (*view, error) {
+	if p.silent != nil && p.heard == p.said {
+		return nil, p.silent
+	}
+	v, err := w.visit(ctx, p.pod)
+	if p.silent = nil; errors.Is(err, errSilent) {
+		p.silent, p.heard = err, p.said
+	}
+	return v, err
 }
 
 const unconfirmed = "istiod has not heard of it what it took"

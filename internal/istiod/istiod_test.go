@@ -231,7 +231,7 @@ func (r *rig) await(c istiod.Cluster, p plan.Plan, ok func(plan.Loaded) bool) pl
 	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
 	defer cancel()
 	var seen []string
-	for l, err := range istiod.Loaded(ctx, c, p) {
+	for l, err := range istiod.Loaded(ctx, c, p, istiod.Silence) {
 		if err != nil {
 			r.Fatalf("%v; before that:\n%s", err, strings.Join(seen, "\n"))
 		}
@@ -471,13 +471,13 @@ func TestWhatCannotBeVerifiedIsNamed(t *testing.T) {
 	r := newRig(t, "TrafficExtension")
 	r.sidecar("api-1", 0)
 	p := r.apply(r.filter("hello", "{response: {x-a: one}}", ""))
-	for _, err := range istiod.Loaded(t.Context(), clusterOf(t, nobody), p) {
+	for _, err := range istiod.Loaded(t.Context(), clusterOf(t, nobody), p, istiod.Silence) {
 		if !errors.Is(err, problem.NotVerified) || !errors.Is(err, problem.RightMissing) || !strings.Contains(err.Error(), "find the target's Pods") || !strings.Contains(err.Error(), r.namespace) {
 			t.Errorf("%v", err)
 		}
 	}
 	p.Chain.Target = filter.Target{Kind: filter.Mesh, Namespace: r.namespace} // in whose root there is no istiod
-	for _, err := range istiod.Loaded(t.Context(), r.cluster, p) {
+	for _, err := range istiod.Loaded(t.Context(), r.cluster, p, istiod.Silence) {
 		if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), "no istiod runs in namespace "+r.namespace) {
 			t.Errorf("%v", err)
 		}
@@ -572,6 +572,90 @@ func (l lying) Dial(ctx context.Context, namespace, pod string, port int) (net.C
 	return here, nil
 }
 
+// mute is a cluster in which what is at one port takes connections, or with dial not even those, and says nothing.
+type mute struct {
+	*kube.Cluster
+	port int
+	at   string
+	dial bool
+}
+
+func (m mute) Dial(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
+	switch {
+	case port != m.port:
+		return m.Cluster.Dial(ctx, namespace, pod, port)
+	case m.dial:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", m.at)
+}
+
+func TestWhoSaysNothingIsNamedInTime(t *testing.T) {
+	const silence = 300 * time.Millisecond
+	r := newRig(t, "TrafficExtension")
+	r.sidecar("api-1", 0)
+	p := r.apply(r.filter("hello", "{response: {x-a: one}}", ""))
+	r.await(r.cluster, p, running(1, plan.Seen))
+	nobody, err := net.Listen("tcp", "127.0.0.1:0") // the kernel takes its connections
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
+	for _, dial := range []bool{false, true} {
+		here := mute{r.cluster, istiotest.MonitoringPort, nobody.Addr().String(), dial}
+		t.Run(fmt.Sprintf("an istiod, to the dialling: %t", dial), func(t *testing.T) {
+			const want = "ask istiod istio-system/istiod-1: it does not answer within 300ms"
+			begun := time.Now()
+			for l, err := range istiod.Loaded(t.Context(), here, p, silence) {
+				if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %v", describe(l), err)
+				}
+			}
+			if took := time.Since(begun); took > 10*time.Second {
+				t.Errorf("that took %s", took)
+			}
+		})
+		t.Run(fmt.Sprintf("an istiod until the time is over, to the dialling: %t", dial), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), silence)
+			defer cancel()
+			for l, err := range istiod.Loaded(ctx, here, p, time.Hour) {
+				if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), "ask istiod istio-system/istiod-1: it has not answered yet") {
+					t.Errorf("%s: %v", describe(l), err)
+				}
+			}
+		})
+		here.port = istiotest.AdminPort
+		t.Run(fmt.Sprintf("a proxy, to the dialling: %t", dial), func(t *testing.T) {
+			for l, err := range istiod.Loaded(t.Context(), here, p, silence) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if running(1, plan.Acknowledged)(l) {
+					if got := l.Proxies[0].Detail; got != "its own state was not seen: it does not answer within 300ms" {
+						t.Errorf("it says %q", got)
+					}
+					break
+				}
+			}
+		})
+	}
+	t.Run("a proxy until the time is over", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		var last plan.Loaded
+		for l, err := range istiod.Loaded(ctx, mute{r.cluster, istiotest.AdminPort, nobody.Addr().String(), false}, p, time.Hour) {
+			if err == nil {
+				last = l
+			}
+		}
+		if waiting := last.In(plan.Waiting); len(waiting) != 1 || waiting[0].ID != r.namespace+"/api-1" {
+			t.Error(describe(last))
+		}
+	})
+	r.await(r.cluster, r.apply(), running(1, plan.Seen))
+}
+
 func TestNonsenseIsNoProof(t *testing.T) {
 	r := newRig(t, "TrafficExtension")
 	r.sidecar("api-1", 0)
@@ -579,7 +663,7 @@ func TestNonsenseIsNoProof(t *testing.T) {
 	t.Run("from istiod", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		for l, err := range istiod.Loaded(ctx, lying{r.cluster, istiotest.MonitoringPort}, p) {
+		for l, err := range istiod.Loaded(ctx, lying{r.cluster, istiotest.MonitoringPort}, p, istiod.Silence) {
 			if !errors.Is(err, problem.NotVerified) || !strings.Contains(err.Error(), "nothing that istiod says") {
 				t.Errorf("%s: %v", describe(l), err)
 			}

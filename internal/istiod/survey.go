@@ -41,7 +41,7 @@ var _ survey.Mesh = (*Proxies)(nil)
 
 // ProxiesOf makes it, without a request.
 func ProxiesOf(c Surveyed) *Proxies {
-	w := newWatch(c, plan.Plan{})
+	w := newWatch(c, plan.Plan{}, Silence)
 	w.all = true
 	return &Proxies{c, w}
 }
