@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -39,47 +40,24 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 		return err
 	}
 	defer cluster.Close()
-	dir, err := os.MkdirTemp("", "meshery-filters-")
+	here, err := a.adapterHere(ctx, cluster)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	state, err := store.Open(ctx, store.Options{StateDir: dir, SyncInterval: time.Hour})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, state.Close()) }()
-	hub := event.NewHub(0, 0)
-	defer hub.Close()
-	events, err := event.NewLog(ctx, state.Log(), hub)
-	if err != nil {
-		return err
-	}
-	quiet := slog.New(slog.DiscardHandler)
-	runner, err := operation.NewRunner(operation.Options{
-		Own: operated{cluster}, AllowWideTargets: true, // with the rights of whoever runs this
-		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt, Log: quiet}),
-		ModuleNames: filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
-		Secret: func(name, key string) (string, error) {
-			return "", problem.SecretMissing.New("%s/%s: without an adapter there are no secrets", name, key)
-		},
-	})
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, here.close()) }()
 	running, stop := context.WithCancel(ctx)
 	outlive, end := context.WithCancel(context.WithoutCancel(ctx))
 	var g errgroup.Group
 	g.Go(func() error {
 		defer end()
-		return runner.Run(running)
+		return here.runner.Run(running)
 	})
-	g.Go(func() error { return events.Run(outlive) })
+	g.Go(func() error { return here.events.Run(outlive) })
 	defer func() {
 		stop()
 		err = errors.Join(err, g.Wait())
 	}()
-	id, err := runner.Submit(ctx, operation.Request{Operation: q.GetOpName(), Namespace: q.GetNamespace(), Username: a.env("USER"), Body: q.GetCustomBody()})
+	id, err := here.runner.Submit(ctx, operation.Request{Operation: q.GetOpName(), Namespace: q.GetNamespace(), Username: a.env("USER"), Body: q.GetCustomBody()})
 	if err != nil {
 		return err
 	}
@@ -88,7 +66,7 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 		ctx, cancel = context.WithTimeoutCause(ctx, w.timeout, errTimeout)
 		defer cancel()
 	}
-	sub := hub.Subscribe(hub.Oldest(), id)
+	sub := here.hub.Subscribe(here.hub.Oldest(), id)
 	for {
 		e, err := sub.Next(ctx)
 		switch {
@@ -107,4 +85,48 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 			return view.outcome()
 		}
 	}
+}
+
+// adapterHere is as much of an adapter as one cluster takes. What it keeps on disk goes with close.
+type adapterHere struct {
+	runner *operation.Runner
+	events *event.Log
+	hub    *event.Hub
+	close  func() error
+}
+
+func (a *app) adapterHere(ctx context.Context, cluster *kube.Cluster) (_ adapterHere, err error) {
+	dir, err := os.MkdirTemp("", "meshery-filters-")
+	if err != nil {
+		return adapterHere{}, err
+	}
+	end := func() error { return os.RemoveAll(dir) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, end())
+		}
+	}()
+	state, err := store.Open(ctx, store.Options{StateDir: dir, SyncInterval: time.Hour})
+	if err != nil {
+		return adapterHere{}, err
+	}
+	hub := event.NewHub(0, 0)
+	end = func() error {
+		hub.Close()
+		return errors.Join(state.Close(), os.RemoveAll(dir))
+	}
+	events, err := event.NewLog(ctx, state.Log(), hub)
+	if err != nil {
+		return adapterHere{}, err
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	runner, err := operation.NewRunner(operation.Options{
+		Own: operated{cluster}, AllowWideTargets: true, // with the rights of whoever runs this
+		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt, Log: quiet}),
+		ModuleNames: filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
+		Secret: func(name, key string) (string, error) {
+			return "", problem.SecretMissing.New("%s/%s: without an adapter there are no secrets", name, key)
+		},
+	})
+	return adapterHere{runner, events, hub, end}, err
 }

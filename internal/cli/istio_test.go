@@ -148,6 +148,8 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 	a.cli("apply", "-f", doc("x", "two", ""), "--kubeconfig", whole).want(t, exitOK, "updated", "2 of 2 proxies", "seen in each proxy itself")
 	m.answer(t, "two")
 	a.cli("run", "filters_status", "--kubeconfig", whole).want(t, exitOK, "2 of 2 proxies run version", "0 drifted")
+	runWith(t, "", nil, "status", "--kubeconfig", whole).want(t, exitOK, "Workload shop {app=api}", "2 of 2 proxies", "as applied")
+	runWith(t, "", nil, "status", "--kubeconfig", base).want(t, exitOK, "not verified", "verb list, resource pods")
 
 	// What a proxy refuses is taken back, and the proxies have what they had.
 	a.cli("apply", "-f", doc("y", "three", missing), "--kubeconfig", whole).want(t, exitFailed, "a proxy rejected the configuration", "Invalid path", "is in place again")

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,11 +13,13 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // newStatus makes `status`.
 func newStatus(a *app) *cobra.Command {
+	var k kubeconfigFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether proxies run what was applied",
@@ -23,12 +27,19 @@ func newStatus(a *app) *cobra.Command {
 
 A proxy that rejected its chain, has not answered, or left since differs from what was applied: its target has drifted,
 the proxy is listed with its own words, and the exit code is 5.
-A target whose proxies nobody may look at is not verified, and the reason is told.`,
+A target whose proxies nobody may look at is not verified, and the reason is told.
+
+With --kubeconfig no adapter is asked: the proxies looked at are those of the filters that any adapter has put into that
+cluster.`,
 		Example: `  meshery-filters status
+  meshery-filters status --kubeconfig ~/.kube/config --context staging
   meshery-filters status -o json
   meshery-filters status > /dev/null || echo "look at the proxies"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if k.given() {
+				return a.statusAlone(cmd.Context(), &k)
+			}
 			c, err := a.dial()
 			if err != nil {
 				return err
@@ -41,9 +52,29 @@ A target whose proxies nobody may look at is not verified, and the reason is tol
 			return a.printStatus(resp.GetChains())
 		},
 	}
+	k.flags(cmd, "that is looked at")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
+}
+
+// statusAlone looks at a cluster from this process.
+func (a *app) statusAlone(ctx context.Context, k *kubeconfigFlags) (err error) {
+	cluster, err := k.open()
+	if err != nil {
+		return err
+	}
+	defer cluster.Close()
+	here, err := a.adapterHere(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, here.close()) }()
+	chains, err := here.runner.List(ctx)
+	if err != nil {
+		return err
+	}
+	return a.printStatus(server.Chains(chains))
 }
 
 // What JSON and YAML show of a status.

@@ -28,14 +28,18 @@ func (f *filterServer) List(ctx context.Context, _ *filterspb.ListRequest) (*fil
 	if err != nil {
 		return nil, err
 	}
-	out := &filterspb.ListResponse{}
-	for _, c := range chains {
-		out.Chains = append(out.Chains, toChain(c))
+	return &filterspb.ListResponse{Chains: Chains(chains)}, nil
+}
+
+// Chains are those of a list as the service gives them, by mesh and target.
+func Chains(list []operation.Status) (out []*filterspb.Chain) {
+	for _, c := range list {
+		out = append(out, toChain(c))
 	}
-	slices.SortFunc(out.Chains, func(a, b *filterspb.Chain) int {
+	slices.SortFunc(out, func(a, b *filterspb.Chain) int {
 		return cmp.Or(cmp.Compare(a.Mesh, b.Mesh), cmp.Compare(a.Target.Text, b.Target.Text))
 	})
-	return out, nil
+	return out
 }
 
 func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*filterspb.PlanResponse, error) {

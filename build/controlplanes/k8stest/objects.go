@@ -59,8 +59,11 @@ func (s *Server) Install(ctx context.Context, crds []byte, without ...string) er
 		if err := s.Send(ctx, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd); err != nil {
 			return err
 		}
-		version := spec["versions"].([]any)[0].(map[string]any)["name"]
-		served = append(served, fmt.Sprintf("/apis/%s/%s/%s", spec["group"], version, names["plural"]))
+		for _, v := range spec["versions"].([]any) {
+			if v := v.(map[string]any); v["served"] == true {
+				served = append(served, fmt.Sprintf("/apis/%s/%s/%s", spec["group"], v["name"], names["plural"]))
+			}
+		}
 	}
 	for _, path := range served {
 		for s.Send(ctx, http.MethodGet, path, nil) != nil {
