@@ -33,15 +33,21 @@ var components = []struct{ kind, title, description string }{
 }
 
 // Definitions are the adapter's components for Meshery's registries, for each version of Envoy that it lists, newest first.
-// The model has the adapter's name, which is where Meshery UI looks for the versions that it lets users choose.
-func Definitions(versions []string) ([]meshery.Definition, error) {
+// The model has the adapter's name, which is where Meshery UI looks for the versions that it lets users choose. addr is where
+// servers reach the adapter: the newest take a model for the one that they have, with the address that it had, unless the
+// registrant in it is another.
+//
+// The traits come last, for servers that know of OAM only.
+func Definitions(versions []string, addr string) ([]meshery.Definition, error) {
 	var all []meshery.Definition
+	forms := map[string]string{}
 	for i, version := range versions {
 		for _, c := range components {
 			parts, err := templates.MeshmodelComponent(c.kind)
 			if err != nil {
 				return nil, err
 			}
+			forms[c.kind] = parts.Schema
 			look := map[string]any{"primaryColor": primaryColor, "secondaryColor": secondaryColor, "shape": "round-rectangle",
 				"svgColor": parts.Icon, "svgWhite": parts.WhiteIcon, "svgComplete": ""}
 			model, err := templates.MeshmodelComponent(KindWASMFilter)
@@ -61,7 +67,7 @@ func Definitions(versions []string) ([]meshery.Definition, error) {
 					"configurationUISchema": uiSchema(c.kind)}),
 				"model": map[string]any{"schemaVersion": "models.meshery.io/v1beta1", "name": operation.ComponentName, "displayName": "Envoy Filters",
 					"description": "WebAssembly filters in running Envoy proxies.", "version": version, "status": "enabled",
-					"category": map[string]any{"name": "Cloud Native Network", "metadata": nil}, "registrant": map[string]any{"kind": operation.ComponentName},
+					"category": map[string]any{"name": "Cloud Native Network", "metadata": nil}, "registrant": map[string]any{"kind": operation.ComponentName, "name": addr},
 					"metadata": map[string]any{"primaryColor": primaryColor, "secondaryColor": secondaryColor, "svgColor": model.Icon, "svgWhite": model.WhiteIcon, "isAnnotation": false},
 					"model":    map[string]any{"version": version}},
 			})
@@ -71,22 +77,22 @@ func Definitions(versions []string) ([]meshery.Definition, error) {
 			d := meshery.Definition{Kind: c.kind, Version: version, Entity: entity}
 			if i == 0 {
 				d.Schema = parts.Schema
-				if d.Workload, err = workload(c.kind, version); err != nil {
+				if d.Workload, err = definition("WorkloadDefinition", c.kind, map[string]any{}, map[string]any{"version": version}); err != nil {
 					return nil, fmt.Errorf("write the workload definition of %s: %w", c.kind, err)
 				}
 			}
 			all = append(all, d)
 		}
 	}
-	return all, nil
+	traits, err := traitDefinitions(forms)
+	return append(all, traits...), err
 }
 
-// workload is the definition that servers take which know of OAM only.
-func workload(kind, version string) ([]byte, error) {
-	return json.Marshal(map[string]any{"apiVersion": "core.oam.dev/v1alpha1", "kind": "WorkloadDefinition",
-		"metadata": map[string]any{"name": kind},
-		"spec": map[string]any{"definitionRef": map[string]any{"name": strings.ToLower(kind) + ".filters.meshery.io"},
-			"metadata": map[string]any{"adapter.meshery.io/name": operation.ComponentName, "version": version}}})
+// definition is one that servers take which know of OAM only.
+func definition(kind, name string, spec, metadata map[string]any) ([]byte, error) {
+	spec["definitionRef"] = map[string]any{"name": strings.ToLower(name) + ".filters.meshery.io"}
+	spec["metadata"] = merged(map[string]any{"adapter.meshery.io/name": operation.ComponentName}, metadata)
+	return json.Marshal(map[string]any{"apiVersion": "core.oam.dev/v1alpha1", "kind": kind, "metadata": map[string]any{"name": name}, "spec": spec})
 }
 
 // uiSchema has forms give a configuration more than one line.

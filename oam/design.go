@@ -64,7 +64,7 @@ func OAM(components []string, configuration string, remove bool) ([]Step, error)
 	all := make([]component, 0, len(components))
 	err := each("oam_comps", append(slices.Clone(components), configuration), func(at string, i int, text string) error {
 		if i == len(components) {
-			mistakes = append(mistakes, traits(text)...)
+			mistakes = attach(text, all, remove)
 			return nil
 		}
 		var c struct {
@@ -220,31 +220,6 @@ func read(text string, into any) error {
 		return errors.New("it ends early")
 	}
 	return err
-}
-
-// traits lists what the configuration attaches to components: this adapter has no traits.
-func traits(configuration string) (mistakes []problem.Field) {
-	if strings.TrimSpace(configuration) == "" {
-		return nil
-	}
-	var c struct {
-		Spec struct {
-			Components []struct {
-				ComponentName string
-				Traits        []struct{ Name string }
-			}
-		}
-	}
-	if err := read(configuration, &c); err != nil {
-		return []problem.Field{{Path: "oam_config", Cause: "it is not JSON that the adapter can read: " + err.Error()}}
-	}
-	for _, part := range c.Spec.Components {
-		for _, t := range part.Traits {
-			mistakes = append(mistakes, problem.Field{Path: "oam_config", Cause: fmt.Sprintf("%q gets the trait %q, and the adapter knows no traits", clip(part.ComponentName), clip(t.Name)),
-				Remedy: "take it out of the design"})
-		}
-	}
-	return mistakes
 }
 
 // steps orders the components and makes operations of them.

@@ -125,7 +125,7 @@ func TestADesignIsBounded(t *testing.T) {
 		"a deep value":            {[]string{setting(strings.Repeat("[", 200) + strings.Repeat("]", 200))}, "", "too deep"},
 		"a million empty objects": {[]string{setting("[" + strings.Repeat("{},", 1_000_000) + "{}]")}, "", "too many values"},
 		"a component of 31 MiB":   {[]string{setting(`"` + strings.Repeat("a", 31<<20) + `"`)}, "", "too large"},
-		"a trait":                 {[]string{one}, `{"spec":{"Components":[{"ComponentName":"a","Traits":[{"Name":"ManualScaler"}]}]}}`, `"ManualScaler"`},
+		"a foreign property":      {[]string{one}, `{"spec":{"Components":[{"ComponentName":"a","Traits":[{"Name":"WASMFilterPlacement","Properties":{"secret-key":"secret-word"}}]}]}}`, "secret-key"},
 		"too many patches":        {[]string{`{"metadata":{"name":"e"},"spec":{"type":"EnvoyFilter","settings":{"configPatches":[` + strings.Repeat(`{},`, 100) + `{}]}}}`}, "", "there are 101 patches"},
 		"no configuration":        {[]string{one}, `{`, "oam_config"},
 	} {

@@ -44,7 +44,7 @@ func mesheryRegistrar(c config.Config, listening net.Addr, component string, rec
 	if err != nil {
 		return nil, problem.InvalidConfiguration.New("meshery.adapterAddr: %w", err)
 	}
-	definitions, err := oam.Definitions(envoyVersions)
+	definitions, err := oam.Definitions(envoyVersions, at)
 	if err != nil {
 		return nil, err
 	}

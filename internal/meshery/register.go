@@ -67,6 +67,7 @@ type registration struct {
 // dialect is one generation's way to register.
 type dialect struct {
 	name, path string
+	traits     string                           // path of traits
 	body       func(*Registrar, Definition) any // nil where this generation does not have the definition
 	listing    string                           // path of what the server has
 	lists      func(r *Registrar, answer []byte) (bool, error)
@@ -74,9 +75,10 @@ type dialect struct {
 
 // dialects begin with the newest. Which one a server speaks shows when it is tried.
 var dialects = []dialect{
-	{"connection", "/api/meshmodels/components", (*Registrar).entity, "", (*Registrar).listsModels},
-	{"host", "/api/meshmodel/components/register", (*Registrar).entity, "", (*Registrar).listsModels},
-	{"oam", "/api/experimental/oam/workload", (*Registrar).workload, "/api/experimental/oam/workload?trim=true", (*Registrar).listsWorkloads},
+	{"connection", "/api/meshmodels/components", "", (*Registrar).entity, "", (*Registrar).listsModels},
+	{"host", "/api/meshmodel/components/register", "", (*Registrar).entity, "", (*Registrar).listsModels},
+	{"oam v0.5", "/api/oam/workload", "/api/oam/trait", (*Registrar).workload, "/api/oam/workload?trim=true", (*Registrar).listsWorkloads},
+	{"oam", "/api/experimental/oam/workload", "/api/experimental/oam/trait", (*Registrar).workload, "/api/experimental/oam/workload?trim=true", (*Registrar).listsWorkloads},
 }
 
 const (
@@ -238,14 +240,22 @@ func (r *Registrar) in(ctx context.Context, d dialect) (refused, err error) {
 		if err != nil {
 			return nil, problem.Internal.New("write the registration of %s: %w", def.Kind, err)
 		}
-		answer, err := r.options.Client.Do(ctx, http.MethodPost, d.path, "application/json", text, maxRegistered)
+		path := d.path
+		if def.Trait != nil {
+			path = d.traits
+		}
+		answer, err := r.options.Client.Do(ctx, http.MethodPost, path, "application/json", text, maxRegistered)
 		if i == 0 && errors.Is(err, problem.MesheryUnauthorized) {
 			return err, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		refusal := answer.Refusal("POST " + d.path)
+		refusal := answer.Refusal("POST " + path)
+		if refusal != nil && def.Trait != nil && answer.Status/100 == 4 { // designs do without
+			r.options.Log.Warn("Meshery does not take a trait", "trait", def.Kind, "err", refusal)
+			refusal = nil
+		}
 		switch {
 		case refusal == nil:
 			r.posted[d.name] = i + 1
@@ -282,6 +292,9 @@ func (r *Registrar) listed(ctx context.Context, d dialect) (has, known bool, err
 
 // entity is the body of servers with meshmodels. The newest read the connection, those before them the host.
 func (r *Registrar) entity(d Definition) any {
+	if d.Entity == nil {
+		return nil
+	}
 	port, _ := strconv.Atoi(r.port) // which NewRegistrar has seen to be one
 	return struct {
 		Connection any    `json:"connection"`
@@ -301,16 +314,21 @@ func (r *Registrar) entity(d Definition) any {
 	}
 }
 
-// workload is the body of servers of 2021.
+// workload is the body of servers that know of OAM only, of a trait as well.
 func (r *Registrar) workload(d Definition) any {
-	if d.Workload == nil {
+	definition := d.Workload
+	if d.Trait != nil {
+		definition = d.Trait
+	}
+	if definition == nil {
 		return nil
 	}
 	return struct {
-		Host       string          `json:"host"`
-		Definition json.RawMessage `json:"oam_definition"`
-		Schema     string          `json:"oam_ref_schema"`
-	}{net.JoinHostPort(r.host, r.port), d.Workload, d.Schema}
+		Host       string            `json:"host"`
+		Definition json.RawMessage   `json:"oam_definition"`
+		Schema     string            `json:"oam_ref_schema"`
+		Metadata   map[string]string `json:"metadata"` // by which pages of v0.5 tell the adapters' components apart
+	}{net.JoinHostPort(r.host, r.port), definition, d.Schema, map[string]string{"adapter.meshery.io/name": r.options.Name}}
 }
 
 // listsModels looks for the model in every version.
@@ -325,7 +343,7 @@ func (r *Registrar) listsModels(answer []byte) (bool, error) {
 	for _, m := range l.Models {
 		has[m.Version] = has[m.Version] || m.Name == r.options.Name
 	}
-	return !slices.ContainsFunc(r.options.Definitions, func(d Definition) bool { return !has[d.Version] }), nil
+	return !slices.ContainsFunc(r.options.Definitions, func(d Definition) bool { return d.Entity != nil && !has[d.Version] }), nil
 }
 
 // listsWorkloads looks for every kind at the adapter's address.

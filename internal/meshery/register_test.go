@@ -18,13 +18,13 @@ import (
 
 const component = "0b0f2c4e-6d8a-4c1e-9f3b-5a7d9e1c3b5f"
 
-// someDefinitions are small ones of two kinds in two versions.
-func someDefinitions() []Definition {
+// someDefinitions are small ones of two kinds in two versions, and a trait.
+func someDefinitions(addr string) []Definition {
 	var all []Definition
 	for _, version := range []string{"1.40.0", "1.39.3"} {
 		for _, kind := range []string{"WASMFilter", "ImageHub"} {
 			d := Definition{Kind: kind, Version: version, Entity: json.RawMessage(fmt.Sprintf(
-				`{"kind":%q,"component":{"kind":%[1]q,"schema":"{}"},"model":{"name":"meshery-filters","version":%q}}`, kind, version))}
+				`{"kind":%q,"component":{"kind":%[1]q,"schema":"{}"},"model":{"name":"meshery-filters","version":%q,"registrant":{"name":%q}}}`, kind, version, addr))}
 			if version == "1.40.0" {
 				d.Workload = json.RawMessage(fmt.Sprintf(`{"kind":"WorkloadDefinition","metadata":{"name":%q}}`, kind))
 				d.Schema = `{"type":"object"}`
@@ -32,7 +32,7 @@ func someDefinitions() []Definition {
 			all = append(all, d)
 		}
 	}
-	return all
+	return append(all, Definition{Kind: "WASMFilterPlacement", Trait: json.RawMessage(`{"kind":"TraitDefinition","metadata":{"name":"WASMFilterPlacement"}}`), Schema: `{"type":"object"}`})
 }
 
 func openStore(t *testing.T, path string) *store.Store {
@@ -55,12 +55,13 @@ type registering struct {
 func register(t *testing.T, server string, records store.Records, change ...func(*RegistrarOptions)) registering {
 	t.Helper()
 	j := &journal{}
-	o := RegistrarOptions{Client: client(t, Options{Server: server, TokenFile: writeFile(t, "the-token"), Timeout: time.Second}), Definitions: someDefinitions(),
+	o := RegistrarOptions{Client: client(t, Options{Server: server, TokenFile: writeFile(t, "the-token"), Timeout: time.Second}),
 		Name: "meshery-filters", Component: component, Addr: "adapter.test:10014", Records: records, Check: 20 * time.Millisecond,
 		MinRetry: 5 * time.Millisecond, MaxRetry: 20 * time.Millisecond, Log: slog.New(slog.NewTextHandler(j, nil))}
 	for _, c := range change {
 		c(&o)
 	}
+	o.Definitions = someDefinitions(o.Addr)
 	r, err := NewRegistrar(o)
 	if err != nil {
 		t.Fatal(err)
@@ -81,18 +82,20 @@ func register(t *testing.T, server string, records store.Records, change ...func
 
 func TestEveryGenerationIsRegisteredAsItTakesIt(t *testing.T) {
 	for generation, c := range map[string]struct {
-		path string
-		each int // requests
+		path   string
+		each   int // requests
+		traits string
 	}{
-		"newest":    {"/api/meshmodels/components", 4},
-		"v0.6-v0.8": {"/api/meshmodel/components/register", 4},
-		"2021":      {"/api/experimental/oam/workload", 2},
+		"newest":    {"/api/meshmodels/components", 4, ""},
+		"v0.6-v0.8": {"/api/meshmodel/components/register", 4, ""},
+		"v0.5":      {"/api/oam/workload", 2, "/api/oam/trait"},
+		"2021":      {"/api/experimental/oam/workload", 2, "/api/experimental/oam/trait"},
 	} {
 		s := newStandIn(t, generation)
 		r := register(t, s.url(), openStore(t, t.TempDir()).Records())
 		eventually(t, generation+" knows the adapter", r.Registered)
 		eventually(t, generation+" is asked whether it still does", func() bool {
-			return s.count("GET /api/meshmodels/models/meshery-filters")+s.count("GET /api/experimental/oam/workload") > 3
+			return s.count("GET /api/meshmodels/models/meshery-filters")+s.count("GET "+c.path) > 3
 		})
 		r.stop()
 		if n := s.count("POST " + c.path); n != c.each {
@@ -102,11 +105,19 @@ func TestEveryGenerationIsRegisteredAsItTakesIt(t *testing.T) {
 			t.Errorf("%s: registered %d times, failed %d times", generation, done, failed)
 		}
 		golden(t, "register-"+generation, s.bodies[c.path])
+		if n := s.count("POST " + c.traits); c.traits != "" && n != 1 {
+			t.Errorf("%s was told of the trait %d times: %v", generation, n, s)
+		}
+		if c.traits != "" {
+			golden(t, "trait-"+generation, s.bodies[c.traits])
+		} else if len(s.traits) > 0 {
+			t.Errorf("%s was told of traits: %v", generation, s)
+		}
 	}
 }
 
 func TestAServerThatForgotTheAdapterIsToldAgainAndOneThatKnowsItIsNot(t *testing.T) {
-	for _, generation := range []string{"newest", "v0.6-v0.8", "2021"} {
+	for _, generation := range []string{"newest", "v0.6-v0.8", "v0.5", "2021"} {
 		records := openStore(t, t.TempDir())
 		s := newStandIn(t, generation)
 		r := register(t, s.url(), records.Records())
@@ -128,6 +139,11 @@ func TestAServerThatForgotTheAdapterIsToldAgainAndOneThatKnowsItIsNot(t *testing
 		eventually(t, "an adapter that has moved is registered", moved.Registered)
 		if n, _ := moved.Registrations(); n != 1 {
 			t.Errorf("%s: an adapter that has moved was registered %d times", generation, n)
+		}
+		for version, at := range s.models {
+			if at != "adapter.test 20014" {
+				t.Errorf("%s: the server has %s of an adapter that has moved at %s", generation, version, at)
+			}
 		}
 		moved.stop()
 	}

@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // standIn plays the REST side of Meshery Server.
 type standIn struct {
 	t          *testing.T
-	generation string // newest, v0.6-v0.8 or 2021
+	generation string // newest, v0.6-v0.8, v0.5 or 2021
 	server     *httptest.Server
 	addr       string
 
@@ -30,8 +30,10 @@ type standIn struct {
 	fail     func(w http.ResponseWriter, r *http.Request) bool
 	requests []string          // METHOD path
 	bodies   map[string][]byte // the newest, by path
-	models   map[string]bool   // version
+	models   map[string]string // where those of a version are, host and port
+	ids      map[string]string // of the newest, which take a model of one registrant from one address
 	loads    []map[string]any  // workloads
+	traits   []map[string]any
 	events   []map[string]any
 }
 
@@ -63,7 +65,7 @@ func (s *standIn) stop() { s.server.CloseClientConnections(); s.server.Close() }
 func (s *standIn) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.models, s.loads = map[string]bool{}, nil
+	s.models, s.ids, s.loads, s.traits = map[string]string{}, map[string]string{}, nil, nil
 }
 
 // refuse has requests answered by f, as long as it says so.
@@ -113,46 +115,63 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/provider", http.StatusFound)
 		return
 	}
+	oamPath := map[string]string{"v0.5": "/api/oam/", "2021": "/api/experimental/oam/"}[s.generation]
 	meshmodels := s.generation == "newest" && r.URL.Path == "/api/meshmodels/components" ||
-		s.generation != "2021" && r.URL.Path == "/api/meshmodel/components/register"
+		oamPath == "" && r.URL.Path == "/api/meshmodel/components/register"
 	switch {
 	case meshmodels && r.Method == http.MethodPost:
 		var b struct {
 			Connection struct{ Metadata map[string]any }
-			Host       struct{ Hostname string }
+			Host       struct {
+				Hostname string
+				Port     int
+			}
 			EntityType string
 			Entity     []byte
 		}
 		var e struct {
 			Kind      string
 			Component struct{ Kind, Schema string }
-			Model     struct{ Name, Version string }
+			Model     struct {
+				Name, Version string
+				Registrant    json.RawMessage
+			}
 		}
 		if json.Unmarshal(body, &b) != nil || json.Unmarshal(b.Entity, &e) != nil || b.EntityType != "component" {
 			http.Error(w, "this is no component", http.StatusBadRequest)
 			return
 		}
-		kind, host := e.Component.Kind, b.Connection.Metadata["host_name"]
+		kind, host, port := e.Component.Kind, b.Connection.Metadata["host_name"], b.Connection.Metadata["port"]
 		if s.generation != "newest" {
-			kind, host = e.Kind, b.Host.Hostname
+			kind, host, port = e.Kind, b.Host.Hostname, b.Host.Port
+		}
+		at := fmt.Sprint(host, " ", port)
+		if id := string(e.Model.Registrant) + e.Model.Version; s.generation == "newest" && s.ids[id] != "" && s.ids[id] != at {
+			return // it answers with success, and has logged that its database does not take it
+		} else {
+			s.ids[id] = at
 		}
 		if kind != "" && host == "adapter.test" && e.Model.Name == "meshery-filters" {
-			s.models[e.Model.Version] = true
+			s.models[e.Model.Version] = at
 		}
-	case s.generation != "2021" && r.Method == http.MethodGet && r.URL.Path == "/api/meshmodels/models/meshery-filters":
+	case oamPath == "" && r.Method == http.MethodGet && r.URL.Path == "/api/meshmodels/models/meshery-filters":
 		list := []map[string]any{}
 		for v := range s.models {
 			list = append(list, map[string]any{"name": "meshery-filters", "version": v})
 		}
 		json.NewEncoder(w).Encode(map[string]any{"page": 1, "total_count": len(list), "models": list})
-	case s.generation == "2021" && r.URL.Path == "/api/experimental/oam/workload" && r.Method == http.MethodPost:
+	case oamPath != "" && r.Method == http.MethodPost && (r.URL.Path == oamPath+"workload" || r.URL.Path == oamPath+"trait"):
 		var load map[string]any
 		if json.Unmarshal(body, &load) != nil || load["oam_definition"] == nil {
 			w.WriteHeader(http.StatusInternalServerError)
 			return
 		}
+		if r.URL.Path == oamPath+"trait" {
+			s.traits = append(s.traits, load)
+			return
+		}
 		s.loads = append(s.loads, load)
-	case s.generation == "2021" && r.URL.Path == "/api/experimental/oam/workload":
+	case oamPath != "" && r.URL.Path == oamPath+"workload":
 		json.NewEncoder(w).Encode(s.loads)
 	case s.generation == "newest" && r.URL.Path == eventsPath && r.Method == http.MethodPost:
 		var e map[string]any
