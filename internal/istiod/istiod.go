@@ -5,8 +5,8 @@
 // The promise: a proxy counts as running a plan only if istiod knows of no refusal and the proxy itself shows every filter
 // in its listeners, in the plan's order, with the module and the configuration of the plan or, where it may not be asked,
 // if istiod says that it acknowledged a push with them. The limits: what a proxy acknowledged may still not be loaded,
-// which only the proxy itself tells; and of an EnvoyFilter istiod gives no version away, so that a change of nothing but
-// its ports looks as if it had been there before.
+// which only the proxy itself tells; and of an EnvoyFilter istiod gives no version away, so that a change of nothing but its
+// place among filters of others, by priority, looks as if it had been there before.
 package istiod
 
 import (

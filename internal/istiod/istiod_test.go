@@ -547,6 +547,33 @@ func TestAFilterForAPortIsNotWaitedForWhereThatPortIsNot(t *testing.T) {
 	}
 }
 
+// A filter whose place alone changes has the same module and configuration where it was and where it is to be.
+func TestAFilterThatMovesToAnotherPortIsNotTakenForTheOneThatWasThere(t *testing.T) {
+	r := newRig(t, "EnvoyFilter")
+	t.Parallel() // it waits for istiod's patience
+	first, second := r.sidecar("api-1", 0), r.sidecar("api-2", 0)
+	port := func(p *istiotest.Proxy) string { return p.URL[strings.LastIndex(p.URL, ":")+1:] }
+	for _, step := range []struct {
+		match        string
+		expected     int
+		here, beside string // what the proxies answer with
+	}{
+		{"", 2, "one", "one"},
+		{", match: {ports: [" + port(first) + "]}", 1, "one", ""},
+		{", match: {ports: [" + port(second) + "]}", 1, "", "one"},
+		{", phase: authn", 2, "one", "one"},
+	} {
+		// As an operation does: the first time that all are said to run it.
+		l := r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: one}}", step.match)), func(l plan.Loaded) bool { return l.Count(plan.Running) == l.Expected() })
+		if l.Expected() != step.expected {
+			t.Errorf("%s: %s", step.match, describe(l))
+		}
+		r.header(first, "x-a", step.here)
+		r.header(second, "x-a", step.beside)
+	}
+	r.await(r.cluster, r.apply(), running(2, plan.Seen))
+}
+
 // lying is a cluster in which something else than what should be there answers at one port.
 type lying struct {
 	*kube.Cluster

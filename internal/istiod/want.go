@@ -138,9 +138,10 @@ func versionOf(o plan.Object) string {
 	return (&unstructured.Unstructured{Object: o.Content}).GetResourceVersion()
 }
 
-// subjectOf is the want's subject that a filter's name in a proxy stands for.
+// subjectOf is the want's subject that a filter's name in a proxy stands for, or a plugin's, which may end with its place.
 func subjectOf(name string) (subject string, ok bool) {
 	kind := "EnvoyFilter"
+	name, _, _ = strings.Cut(name, "@")
 	rest, ok := strings.CutPrefix(name, patches)
 	if !ok {
 		if name, ok = strings.CutPrefix(name, plugins); !ok {

@@ -3,6 +3,8 @@ package mesh
 import (
 	"encoding/base64"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -36,7 +38,7 @@ func envoyPatchSpec(k plan.Kind, f filter.Filter, name string, at site, c code, 
 		}
 	}
 	filterValue := map[string]any{"name": name}
-	typed := map[string]any{"@type": words.wasm, "config": patchConfig(name, f, c)}
+	typed := map[string]any{"@type": words.wasm, "config": patchConfig(name+placed(s), f, c)}
 	remote := c.url != ""
 	if remote {
 		filterValue["config_discovery"] = map[string]any{
@@ -104,6 +106,32 @@ func envoyPatchSpec(k plan.Kind, f filter.Filter, name string, at site, c code, 
 		spec["priority"] = priority
 	}
 	return spec, losses
+}
+
+// placed is what a plugin's name ends with when its filter is not in the usual place: @outbound:8080,9090. istiod gives an
+// EnvoyFilter's version away to nobody, so only by that a proxy that has the filter where it was before shows it.
+func placed(s filter.Spec) string {
+	var at []string
+	if s.Match.Direction == filter.Outbound {
+		at = append(at, "outbound")
+	}
+	if len(s.Match.Ports) > 0 {
+		var ports []string
+		for _, p := range s.Match.Ports {
+			ports = append(ports, strconv.Itoa(p))
+		}
+		at = append(at, strings.Join(ports, ","))
+	}
+	switch {
+	case s.Before != "":
+		at = append(at, "before "+s.Before)
+	case s.Phase == filter.Authn:
+		at = append(at, "first")
+	}
+	if len(at) == 0 {
+		return ""
+	}
+	return "@" + strings.Join(at, ":")
 }
 
 // patchConfig is Envoy's own PluginConfig.
