@@ -279,6 +279,7 @@ type torture struct {
 	envoys    []*proxy
 
 	mu       sync.Mutex
+	asked    string // for last, accepted or not yet
 	accepted []string
 	want     map[string]int32 // priority by filter
 }
@@ -313,6 +314,7 @@ func (x *torture) submit(ctx context.Context, i int) error {
 			"priority": i, "config": map[string]any{"response": map[string]any{"x-" + name: strconv.Itoa(i)}}})}
 	x.mu.Lock()
 	_, there := x.want["default/"+name]
+	x.asked = q.OperationId
 	x.mu.Unlock()
 	remove := there && i%7 == 6
 	if remove {
@@ -366,11 +368,15 @@ func (x *torture) load() (stop func()) {
 	}
 }
 
-// ended waits until everything that was accepted so far has ended.
+// ended waits until everything that was asked for so far has ended. The adapter may have begun what its client does not
+// know to be accepted.
 func (x *torture) ended(limit time.Duration) {
 	x.t.Helper()
 	x.mu.Lock()
 	ids := slices.Clone(x.accepted)
+	if x.asked != "" && !slices.Contains(ids, x.asked) {
+		ids = append(ids, x.asked)
+	}
 	x.mu.Unlock()
 	deadline := time.Now().Add(limit)
 	for _, id := range ids {
