@@ -175,6 +175,18 @@ func (ts *Targets) Chains() []filter.Chain {
 	return chains
 }
 
+// Begun lists the chains of targets that are being changed, or whose change was cut off: what held before that, which may
+// be no filters.
+func (ts *Targets) Begun() []filter.Chain {
+	var chains []filter.Chain
+	for _, v := range ts.inventories {
+		if v.Version == "" && len(v.Objects) > 0 {
+			chains = append(chains, v.Chain)
+		}
+	}
+	return chains
+}
+
 // Target is one of them as it was read, or one that has nothing.
 func (ts *Targets) Target(mesh string, t filter.Target) *Target {
 	empty := filter.Chain{Mesh: mesh, Target: t}

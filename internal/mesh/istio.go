@@ -28,6 +28,7 @@ const (
 	manager          = "meshery-filters"
 	filterAnnotation = "filters.meshery.io/filter"
 	digestAnnotation = "filters.meshery.io/sha256"
+	listSeparator    = ", " // where an object is for several filters
 )
 
 // The kinds that carry filters, the best first, and those that a target may stand for.
@@ -159,6 +160,12 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		return plan.Plan{}, fmt.Errorf("marshal the objects of %s: %w", c.Target, err)
 	}
 	return p, nil
+}
+
+// Carries says whether an object of ours is for the filter, alone or with others.
+func Carries(o plan.Object, k filter.Key) bool {
+	of := (&unstructured.Unstructured{Object: o.Content}).GetAnnotations()[filterAnnotation]
+	return slices.Contains(strings.Split(of, listSeparator), k.String())
 }
 
 // versionOf changes whenever the objects do.

@@ -97,7 +97,7 @@ func (Istio) Try(held, next plan.Plan, c filter.Chain, w plan.World, pod plan.Po
 	spec := at.selection(patch)
 	spec["configPatches"], spec["priority"] = patches, int64(trialPriority)
 	o := object(patch, c.Filters[0], at.namespace, name, spec)
-	(&unstructured.Unstructured{Object: o.Content}).SetAnnotations(map[string]string{filterAnnotation: strings.Join(tried, ", ")})
+	(&unstructured.Unstructured{Object: o.Content}).SetAnnotations(map[string]string{filterAnnotation: strings.Join(tried, listSeparator)})
 	objects := []plan.Object{o}
 	only := *next.Proxies
 	only.Only = &pod

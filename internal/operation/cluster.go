@@ -46,6 +46,12 @@ type ClusterTargets interface {
 	Target(mesh string, t filter.Target) ClusterTarget
 }
 
+// BegunTargets are ClusterTargets that know which of them are being changed, or were when somebody was cut off.
+type BegunTargets interface {
+	// Begun lists the chains that held before.
+	Begun() []filter.Chain
+}
+
 // ClusterTarget is one target of a cluster as it was read; kube.Target is one. What is applied builds on what was read,
 // and is problem.ChainChanged when somebody else has changed it meanwhile.
 type ClusterTarget interface {
@@ -233,6 +239,45 @@ func (b *clusterBackend) List(ctx context.Context) (of []filter.Chain, err error
 	for _, c := range targets.Chains() {
 		if c.Mesh == b.mesh.Name() {
 			of = append(of, c)
+		}
+	}
+	return of, nil
+}
+
+// begun is a target that is being changed, or was when somebody was cut off.
+type begun struct {
+	filter.Chain              // that held before
+	keys         []filter.Key // that there are objects for, of those that were asked for
+}
+
+// Begun lists the mesh's targets that are being changed, or were when somebody was cut off, and on which there are objects
+// for any of the filters.
+func (b *clusterBackend) Begun(ctx context.Context, keys []filter.Key) (of []begun, err error) {
+	targets, err := b.cluster.all(ctx)
+	if err != nil {
+		return nil, err
+	}
+	knowing, ok := targets.(BegunTargets)
+	if !ok {
+		return nil, nil
+	}
+	for _, c := range knowing.Begun() {
+		if c.Mesh != b.mesh.Name() {
+			continue
+		}
+		t, err := b.target(ctx, c.Target)
+		if err != nil {
+			return nil, err
+		}
+		objects, err := t.Objects(ctx)
+		if err != nil {
+			return nil, err
+		}
+		there := slices.DeleteFunc(slices.Clone(keys), func(k filter.Key) bool {
+			return !slices.ContainsFunc(objects, func(o plan.Object) bool { return mesh.Carries(o, k) })
+		})
+		if len(there) > 0 {
+			of = append(of, begun{c, there})
 		}
 	}
 	return of, nil

@@ -972,6 +972,7 @@ type killed struct {
 	State         string
 	Fuse          int64
 	Hub           bool // deploys Image Hub, and does nothing else
+	Trial         bool // has one proxy try a filter first, and ends before it has
 }
 
 // killedVariable has a process of the tests be one of these.
@@ -995,7 +996,7 @@ func (k killed) in(t *testing.T, fuse int64) (killed bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWhereverTheProcessIsKilledTheClusterHoldsWhatWasAskedForAtTheEnd$", "-test.timeout=60s")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=60s")
 	child.Env = append(os.Environ(), killedVariable+"="+string(text))
 	out, err := child.CombinedOutput()
 	if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGKILL {
@@ -1020,6 +1021,9 @@ func (k killed) run(t *testing.T) {
 	r := startRig(t, k.State, func(o *operation.Options) {
 		o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
 			c, err := pool.Open(kubeconfig)
+			if k.Trial {
+				return dying{crowded{opened{c}}}, err
+			}
 			return crowded{opened{c}}, err
 		}
 		o.ImageHubIn = publicHub
@@ -1032,6 +1036,9 @@ func (k killed) run(t *testing.T) {
 	}
 	if k.Hub {
 		requests = []operation.Request{c.imagehub()}
+	}
+	if k.Trial {
+		requests = requests[:1]
 	}
 	var ids []string
 	for i, q := range requests {
@@ -1060,6 +1067,86 @@ func (crowded) Connected(context.Context, plan.Plan) ([]plan.Pod, error) {
 }
 
 // gateway passes requests on to an API server, each through around.
+// dying ends the process when a proxy is to try a chain.
+type dying struct{ crowded }
+
+func (d dying) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded, error] {
+	if p.Proxies != nil && p.Proxies.Only != nil {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	return d.crowded.Loaded(ctx, p)
+}
+
+// broken is a cluster that is not read as often as left says.
+type broken struct {
+	crowded
+	left *atomic.Int32
+}
+
+func (b broken) Read(ctx context.Context, r plan.Reads) (plan.Cluster, error) {
+	if b.left.Add(-1) >= 0 {
+		return plan.Cluster{}, problem.ClusterAnswer.New("it is not read")
+	}
+	return b.crowded.Read(ctx, r)
+}
+
+func TestATrialThatAKillLeftBehindGoes(t *testing.T) {
+	if text := os.Getenv(killedVariable); text != "" {
+		var k killed
+		if err := json.Unmarshal([]byte(text), &k); err != nil {
+			t.Fatal(err)
+		}
+		k.run(t)
+		return
+	}
+	for _, one := range []struct {
+		name    string
+		refused int32 // reads, when the operation is begun again
+		then    func(*clusterRig) operation.Request
+		held    []string
+	}{
+		{"with the operation that fails when it is begun again", 1, nil, nil},
+		{"with the removal of its filter", 1 << 30, func(c *clusterRig) operation.Request { return c.request("remove_filter", doc("a")) }, nil},
+		{"with the next change of the target", 1 << 30, func(c *clusterRig) operation.Request { return c.apply(on("web", "c")) }, []string{"c"}},
+	} {
+		c := newClusterRig(t)
+		k := killed{Server: c.URL, CA: c.CA, Token: c.Token(adapterUser), Address: freeAddress(t), Namespace: c.ns, State: t.TempDir(), Trial: true}
+		if !k.in(t, 1<<40) {
+			t.Fatal("nobody was killed")
+		}
+		both := "a, " + c.ns + "/b"
+		c.holds("EnvoyFilter", both)
+		gateway(t, k.Server, k.CA, k.Address, func(_ *http.Request, answer func()) { answer() })
+		pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
+		t.Cleanup(pool.Close)
+		var left atomic.Int32
+		left.Store(one.refused)
+		again := startRig(t, k.State, func(o *operation.Options) {
+			o.Clusters = func(kubeconfig []byte) (operation.Cluster, error) {
+				c, err := pool.Open(kubeconfig)
+				return broken{crowded{opened{c}}, &left}, err
+			}
+		})
+		story := again.story("op-0")
+		if last := story[len(story)-1]; last.Type != event.Error || !strings.Contains(last.Details, "it is not read") {
+			t.Errorf("%s: %v", one.name, texts(story))
+		}
+		if one.then != nil {
+			c.holds("EnvoyFilter", both)
+			if last := story[len(story)-1]; !strings.Contains(last.Details, "may be there still") {
+				t.Errorf("%s: %s", one.name, last.Details)
+			}
+			c.ok(one.then(c))
+		} else {
+			says(t, story, "is taken back")
+		}
+		c.holds("EnvoyFilter", one.held...)
+		if err := again.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func gateway(t *testing.T, server string, ca []byte, address string, around func(r *http.Request, answer func())) *k8stest.Server {
 	t.Helper()
 	to, err := url.Parse(server)

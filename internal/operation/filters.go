@@ -16,12 +16,18 @@ import (
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/store"
 	"github.com/meshery/meshery-filters/internal/wasm"
 )
 
 // runFilters applies the job's filters and removes the ones it names. Every module and configuration is proved in a
 // sandbox before anything is offered to a proxy.
 func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	defer func() {
+		if err != nil && s.again && ctx.Err() == nil {
+			err = r.settle(ctx, s, j, err)
+		}
+	}()
 	if len(j.Remove) > 0 {
 		return r.remove(ctx, s, j)
 	}
@@ -51,6 +57,42 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 	}
 	summary, details = out.tell(fmt.Sprintf("%d filters run on %d targets", len(filters), len(out)))
 	return summary, strings.Join(append([]string{details}, notes(filters)...), "\n"), nil
+}
+
+// settle takes away what an attempt before this one has begun on targets in clusters and this one, which fails, does not
+// come to: what one proxy was to try first. What it cannot take away is added to why.
+func (r *Runner) settle(ctx context.Context, s *story, j job, why error) error {
+	keys := slices.Clone(j.Remove)
+	for _, f := range j.Filters {
+		keys = append(keys, f.Key)
+	}
+	places, err := r.places(j)
+	if err != nil {
+		return why
+	}
+	_, err = r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
+		return nil, pl.begun(ctx, keys, func(b *clusterBackend, c begun) error { return r.untry(ctx, s, pl, b, c.Chain) })
+	})
+	if err == nil || errors.Is(err, store.ErrAway) || errors.Is(err, store.ErrLost) {
+		return errors.Join(why, err)
+	}
+	p := *problem.Of(why)
+	p.Err = why
+	p.Details += "\nWhat was begun before the adapter ended may be there still; the next change of the target takes it away, and so does removing the filter: " + problem.Of(err).Details
+	return &p
+}
+
+// untry makes a target hold what it held before a change that was cut off.
+func (r *Runner) untry(ctx context.Context, s *story, pl place, b *clusterBackend, c filter.Chain) error {
+	defer r.lock(pl.key(c.ID()))()
+	if err := s.holds(ctx); err != nil {
+		return err
+	}
+	if _, err := b.Revert(ctx, c.Target); err != nil {
+		return fmt.Errorf("take back what was begun on %s: %w", c.Target, err)
+	}
+	s.info("What was begun on "+c.Target.String()+" before the adapter ended is taken back", meets(c))
+	return nil
 }
 
 // applyIn applies filters to their targets in one place, target by target.
@@ -261,9 +303,11 @@ func meets(c filter.Chain) string {
 	return "requests meet " + listed(c.Names())
 }
 
-// takeFrom removes filters from one chain.
+// takeFrom removes filters from one chain. One that holds none of them has what a change that was cut off left.
 func (r *Runner) takeFrom(ctx context.Context, s *story, pl place, held filter.Chain, keys []filter.Key, pt patience) (outcome, error) {
-	keys = slices.DeleteFunc(slices.Clone(keys), func(k filter.Key) bool { _, ok := held.Find(k); return !ok })
+	if in := slices.DeleteFunc(slices.Clone(keys), func(k filter.Key) bool { _, ok := held.Find(k); return !ok }); len(in) > 0 {
+		keys = in
+	}
 	e := edit{removal: true, subject: listed(texts(keys))}
 	next, l, _, err := r.revise(ctx, s, pl, held.Mesh, held.Target, pt, func(c filter.Chain) (filter.Chain, edit) {
 		for _, k := range keys {
@@ -303,6 +347,20 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 			}
 		}
 		mu.Unlock()
+		if err := pl.begun(ctx, j.Remove, func(_ *clusterBackend, c begun) error {
+			if slices.ContainsFunc(chains, func(h filter.Chain) bool { return h.ID() == c.ID() }) {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, k := range c.keys {
+				delete(missing, k)
+			}
+			chains = append(chains, c.Chain)
+			return nil
+		}); err != nil {
+			return nil, err
+		}
 		for i, c := range chains {
 			o, err := r.takeFrom(ctx, s, pl, c, j.Remove, patience{j.Wait, j.Rollout})
 			if err != nil {

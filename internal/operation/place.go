@@ -93,6 +93,26 @@ func (pl place) holding(ctx context.Context, keys ...filter.Key) ([]filter.Chain
 	return out, nil
 }
 
+// begun does f for each target that is being changed, or was when somebody was cut off, and has objects for any of the filters.
+func (pl place) begun(ctx context.Context, keys []filter.Key, f func(*clusterBackend, begun) error) error {
+	for _, b := range pl.backends {
+		b, ok := b.(*clusterBackend)
+		if !ok {
+			continue
+		}
+		targets, err := b.Begun(ctx, keys)
+		if err != nil {
+			return fmt.Errorf("look for what is begun: %w", err)
+		}
+		for _, t := range targets {
+			if err := f(b, t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // here is the place of the proxies that the adapter drives by itself.
 func (r *Runner) here() place { return place{backends: r.Backends} }
 
