@@ -20,6 +20,10 @@ PROTOS     = $(wildcard internal/server/filterspb/*.proto)
 # Modules of their own, so that the program does not depend on what only builds it. Those in build/controlplanes are such
 # too, and are only built: to vet them is to compile Kubernetes once more.
 NESTED    := build/tools build/image
+# These build the program and run it, of which the cache of test results knows nothing.
+PROOF     := ./build/proof ./build/browser ./build/bench
+# Nothing in these starts a goroutine. The race detector would see nothing there, and takes five times as long.
+PURE      := ./internal/problem ./internal/filter ./internal/plan ./internal/mesh ./oam
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/meshery-filters/cargo-target
 
 MAKEFLAGS += --no-builtin-rules
@@ -74,19 +78,25 @@ lint: ## staticcheck (staticcheck.conf) and the table of the packages (.depguard
 	$(TOOL) staticcheck ./...
 	$(TOOL) depguard ./...
 
+# Two of the stages run at once: control planes and proxies are waited for more than anything is computed.
 .PHONY: test
-test: fmt vet lint test-rust verify test-demo test-go ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
+test: ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
+	@$(MAKE) -j 2 --no-print-directory fmt vet lint test-proof test-rust verify test-demo test-packages
 
-.PHONY: test-go
-test-go: envoy chromium controlplanes
+# In the order of how long they take. Vet has looked at all of it.
+.PHONY: test-packages
+test-packages: envoy controlplanes
 	@for module in $(NESTED); do $(GO) -C $$module test ./... || exit 1; done
-	@# At full length these would take minutes with -race, where they do a part.
-	$(GO) test ./internal/filter ./internal/operation -run 'TestAModuleOfFullSize|TestWhateverMoment'
-	@# Three at once, however few cores there are: these wait for control planes and proxies more than they compute.
-	packages=$$($(GO) list ./...) && $(GO) test -race -timeout 20m -p 3 $$(echo "$$packages" | grep -v -e /build/proof -e /build/bench -e /build/browser)
-	@# These measure under load, so they get the machine for themselves. They build the program, of which the cache of test
-	@# results knows nothing.
-	$(GO) test -race -timeout 20m -count=1 -p 1 ./build/browser ./build/proof ./build/bench
+	$(GO) test -vet=off $(PURE)
+	@# At full length this would take minutes with -race, where it does a part.
+	$(GO) test -vet=off ./internal/operation -run TestWhateverMoment
+	@# Three at once, however few cores there are.
+	packages=$$($(GO) list ./...) && $(GO) test -race -vet=off -timeout 20m -p 3 ./internal/operation ./internal/cli ./internal/istiod \
+		$$(echo "$$packages" | grep -v $(patsubst .%,-e '%$$',$(PURE) $(PROOF)))
+
+.PHONY: test-proof
+test-proof: envoy chromium controlplanes
+	$(GO) test -race -vet=off -timeout 20m -count=1 -p 1 $(PROOF)
 
 .PHONY: test-rust
 test-rust:

@@ -45,6 +45,7 @@ func (m istioMesh) watch(t *testing.T) (stop func() stamps) {
 					s.first[p.Pod][had] = time.Now()
 				}
 				mu.Unlock()
+				time.Sleep(2 * time.Millisecond) // so that the rest has a machine too
 			}
 		})
 	}

@@ -122,6 +122,7 @@ func (m istioMesh) load(t *testing.T) (stop func() (asked int, failed []string))
 					failed = append(failed, fmt.Sprintf("%s: %d %v", p.Pod, r.Status, err))
 				}
 				mu.Unlock()
+				time.Sleep(2 * time.Millisecond) // so that the rest has a machine too
 			}
 		})
 	}
