@@ -463,5 +463,13 @@ func TestAnInventoryThatSomebodyHasChangedIsNotGuessedAt(t *testing.T) {
 		}
 		must(t, "PATCH", inventoryPath(ns), map[string]any{"data": good["data"]})
 	}
+
+	// A second one of the same target would have another past.
+	second := holding(t, ns)
+	second["metadata"] = map[string]any{"name": "second", "labels": second["metadata"].(map[string]any)["labels"]}
+	must(t, "POST", "/api/v1/namespaces/"+defaultNamespace+"/configmaps", second)
+	_, err := c.Targets(t.Context())
+	must(t, "DELETE", "/api/v1/namespaces/"+defaultNamespace+"/configmaps/second", nil)
+	fails(t, err, problem.InventoryDamaged, "ConfigMap/"+defaultNamespace+"/second", "another name")
 	apply(t, c, planOf(ns))
 }

@@ -123,9 +123,6 @@ func (c *Cluster) inventory(ctx context.Context, mesh string, t filter.Target) (
 		return nil, problem.ClusterAnswer.New("%s: ConfigMap/%s/%s cannot be read", c.Host, c.opts.Namespace, name)
 	}
 	v, err := d.inventory()
-	if err == nil && v.Chain.ID() != (filter.Chain{Mesh: mesh, Target: t}).ID() {
-		err = fmt.Errorf("it is of %s", clean(v.Chain.Target.String(), 200))
-	}
 	if err != nil {
 		return nil, problem.InventoryDamaged.New("%s: ConfigMap/%s/%s: %w", c.Host, c.opts.Namespace, name, err)
 	}
@@ -144,6 +141,9 @@ func (d document) inventory() (*Inventory, error) {
 		if err := json.Unmarshal([]byte(text), &v.revisions); err != nil {
 			return nil, fmt.Errorf("its revisions cannot be read: %w", err)
 		}
+	}
+	if v.name != inventoryName(v.Chain.Mesh, v.Chain.Target) {
+		return nil, fmt.Errorf("it is of %s, whose inventory has another name", clean(v.Chain.Target.String(), 200))
 	}
 	return v, nil
 }

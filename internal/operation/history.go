@@ -33,6 +33,14 @@ type Revision struct {
 	Filter filter.Filter
 	// First says that nothing older is kept: the filter may have been there before.
 	First bool
+
+	of filter.Chain // that the revision is kept of
+}
+
+// astray says that the filter is for another mesh or target than the chain that its revision is kept of. The adapter writes
+// none such: somebody else has changed where it is kept.
+func (r Revision) astray() bool {
+	return filter.Chain{Mesh: r.Filter.Spec.Mesh, Target: r.Filter.Spec.Target}.ID() != r.of.ID()
 }
 
 // Alone is the filter as if nothing else were on its target.
@@ -95,7 +103,7 @@ func HistoryOf(revisions []plan.Revision, key filter.Key) (history []Revision) {
 				continue // it had moved away before
 			}
 			last = ""
-			history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: Removed, Filter: was})
+			history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: Removed, Filter: was, of: rev.Chain})
 			continue
 		}
 		change := Applied
@@ -105,7 +113,7 @@ func HistoryOf(revisions []plan.Revision, key filter.Key) (history []Revision) {
 			change = Moved
 		}
 		on[id], last = f, id
-		history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: change, Filter: f, First: oldest && rev.Oldest})
+		history = append(history, Revision{Number: rev.Number, Time: rev.Time, Change: change, Filter: f, First: oldest && rev.Oldest, of: rev.Chain})
 	}
 	return history
 }
@@ -146,7 +154,7 @@ func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied
 	var lines []string
 	for i, pl := range found {
 		p, err := pastOf(u, histories[i])
-		if err != nil && len(found) == 1 {
+		if err != nil && (len(found) == 1 || errors.Is(err, problem.RevisionAstray)) {
 			return err
 		} else if err != nil {
 			lines = append(lines, fmt.Sprintf("%s: %s", pl.name(), problem.Of(err).Details))
@@ -243,6 +251,12 @@ func pastOf(u *undo, history []Revision) (past, error) {
 				numbers = append(numbers, fmt.Sprint(rev.Number))
 			}
 			return past{}, problem.RevisionNotFound.New("%s has no revision %d; there are %s", u.Key, u.Revision, strings.Join(numbers, ", "))
+		}
+	}
+	for _, i := range []int{to, last} {
+		if rev := history[max(i, 0)]; rev.astray() {
+			return past{}, problem.RevisionAstray.New("%s in its revision %d is for %s of mesh %s, and that is kept of %s of mesh %s",
+				u.Key, rev.Number, rev.Filter.Spec.Target, rev.Filter.Spec.Mesh, rev.of.Target, rev.of.Mesh)
 		}
 	}
 	switch {

@@ -2,9 +2,11 @@ package operation_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -188,4 +190,48 @@ func TestTheHistoryOfTheAdaptersOwnClusterIsToldAndUndone(t *testing.T) {
 		t.Errorf("from another namespace: %v", err)
 	}
 	says(t, c.ok(c.undoing("a", history[0].Number)), "updated")
+}
+
+func TestAnUndoRefusesWhatSomebodyElseHasPutIntoAnInventory(t *testing.T) {
+	c := newClusterRig(t)
+	c.ok(c.apply(on("web", "a")))
+	c.ok(c.apply(on("web", "a", "priority: 4")))
+	first := c.past("a")[0].Number
+	inventory := c.inventories()[0]
+	data := inventory["data"].(map[string]any)
+	good := data["revisions"].(string)
+	for why, forge := range map[string]func(string) string{
+		"another mesh":   func(s string) string { return strings.Replace(s, `"mesh":"istio"`, `"mesh":"envoy"`, 1) },
+		"another target": func(s string) string { return strings.Replace(s, `"app":"web"`, `"app":"bank"`, 1) },
+		"another target's namespace": func(s string) string {
+			return strings.Replace(s, `"kind":"Workload","namespace":"`+c.ns+`"`, `"kind":"Workload","namespace":"bank"`, 1)
+		},
+	} {
+		if data["revisions"] = forge(good); data["revisions"] == good {
+			t.Fatalf("%s: there is nothing to change in %s", why, good)
+		}
+		c.put(inventory)
+		for _, revision := range []uint64{0, first} {
+			if _, err := c.runner.Submit(t.Context(), c.undoing("a", revision)); !errors.Is(err, problem.RevisionAstray) || !strings.Contains(err.Error(), fmt.Sprintf("%s/a in its revision %d is for ", c.ns, first)) {
+				t.Errorf("%s: %v", why, err)
+			}
+		}
+	}
+	data["revisions"] = good
+	c.put(inventory)
+	says(t, c.ok(c.undoing("a", 0)), "updated")
+}
+
+// put writes a ConfigMap as somebody who may do everything.
+func (c *clusterRig) put(o map[string]any) {
+	c.t.Helper()
+	meta := o["metadata"].(map[string]any)
+	delete(meta, "resourceVersion")
+	body, err := json.Marshal(o)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if code, answer, err := c.ask("PUT", fmt.Sprintf("/api/v1/namespaces/%s/configmaps/%s", meta["namespace"], meta["name"]), json.RawMessage(body)); code != http.StatusOK {
+		c.t.Fatal(code, answer["message"], err)
+	}
 }
