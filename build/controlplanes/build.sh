@@ -73,13 +73,28 @@ finish() {
 	esac
 }
 
+# lock waits until nobody else builds, and deletes what killed ones have left.
+lock() {
+	[ -z "${locked:-}" ] || return 0
+	mkdir -p "${place%/*}"
+	command -v flock >/dev/null || return 0
+	exec 9>"${place%/*}/.lock"
+	flock -n 9 || { echo "$title $version: waiting for another build.sh"; flock 9; }
+	locked=1
+	rm -rf "${place%/*}"/*.??????
+}
+
 build() {
 	if [ -e "$place" ]; then
 		echo "$title $version: $place (in the cache)"
 		return
 	fi
-	echo "$title $version: building $programs (minutes of CPU, once)"
-	mkdir -p "${place%/*}"
+	lock
+	if [ -e "$place" ]; then
+		echo "$title $version: $place (built meanwhile)"
+		return
+	fi
+	echo "$title $version: downloading and building $programs (minutes of CPU, once)"
 	new=$(mktemp -d "$place.XXXXXX")
 	go -C "$name" mod download
 	total=$(for p in $programs; do with "$p" list -deps; done | sort -u | wc -l)
