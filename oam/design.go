@@ -2,11 +2,13 @@ package oam
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -337,10 +339,13 @@ func (w *writer) add(c component, name string, spec map[string]any) {
 		return
 	}
 	w.names[key] = c.String()
-	metadata := map[string]any{"name": key.Name, "namespace": key.Namespace}
-	if len(c.labels) > 0 {
-		metadata["labels"] = c.labels
+	labels := map[string]string{filter.ComponentLabel: origin(c)}
+	for k, v := range c.labels {
+		if k != filter.ComponentLabel {
+			labels[k] = v
+		}
 	}
+	metadata := map[string]any{"name": key.Name, "namespace": key.Namespace, "labels": labels}
 	check := func(body []byte) error { _, err := filter.Read(body, ""); return err }
 	if w.remove {
 		spec = only(spec, "mesh", "wait", "rollout")
@@ -379,6 +384,29 @@ func label(name string) string {
 	}, name)
 	return strings.Trim(name[:min(len(name), 63)], "-")
 }
+
+// origin tells components apart whose names come to the same label: "WASMFilter.hello", and with a digest of what a label
+// cannot hold "WASMFilter.My-Filter-2c26b46b68ff".
+func origin(c component) string {
+	kind := c.kind
+	if kind == kindEnvoyFilterIstio {
+		kind = KindEnvoyFilter
+	}
+	text := kind + "." + c.name
+	if labelValue.MatchString(text) {
+		return text
+	}
+	sum := sha256.Sum256([]byte(text))
+	return fmt.Sprintf("%s-%x", strings.Map(func(r rune) rune {
+		if r == '.' || labelValue.MatchString(string(r)) {
+			return r
+		}
+		return '-'
+	}, text[:min(len(text), 50)]), sum[:6])
+}
+
+// labelValue is what Kubernetes takes for the value of a label.
+var labelValue = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 // only is the part of m that has one of the keys.
 func only(m map[string]any, keys ...string) map[string]any {

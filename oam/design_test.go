@@ -253,3 +253,19 @@ func FuzzDesign(f *testing.F) {
 		}
 	})
 }
+
+func TestComponentsWhoseNamesComeToTheSameAreToldApart(t *testing.T) {
+	seen := map[string]string{}
+	for _, kind := range []string{KindWASMFilter, KindEnvoyFilter} {
+		for _, name := range []string{"my-filter", "My-Filter", "My Filter", "my filter", "my_filter", "mÿ-filter", strings.Repeat("x", 70), strings.Repeat("x", 71), ""} {
+			got := origin(component{kind: kind, name: name})
+			if !labelValue.MatchString(got) || seen[got] != "" {
+				t.Errorf("%s %q and %s are both %q", kind, name, seen[got], got)
+			}
+			seen[got] = kind + " " + name
+		}
+	}
+	if one, other := origin(component{kind: kindEnvoyFilterIstio, name: "a"}), origin(component{kind: KindEnvoyFilter, name: "a"}); one != other {
+		t.Errorf("%q and %q, which are one to servers of two generations", one, other)
+	}
+}

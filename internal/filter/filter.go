@@ -27,6 +27,9 @@ type Document struct {
 	Spec Spec `json:"spec" schema:"required"`
 }
 
+// ComponentLabel is the label that says which component of a design a filter is.
+const ComponentLabel = "filters.meshery.io/component"
+
 // Metadata names a filter.
 type Metadata struct {
 	// Name of the filter, unique in its namespace: a DNS label.

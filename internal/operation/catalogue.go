@@ -131,6 +131,9 @@ func (r *Runner) readRemove(_ context.Context, j *job, q Request) error {
 		}
 		j.Remove, j.Meshes = append(j.Remove, f.Key), append(j.Meshes, f.Spec.Mesh)
 	}
+	if len(filters) == 1 {
+		j.Component = filters[0].Labels[filter.ComponentLabel]
+	}
 	if slices.Contains(j.Meshes, meshAuto) {
 		j.Meshes = nil
 	}

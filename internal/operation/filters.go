@@ -97,6 +97,9 @@ func (r *Runner) untry(ctx context.Context, s *story, pl place, b *clusterBacken
 
 // applyIn applies filters to their targets in one place, target by target.
 func (r *Runner) applyIn(ctx context.Context, s *story, pl place, filters []filter.Filter) (out outcomes, err error) {
+	if err := pl.taken(ctx, filters); err != nil {
+		return nil, err
+	}
 	byChain := map[string][]filter.Filter{}
 	var order []string
 	for _, f := range filters {
@@ -123,6 +126,31 @@ func (r *Runner) applyIn(ctx context.Context, s *story, pl place, filters []filt
 		out = append(out, o)
 	}
 	return out, nil
+}
+
+// taken refuses filters that would take the place of another component's of a design.
+func (pl place) taken(ctx context.Context, filters []filter.Filter) error {
+	of := map[filter.Key]string{}
+	for _, f := range filters {
+		if component := f.Labels[filter.ComponentLabel]; component != "" {
+			of[f.Key] = component
+		}
+	}
+	if len(of) == 0 {
+		return nil
+	}
+	chains, err := pl.holding(ctx, slices.Collect(maps.Keys(of))...)
+	if err != nil {
+		return err
+	}
+	for _, c := range chains {
+		for _, f := range c.Filters {
+			if is, was := of[f.Key], f.Labels[filter.ComponentLabel]; is != "" && was != "" && was != is {
+				return problem.ComponentTaken.New("%s is the filter of the component %s on %s, and not of %s", f.Key, was, pl.on(c.Target), is)
+			}
+		}
+	}
+	return nil
 }
 
 // outcome is what an operation did on one target, in a line and in what is left to say.
@@ -339,6 +367,13 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 		chains, err := pl.holding(ctx, j.Remove...)
 		if err != nil {
 			return nil, err
+		}
+		if j.Component != "" { // what another component has put there is not this one's to take away
+			chains = slices.DeleteFunc(chains, func(c filter.Chain) bool {
+				f, _ := c.Find(j.Remove[0])
+				was := f.Labels[filter.ComponentLabel]
+				return was != "" && was != j.Component
+			})
 		}
 		mu.Lock()
 		for _, c := range chains {

@@ -197,12 +197,13 @@ type job struct {
 	Delete    bool              `json:"delete"`
 	Filters   []filter.Filter   `json:"filters,omitempty"` // to apply
 	Remove    []filter.Key      `json:"remove,omitempty"`
-	Meshes    []string          `json:"meshes,omitempty"`  // that a removal or Image Hub is for; all when empty
-	Rollout   filter.Rollout    `json:"rollout,omitempty"` // of a removal
-	Wait      filter.Wait       `json:"wait"`              // of a removal
-	Undo      *undo             `json:"undo,omitempty"`    // what Filters or Remove came from
-	Only      []string          `json:"only,omitempty"`    // clusters, by name; all when empty
-	Sealed    []byte            `json:"sealed,omitempty"`  // the kubeconfigs
+	Component string            `json:"component,omitempty"` // of a design, which a removal of one filter is for
+	Meshes    []string          `json:"meshes,omitempty"`    // that a removal or Image Hub is for; all when empty
+	Rollout   filter.Rollout    `json:"rollout,omitempty"`   // of a removal
+	Wait      filter.Wait       `json:"wait"`                // of a removal
+	Undo      *undo             `json:"undo,omitempty"`      // what Filters or Remove came from
+	Only      []string          `json:"only,omitempty"`      // clusters, by name; all when empty
+	Sealed    []byte            `json:"sealed,omitempty"`    // the kubeconfigs
 	Accepted  time.Time         `json:"accepted,omitzero"`
 	Caller    Caller            `json:"caller,omitzero"`
 	Targets   []string          `json:"targets,omitempty"` // as they were when it was accepted

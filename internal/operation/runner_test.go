@@ -1034,3 +1034,29 @@ func TestKubeconfigsWaitSealedAndAreErasedAtTheEnd(t *testing.T) {
 		t.Errorf("what was sealed is left %d times", found(encoded))
 	}
 }
+
+func TestComponentsOfDesignsDoNotTakeEachOthersFilters(t *testing.T) {
+	r := newRig(t)
+	r.proxy("edge-1", "default", always(accept))
+	from := func(component, value string) operation.Request {
+		d := doc("hello", "config: {response: {x-hello: "+value+"}}")
+		if component != "" {
+			d = strings.Replace(d, "name: hello}", "name: hello, labels: {filters.meshery.io/component: "+component+"}}", 1)
+		}
+		return apply(d)
+	}
+	r.ok(from("WASMFilter.hello", "one"))
+	r.ok(from("WASMFilter.hello", "two"))
+	e := r.fails(problem.ComponentTaken, from("WASMFilter.Hello", "three"))
+	if !strings.Contains(e.Details, "default/hello is the filter of the component WASMFilter.hello") || !strings.Contains(e.Details, "and not of WASMFilter.Hello") {
+		t.Errorf("%s", e.Details)
+	}
+	r.ok(from("WASMFilter.hello", "two")) // nothing has changed
+	other := from("WASMFilter.Hello", "two")
+	other.Delete = true
+	r.fails(problem.FilterNotFound, other)
+	r.ok(from("", "three")) // by hand
+	r.ok(from("WASMFilter.Hello", "four"))
+	r.ok(remove(doc("hello")))
+	r.ok(from("WASMFilter.hello", "five"))
+}

@@ -280,6 +280,9 @@ var (
 	RevisionAstray = &Kind{"meshery-filters-1148", codes.DataLoss, "a revision belongs elsewhere",
 		"What is kept of a target's past has a filter that is for another mesh or target. The adapter writes none such, so somebody else has changed it, and nothing was done.",
 		"Apply the filter as you want it. In a cluster `kubectl -n meshery-filters get configmaps -l filters.meshery.io/inventory` has the inventories; without its revisions one is as good, apart from undo."}
+	ComponentTaken = &Kind{"meshery-filters-1167", codes.AlreadyExists, "the filter is another component's",
+		"Filters are named after a design's components, in lower case and with dashes. Components whose names come to the same, such as \"My Filter\" and \"my-filter\", would be one filter.",
+		"Give the component another name, or undeploy the other one first."}
 	ConsulTLS = &Kind{"meshery-filters-1162", codes.Unavailable, "the adapter and Consul do not trust each other",
 		"Consul's certificate has another authority than consul.caFile or another name than consul.addr, or Consul does not take the certificate of consul.certFile, or consul.addr says http where Consul speaks TLS, or the other way round.",
 		"Correct the setting that the details name and start the adapter again. `curl --cacert CAFILE --cert CERTFILE --key KEYFILE ADDRESS/v1/status/leader` tries the same three files."}
@@ -300,5 +303,5 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ComponentTaken}
 }
