@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -125,6 +126,16 @@ secrets: {consul: {token: {file: %q}}}
 	a.cli("apply", "-f", wide).want(t, exitOK, "is applied to Mesh consul (1 of 1 proxy)")
 	a.cli("list").want(t, exitOK, "default/hello", "default/wide", "1 of 1 proxy")
 	a.cli("history", "hello").want(t, exitOK, "applied")
+	// What cannot be told fails a command that tells all the rest.
+	if err := c.Send(ctx, http.MethodPut, "/v1/kv/meshery-filters/damaged", "nonsense", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{{"list"}, {"status"}, {"history", "hello"}} {
+		a.cli(command...).want(t, exitFailed, "Service default/api", "meshery-filters-1163", "the key meshery-filters/damaged", "consul kv delete")
+	}
+	if err := c.Send(ctx, http.MethodDelete, "/v1/kv/meshery-filters/damaged", nil, nil); err != nil {
+		t.Fatal(err)
+	}
 	rendered := a.cli("render", "-f", hello, "--consul").want(t, exitOK, `"Kind": "service-defaults"`).out
 	write := c.Command(ctx, "config", "write", "-")
 	write.Stdin = strings.NewReader(rendered)

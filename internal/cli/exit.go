@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // The exit codes.
@@ -46,6 +47,18 @@ func exitCodes() string {
 	}
 	w.Flush() // to memory, which does not fail
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// untold is why an adapter's answer is not whole, which fails the command after what it could tell is printed; nil: it is.
+func untold(u *filterspb.Untold) error {
+	if u == nil {
+		return nil
+	}
+	kind := kindOf(u.GetErrorCode())
+	if kind == nil { // of a newer adapter
+		kind = &problem.Kind{Code: u.GetErrorCode(), Summary: "not all could be told"}
+	}
+	return exitError{&problem.Problem{Kind: kind, Details: u.GetDetails()}, exitFailed}
 }
 
 // usageError is a command line that is not understood.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"io"
 	"strconv"
 	"time"
@@ -60,7 +61,7 @@ cluster have.`,
 			if err != nil {
 				return err
 			}
-			return a.printHistory(resp.GetRevisions())
+			return errors.Join(a.printHistory(resp.GetRevisions()), untold(resp.GetUntold()))
 		},
 	}
 	a.namespaceFlag(cmd, "namespace of a name without one (default: \"default\")")

@@ -62,7 +62,7 @@ mesh, or with -n to each of that namespace. It ends after half a minute, and say
 			if err != nil {
 				return err
 			}
-			return a.printList(resp.GetChains())
+			return errors.Join(a.printList(resp.GetChains()), untold(resp.GetUntold()))
 		},
 	}
 	a.namespaceFlag(cmd, "list the filters of this namespace only")

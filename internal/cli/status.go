@@ -49,6 +49,9 @@ cluster.`,
 			if err != nil {
 				return err
 			}
+			if err := untold(resp.GetUntold()); err != nil { // before drift of what could be told
+				return errors.Join(err, a.printStatus(resp.GetChains()))
+			}
 			return a.printStatus(resp.GetChains())
 		},
 	}

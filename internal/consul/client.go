@@ -58,6 +58,9 @@ type Client struct {
 	http      *http.Client // follows nothing
 	transport *http.Transport
 	admins    *http.Client // asks proxies
+
+	asking chan struct{} // holds whoever asks who answers there
+	seen   crowd         // when somebody asked last
 }
 
 // New makes a Client, without a request.
@@ -72,7 +75,7 @@ func New(o Options) (*Client, error) {
 	t := &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: o.TLS, TLSHandshakeTimeout: 10 * time.Second,
 		MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10, ForceAttemptHTTP2: true}
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Client{Options: o, host: u.Host, transport: t, http: &http.Client{Transport: t, CheckRedirect: stay},
+	return &Client{Options: o, host: u.Host, transport: t, http: &http.Client{Transport: t, CheckRedirect: stay}, asking: make(chan struct{}, 1),
 		admins: &http.Client{CheckRedirect: stay, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true,
 			MaxResponseHeaderBytes: 64 << 10}}}, nil
 }
@@ -93,6 +96,8 @@ func allowed(_, at string, _ syscall.RawConn) error {
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 func (c *Client) String() string { return "Consul " + c.host }
+
+var errTooLarge = fmt.Errorf("more than %d MiB", maxAnswer>>20)
 
 // call is one request.
 type call struct {
@@ -146,7 +151,7 @@ func (c *Client) do(ctx context.Context, k call) (body []byte, err error) {
 	case err != nil:
 		return nil, c.unreachable(ctx, err)
 	case len(body) > maxAnswer:
-		return nil, problem.ConsulRefused.New("%s: its answer to %s has more than %d MiB", c, k.path, maxAnswer>>20)
+		return nil, problem.ConsulRefused.New("%s: its answer to %s has %w", c, k.path, errTooLarge)
 	case k.whole && resp.Header.Get("X-Consul-Results-Filtered-By-Acls") == "true":
 		return nil, problem.ConsulDenied.New("%s: %s %s: the token may not see all of the answer", c, k.method, k.path)
 	case resp.StatusCode == http.StatusOK:

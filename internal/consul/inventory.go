@@ -6,9 +6,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -18,6 +22,8 @@ import (
 const (
 	prefix       = "meshery-filters/" // of the keys of inventories
 	maxInventory = 500 << 10          // bytes; Consul keeps values of at most 512 KiB
+
+	maxInventories = 128 << 20 // bytes of all together
 )
 
 // inventory is what we put into Consul for one target, as it is in the key-value store.
@@ -48,8 +54,11 @@ type pair struct {
 }
 
 func (c *Client) read(p pair) (v inventory, err error) {
-	if json.Unmarshal(p.Value, &v) != nil || inventoryKey(v.Chain.Mesh, v.Chain.Target) != p.Key {
-		return v, problem.InventoryDamaged.New("%s: the key %s", c, p.Key)
+	if err := json.Unmarshal(p.Value, &v); err != nil {
+		return v, problem.ConsulDamaged.New("%s: the key %s: %w", c, p.Key, err)
+	}
+	if inventoryKey(v.Chain.Mesh, v.Chain.Target) != p.Key {
+		return v, problem.ConsulDamaged.New("%s: the key %s is not the one of the target that it is about, %q", c, p.Key, clean(v.Target))
 	}
 	v.index = p.ModifyIndex
 	return v, nil
@@ -68,21 +77,56 @@ func (c *Client) inventory(ctx context.Context, mesh string, t filter.Target) (i
 	return c.read(pairs[0])
 }
 
-// inventories reads all of them.
-func (c *Client) inventories(ctx context.Context) (all []inventory, err error) {
-	var pairs []pair
-	if _, err := c.get(ctx, call{path: "/v1/kv/" + prefix, query: url.Values{"recurse": {"true"}}, whole: true}, &pairs); err != nil {
-		return nil, err
+// inventories reads all of them, and says by key which cannot be read.
+func (c *Client) inventories(ctx context.Context) (all []inventory, damaged map[string]error, err error) {
+	pairs, err := c.pairs(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
+	damaged = map[string]error{}
 	for _, p := range pairs {
 		v, err := c.read(p)
 		if err != nil {
-			return nil, err
+			damaged[p.Key] = err
+			continue
 		}
 		all = append(all, v)
 	}
 	slices.SortFunc(all, func(a, b inventory) int { return cmp.Compare(a.Chain.ID(), b.Chain.ID()) })
-	return all, nil
+	return all, damaged, nil
+}
+
+// pairs reads all keys that inventories have, at once if they are few, and one by one otherwise.
+func (c *Client) pairs(ctx context.Context) (pairs []pair, err error) {
+	all := call{path: "/v1/kv/" + prefix, query: url.Values{"recurse": {"true"}}, whole: true}
+	if _, err := c.get(ctx, all, &pairs); !errors.Is(err, errTooLarge) {
+		return pairs, err
+	}
+	var keys []string
+	all.query = url.Values{"keys": {"true"}}
+	if _, err := c.get(ctx, all, &keys); err != nil {
+		return nil, err
+	}
+	pairs = make([]pair, len(keys))
+	var size atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for i, key := range keys {
+		g.Go(func() error {
+			var one []pair
+			found, err := c.get(ctx, call{path: "/v1/kv/" + (&url.URL{Path: key}).EscapedPath(), whole: true}, &one)
+			if err != nil || !found || len(one) == 0 { // somebody has just deleted it
+				return err
+			}
+			if pairs[i] = one[0]; size.Add(int64(len(one[0].Value))) > maxInventories {
+				return problem.ConsulRefused.New("%s: the values below %s have more than %d MiB; `consul kv delete` those of targets whose history nobody needs",
+					c, prefix, maxInventories>>20)
+			}
+			return nil
+		})
+	}
+	err = g.Wait()
+	return slices.DeleteFunc(pairs, func(p pair) bool { return p.Key == "" }), err
 }
 
 // keep makes an inventory the one that there is, provided that nobody has changed it since it was read.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -37,17 +38,26 @@ func (c *Client) Read(ctx context.Context, reads plan.Reads) (found plan.Cluster
 
 // Targets are all targets as they were read at one moment.
 type Targets struct {
-	client *Client
-	all    []inventory
+	client  *Client
+	all     []inventory
+	damaged map[string]error // by key
 }
 
 // Targets reads what holds on every target.
 func (c *Client) Targets(ctx context.Context) (*Targets, error) {
-	all, err := c.inventories(ctx)
+	all, damaged, err := c.inventories(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list the inventories: %w", err)
 	}
-	return &Targets{c, all}, nil
+	return &Targets{c, all, damaged}, nil
+}
+
+// Damaged are the problems of targets whose inventories cannot be read.
+func (t *Targets) Damaged() (all []error) {
+	for _, key := range slices.Sorted(maps.Keys(t.damaged)) {
+		all = append(all, t.damaged[key])
+	}
+	return all
 }
 
 // Chains lists those that we put into Consul.
@@ -77,7 +87,8 @@ func (t *Targets) Target(mesh string, at filter.Target) *Target {
 			return &Target{client: t.client, had: v}
 		}
 	}
-	return &Target{client: t.client, had: inventory{Target: at.String(), Chain: filter.Chain{Mesh: mesh, Target: at}}}
+	return &Target{client: t.client, had: inventory{Target: at.String(), Chain: filter.Chain{Mesh: mesh, Target: at}},
+		damaged: t.damaged[inventoryKey(mesh, at)]}
 }
 
 // Target is one target as it was read: what is applied builds on that, and is problem.ChainChanged when somebody else has
@@ -87,7 +98,11 @@ type Target struct {
 	had     inventory
 	applied *inventory // by Apply, and not committed yet
 	written bool       // by the last Apply
+	damaged error
 }
+
+// Damaged says why what holds there cannot be told; nil: it can.
+func (t *Target) Damaged() error { return t.damaged }
 
 // Target reads what holds on a target.
 func (c *Client) Target(ctx context.Context, mesh string, t filter.Target) (*Target, error) {
@@ -176,7 +191,7 @@ func (t *Target) alone(ctx context.Context, next inventory) error {
 	if len(fresh) == 0 {
 		return nil
 	}
-	all, err := t.client.inventories(ctx)
+	all, _, err := t.client.inventories(ctx)
 	if err != nil {
 		return fmt.Errorf("list the inventories: %w", err)
 	}

@@ -23,9 +23,12 @@ const (
 	shortest = 25 * time.Millisecond // between two looks
 	longest  = time.Second
 	within   = 5 * time.Second // of one look at one proxy
+	recent   = 2 * time.Second // for as long as it counts who answered
 	// effect is how long an entry may have none on any proxy before it is written once more.
 	effect  = 4 * time.Second
 	maxInfo = 8 << 20 // bytes of what a proxy says of itself
+
+	parallelFirst = 256 // addresses that are asked at once who is there
 )
 
 // Loaded yields how far the plan's proxies are, by their own word at the admin addresses that the Client may ask, at once
@@ -94,27 +97,11 @@ type proxy struct {
 // begin finds out which proxies there are, and which of them can be asked.
 func (w *watch) begin(ctx context.Context) error {
 	c := w.client
-	asked := make([]*proxy, len(c.Admin))
-	errs := make([]error, len(c.Admin))
-	var g errgroup.Group
-	g.SetLimit(parallel)
-	for i, addr := range c.Admin {
-		g.Go(func() error {
-			asked[i], errs[i] = c.identify(ctx, addr)
-			return nil
-		})
-	}
-	_ = g.Wait()
-	if ctx.Err() != nil {
-		return ctx.Err()
+	asked, silent, err := c.sidecars(ctx)
+	if err != nil {
+		return err
 	}
 	t := w.plan.Chain.Target
-	var silent []string
-	for i, err := range errs {
-		if err != nil {
-			silent = append(silent, fmt.Sprintf("nothing answers as an Envoy of Consul's at %s: %v", c.Admin[i], err))
-		}
-	}
 	var unseen []string
 	if t.Kind == filter.Service {
 		known, err := c.instances(ctx, t.Name)
@@ -122,12 +109,9 @@ func (w *watch) begin(ctx context.Context) error {
 			return err
 		}
 		for _, p := range asked {
-			i := -1
-			if p != nil {
-				i = slices.IndexFunc(known, func(s instance) bool { return s.ServiceID == p.id && p.service == t.Name })
-			}
+			i := slices.IndexFunc(known, func(s instance) bool { return s.ServiceID == p.id && p.service == t.Name })
 			if i >= 0 {
-				w.proxies = append(w.proxies, p)
+				w.proxies = append(w.proxies, &p)
 				known = slices.Delete(known, i, i+1)
 			}
 		}
@@ -143,21 +127,75 @@ func (w *watch) begin(ctx context.Context) error {
 		}
 	} else {
 		for _, p := range asked {
-			if p != nil {
-				w.proxies = append(w.proxies, p)
-			}
+			w.proxies = append(w.proxies, &p)
 		}
 		w.unverified = fmt.Sprintf("of the mesh's proxies those %d were seen that answer at the addresses of consul.admin, and no others", len(w.proxies))
 	}
-	if len(unseen) > 0 || len(w.proxies) == 0 {
-		for _, s := range silent {
-			w.unverified += "; " + s
-		}
+	if silent != "" && (len(unseen) > 0 || len(w.proxies) == 0) {
+		w.unverified += "; " + silent
 	}
 	for _, p := range w.proxies {
 		p.proof, p.state = NewProof(w.plan), plan.Waiting
 	}
 	return nil
+}
+
+// crowd is who answers at the addresses of consul.admin.
+type crowd struct {
+	proxies []proxy
+	silent  string // where nobody does, for people; empty: nowhere
+	begun   time.Time
+	ended   time.Time
+}
+
+// sidecars asks at all addresses of consul.admin at once who answers there. Addresses that are silent cost time: whoever
+// asks right after another that they did cost it gets the same answer.
+func (c *Client) sidecars(ctx context.Context) ([]proxy, string, error) {
+	select {
+	case c.asking <- struct{}{}:
+		defer func() { <-c.asking }()
+	case <-ctx.Done():
+		return nil, "", ctx.Err()
+	}
+	if last := c.seen; time.Since(last.ended) < recent && last.ended.Sub(last.begun) > recent {
+		return last.proxies, last.silent, nil
+	}
+	now := crowd{begun: time.Now()}
+	asked, errs := make([]*proxy, len(c.Admin)), make([]error, len(c.Admin))
+	asking, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var g errgroup.Group
+	g.SetLimit(parallelFirst)
+	for i, addr := range c.Admin {
+		g.Go(func() error {
+			asked[i], errs[i] = c.identify(asking, addr)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	if ctx.Err() != nil {
+		return nil, "", ctx.Err()
+	}
+	var silent []string
+	var why error
+	for i, p := range asked {
+		if p != nil {
+			now.proxies = append(now.proxies, *p)
+		}
+		if errs[i] != nil {
+			silent, why = append(silent, c.Admin[i]), cmp.Or(why, errs[i])
+		}
+	}
+	switch len(silent) {
+	case 0:
+	case 1:
+		now.silent = fmt.Sprintf("nothing answers as an Envoy of Consul's at %s: %v", silent[0], why)
+	default:
+		now.silent = fmt.Sprintf("nothing answers as an Envoy of Consul's at %d addresses, %s: at the first, %v", len(silent), listed(silent), why)
+	}
+	now.ended = time.Now()
+	c.seen = now
+	return now.proxies, now.silent, nil
 }
 
 // listed joins names, at most ten of them.
@@ -180,8 +218,6 @@ func (c *Client) instances(ctx context.Context, service string) (all []instance,
 
 // identify asks who answers at an admin address. One of another namespace or partition is none.
 func (c *Client) identify(ctx context.Context, addr string) (*proxy, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
 	body, err := page(ctx, c.ask(addr), "/server_info", maxInfo)
 	if err != nil {
 		return nil, err

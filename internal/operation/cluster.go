@@ -152,7 +152,20 @@ func (c *reading) read(ctx context.Context, mesh string, t filter.Target) (Clust
 	if used {
 		return c.Target(ctx, mesh, t)
 	}
-	return targets.Target(mesh, t), nil
+	at := targets.Target(mesh, t)
+	if d, ok := at.(interface{ Damaged() error }); ok && d.Damaged() != nil {
+		return nil, d.Damaged()
+	}
+	return at, nil
+}
+
+// damage is what cannot be read of the cluster's targets.
+func (c *reading) damage(ctx context.Context) []error {
+	targets, err := c.all(ctx)
+	if d, ok := targets.(interface{ Damaged() []error }); ok && err == nil {
+		return d.Damaged()
+	}
+	return nil
 }
 
 // World reads what the mesh wants to know of the cluster, and has the modules' bytes where they can be had.

@@ -757,3 +757,48 @@ func TestNamespaceAndPartitionAreInEveryRequestToConsul(t *testing.T) {
 		}
 	}
 }
+
+func TestADamagedKeyInConsulIsNamedAndStopsNoOtherTarget(t *testing.T) {
+	r := newConsulRig(t)
+	r.speaks()
+	const key = "meshery-filters/damaged"
+	if err := r.Send(t.Context(), http.MethodPut, "/v1/kv/"+key, "nonsense", nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Send(context.Background(), http.MethodDelete, "/v1/kv/"+key, nil, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	r.ok(apply(onAPI("hello")))
+	all, err := r.runner.List(t.Context())
+	if !errors.Is(err, problem.ConsulDamaged) || !strings.Contains(err.Error(), key) || len(all) != 1 || all[0].Loaded.Count(plan.Running) != 1 {
+		t.Errorf("%+v %v", all, err)
+	}
+	past, err := r.runner.History(t.Context(), "", "hello")
+	if !errors.Is(err, problem.ConsulDamaged) || len(past) == 0 {
+		t.Errorf("%+v %v", past, err)
+	}
+	if events := r.ok(operation.Request{Operation: "filters_status"}); !warned(events, problem.ConsulDamaged) {
+		t.Errorf("%v", texts(events))
+	}
+	if events := r.ok(remove(doc("hello", "mesh: consul"))); !warned(events, problem.ConsulDamaged) {
+		t.Errorf("%v", texts(events))
+	}
+}
+
+func TestWhileConsulIsAwayTheRestIsTold(t *testing.T) {
+	r := newConsulRig(t, func(o *consul.Options) { o.Addr = "http://127.0.0.1:1" })
+	r.ok(apply(doc("hello")))
+	all, err := r.runner.List(t.Context())
+	if !errors.Is(err, problem.ConsulUnreachable) || len(all) != 1 || !strings.Contains(problem.Of(err).Details, "Consul 127.0.0.1:1") {
+		t.Errorf("%+v %v", all, err)
+	}
+	past, err := r.runner.History(t.Context(), "", "hello")
+	if !errors.Is(err, problem.ConsulUnreachable) || len(past) != 1 {
+		t.Errorf("%+v %v", past, err)
+	}
+	if _, err := r.runner.History(t.Context(), "", "nothing"); !errors.Is(err, problem.ConsulUnreachable) {
+		t.Error(err)
+	}
+}

@@ -368,6 +368,9 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 		if err != nil {
 			return nil, err
 		}
+		if damage := pl.damage(ctx); damage != nil { // of a target that may have one of them, too
+			s.warn(problem.Of(damage))
+		}
 		if j.Component != "" { // what another component has put there is not this one's to take away
 			chains = slices.DeleteFunc(chains, func(c filter.Chain) bool {
 				f, _ := c.Find(j.Remove[0])
@@ -458,6 +461,10 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 	var looks []string
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
 		statuses, err := r.list(ctx, pl)
+		if errors.Is(err, problem.ConsulDamaged) {
+			s.warn(problem.Of(err))
+			err = nil
+		}
 		for _, st := range statuses {
 			line, drift := st.tell(s)
 			if drift {

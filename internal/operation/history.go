@@ -49,7 +49,7 @@ func (r Revision) Alone() Status {
 }
 
 // History tells what became of a filter, oldest first, as far as the last 10 changes of each target's chain go: on the
-// adapter's own proxies, then in its own cluster and Consul.
+// adapter's own proxies, then in its own cluster and Consul. What could be told is told beside an error.
 func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revision, error) {
 	key, err := filter.ParseKey(name, cmp.Or(namespace, "default"))
 	if err != nil || strings.Contains(name, "/") {
@@ -57,17 +57,23 @@ func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revisio
 			Remedy: "use lower-case letters, digits and dashes, and put the namespace into its own field"}})
 	}
 	history := []Revision{}
+	var errs []error
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	for _, pl := range append([]place{r.here()}, r.elsewhere(nil)...) {
 		in, err := pl.history(ctx, key)
+		if err == nil {
+			err = pl.damage(ctx)
+		}
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
 		}
 		history = append(history, in...)
 	}
-	if len(history) == 0 {
+	if len(history) == 0 && len(errs) == 0 {
 		return nil, problem.FilterNotFound.New("%s", key)
 	}
-	return history, nil
+	return history, joined(errs)
 }
 
 // history tells what became of a filter in the place; nothing where it never was.
@@ -75,7 +81,7 @@ func (pl place) history(ctx context.Context, key filter.Key) (history []Revision
 	for _, b := range pl.backends {
 		revisions, err := b.History(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read the history of the chains: %w", err)
+			return nil, fmt.Errorf("read the history of the chains of %s: %w", pl.title(), err)
 		}
 		history = append(history, HistoryOf(revisions, key)...)
 	}

@@ -113,6 +113,30 @@ func (pl place) begun(ctx context.Context, keys []filter.Key, f func(*clusterBac
 	return nil
 }
 
+// damage is what cannot be read of the place's targets; others can be changed all the same.
+func (pl place) damage(ctx context.Context) error {
+	for _, b := range pl.backends {
+		if in, ok := b.(*clusterBackend); ok {
+			return joined(in.cluster.damage(ctx)) // which all backends share
+		}
+	}
+	return nil
+}
+
+// joined is what is wrong in several ways: the first kind of problem, and all that they say; nil: nothing.
+func joined(errs []error) error {
+	if len(errs) < 2 {
+		return errors.Join(errs...)
+	}
+	var lines []string
+	for _, err := range errs {
+		lines = append(lines, problem.Of(err).Details)
+	}
+	p := *problem.Of(errs[0])
+	p.Details, p.Err = strings.Join(lines, "\n"), errors.Join(errs...)
+	return &p
+}
+
 // here is the place of the proxies that the adapter drives by itself.
 func (r *Runner) here() place { return place{backends: r.Backends} }
 

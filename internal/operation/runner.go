@@ -673,26 +673,21 @@ func (r *Runner) lock(chain string) (unlock func()) {
 // proxies say may quote secrets, which are hidden. What could be told is told beside an error.
 func (r *Runner) List(ctx context.Context) ([]Status, error) {
 	all, err := r.list(ctx, r.here())
-	if err != nil {
-		return all, err
-	}
+	errs := []error{err}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	for _, pl := range r.elsewhere(nil) {
 		in, err := r.list(ctx, pl)
-		if err != nil {
-			return all, fmt.Errorf("list the chains of %s: %w", pl.name(), err)
-		}
-		all = append(all, in...)
+		all, errs = append(all, in...), append(errs, err)
 	}
-	return all, nil
+	return all, joined(slices.DeleteFunc(errs, func(err error) bool { return err == nil }))
 }
 
 func (r *Runner) list(ctx context.Context, pl place) (out []Status, err error) {
 	for _, b := range pl.backends {
 		chains, err := b.List(ctx)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("list the chains of %s: %w", pl.title(), err)
 		}
 		of := make([]Status, len(chains))
 		g, gctx := errgroup.WithContext(ctx)
@@ -708,7 +703,7 @@ func (r *Runner) list(ctx context.Context, pl place) (out []Status, err error) {
 		}
 		out = append(out, of...)
 	}
-	return out, nil
+	return out, pl.damage(ctx)
 }
 
 // status tells how one chain is.

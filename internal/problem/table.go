@@ -286,6 +286,9 @@ var (
 	ConsulTLS = &Kind{"meshery-filters-1162", codes.Unavailable, "the adapter and Consul do not trust each other",
 		"Consul's certificate has another authority than consul.caFile or another name than consul.addr, or Consul does not take the certificate of consul.certFile, or consul.addr says http where Consul speaks TLS, or the other way round.",
 		"Correct the setting that the details name and start the adapter again. `curl --cacert CAFILE --cert CERTFILE --key KEYFILE ADDRESS/v1/status/leader` tries the same three files."}
+	ConsulDamaged = &Kind{"meshery-filters-1163", codes.DataLoss, "what the adapter keeps in Consul of a target cannot be read",
+		"The key that is named was changed by somebody else. Operations on its target are refused; those on others go on.",
+		"`consul kv get KEY` shows it. Bring it back from a snapshot; or delete it with `consul kv delete KEY` and apply the target's filters again, which takes over what stands in the entry under their names. What is not applied again is taken out of the entry by hand: extensions with the plugins meshery.filters/NAMESPACE.NAME."}
 )
 
 // All lists the table in the order of its codes.
@@ -303,5 +306,5 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ComponentTaken}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, ComponentTaken}
 }

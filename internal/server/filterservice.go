@@ -25,10 +25,10 @@ var _ filterspb.FilterServiceServer = (*filterServer)(nil)
 
 func (f *filterServer) List(ctx context.Context, _ *filterspb.ListRequest) (*filterspb.ListResponse, error) {
 	chains, err := f.server.Operations.List(ctx)
-	if err != nil {
+	if err != nil && len(chains) == 0 {
 		return nil, err
 	}
-	return &filterspb.ListResponse{Chains: Chains(chains)}, nil
+	return &filterspb.ListResponse{Chains: Chains(chains), Untold: untold(err)}, nil
 }
 
 // Chains are those of a list as the service gives them, by mesh and target.
@@ -62,10 +62,19 @@ func (f *filterServer) Plan(ctx context.Context, r *filterspb.PlanRequest) (*fil
 
 func (f *filterServer) History(ctx context.Context, r *filterspb.HistoryRequest) (*filterspb.HistoryResponse, error) {
 	revisions, err := f.server.Operations.History(ctx, r.GetNamespace(), r.GetName())
-	if err != nil {
+	if err != nil && len(revisions) == 0 {
 		return nil, err
 	}
-	return &filterspb.HistoryResponse{Revisions: Revisions(revisions)}, nil
+	return &filterspb.HistoryResponse{Revisions: Revisions(revisions), Untold: untold(err)}, nil
+}
+
+// untold says why an answer is not whole; nil where it is.
+func untold(err error) *filterspb.Untold {
+	p := problem.Of(err)
+	if p == nil {
+		return nil
+	}
+	return &filterspb.Untold{ErrorCode: p.Kind.Code, Details: clip(p.Details, maxDetails)}
 }
 
 // Revisions are those of a history as the service gives them.

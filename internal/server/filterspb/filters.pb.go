@@ -70,7 +70,7 @@ func (x Event_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_Type.Descriptor instead.
 func (Event_Type) EnumDescriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16, 0}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type ListRequest struct {
@@ -112,7 +112,9 @@ func (*ListRequest) Descriptor() ([]byte, []int) {
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order of their meshes and targets.
-	Chains        []*Chain `protobuf:"bytes,1,rep,name=chains,proto3" json:"chains,omitempty"`
+	Chains []*Chain `protobuf:"bytes,1,rep,name=chains,proto3" json:"chains,omitempty"`
+	// What of the adapter's places could not be told; it is absent when all was.
+	Untold        *Untold `protobuf:"bytes,2,opt,name=untold,proto3" json:"untold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -154,6 +156,67 @@ func (x *ListResponse) GetChains() []*Chain {
 	return nil
 }
 
+func (x *ListResponse) GetUntold() *Untold {
+	if x != nil {
+		return x.Untold
+	}
+	return nil
+}
+
+// Untold is why something is missing in an answer.
+type Untold struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of docs/errors.md: "meshery-filters-1100".
+	ErrorCode     string `protobuf:"bytes,1,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	Details       string `protobuf:"bytes,2,opt,name=details,proto3" json:"details,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Untold) Reset() {
+	*x = Untold{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Untold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Untold) ProtoMessage() {}
+
+func (x *Untold) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Untold.ProtoReflect.Descriptor instead.
+func (*Untold) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Untold) GetErrorCode() string {
+	if x != nil {
+		return x.ErrorCode
+	}
+	return ""
+}
+
+func (x *Untold) GetDetails() string {
+	if x != nil {
+		return x.Details
+	}
+	return ""
+}
+
 // Chain is what stands on one target.
 type Chain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -177,7 +240,7 @@ type Chain struct {
 
 func (x *Chain) Reset() {
 	*x = Chain{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[2]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -189,7 +252,7 @@ func (x *Chain) String() string {
 func (*Chain) ProtoMessage() {}
 
 func (x *Chain) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[2]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -202,7 +265,7 @@ func (x *Chain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chain.ProtoReflect.Descriptor instead.
 func (*Chain) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{2}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Chain) GetMesh() string {
@@ -273,7 +336,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +348,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,7 +361,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{3}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Target) GetKind() string {
@@ -364,7 +427,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +439,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +452,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{4}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Filter) GetNamespace() string {
@@ -469,7 +532,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +544,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +557,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{5}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Proxy) GetId() string {
@@ -549,7 +612,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +624,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +637,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{6}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PlanRequest) GetOperation() string {
@@ -615,7 +678,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +690,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +703,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{7}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PlanResponse) GetPreviews() []*Preview {
@@ -674,7 +737,7 @@ type Preview struct {
 
 func (x *Preview) Reset() {
 	*x = Preview{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +749,7 @@ func (x *Preview) String() string {
 func (*Preview) ProtoMessage() {}
 
 func (x *Preview) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +762,7 @@ func (x *Preview) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preview.ProtoReflect.Descriptor instead.
 func (*Preview) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{8}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Preview) GetMesh() string {
@@ -764,7 +827,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +839,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +852,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Change) GetSubject() string {
@@ -820,7 +883,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +895,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +908,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Loss) GetFilter() string {
@@ -881,7 +944,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +956,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +969,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HistoryRequest) GetNamespace() string {
@@ -924,15 +987,17 @@ func (x *HistoryRequest) GetName() string {
 }
 
 type HistoryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revisions     []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Revisions []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	// What of the adapter's places could not be told; it is absent when all was.
+	Untold        *Untold `protobuf:"bytes,2,opt,name=untold,proto3" json:"untold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1009,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,12 +1022,19 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HistoryResponse) GetRevisions() []*Revision {
 	if x != nil {
 		return x.Revisions
+	}
+	return nil
+}
+
+func (x *HistoryResponse) GetUntold() *Untold {
+	if x != nil {
+		return x.Untold
 	}
 	return nil
 }
@@ -985,7 +1057,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1069,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1082,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1064,7 +1136,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1148,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1161,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchRequest) GetOperationId() string {
@@ -1131,7 +1203,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1215,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1228,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchResponse) GetCursor() string {
@@ -1199,7 +1271,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1283,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1296,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Event) GetOperationId() string {
@@ -1316,9 +1388,14 @@ var File_internal_server_filterspb_filters_proto protoreflect.FileDescriptor
 const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\n" +
 	"'internal/server/filterspb/filters.proto\x12\x12meshery.filters.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vListRequest\"A\n" +
+	"\vListRequest\"u\n" +
 	"\fListResponse\x121\n" +
-	"\x06chains\x18\x01 \x03(\v2\x19.meshery.filters.v1.ChainR\x06chains\"\x8e\x02\n" +
+	"\x06chains\x18\x01 \x03(\v2\x19.meshery.filters.v1.ChainR\x06chains\x122\n" +
+	"\x06untold\x18\x02 \x01(\v2\x1a.meshery.filters.v1.UntoldR\x06untold\"A\n" +
+	"\x06Untold\x12\x1d\n" +
+	"\n" +
+	"error_code\x18\x01 \x01(\tR\terrorCode\x12\x18\n" +
+	"\adetails\x18\x02 \x01(\tR\adetails\"\x8e\x02\n" +
 	"\x05Chain\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x122\n" +
 	"\x06target\x18\x02 \x01(\v2\x1a.meshery.filters.v1.TargetR\x06target\x12\x18\n" +
@@ -1381,9 +1458,10 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"B\n" +
 	"\x0eHistoryRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"M\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x81\x01\n" +
 	"\x0fHistoryResponse\x12:\n" +
-	"\trevisions\x18\x01 \x03(\v2\x1c.meshery.filters.v1.RevisionR\trevisions\"\xd2\x01\n" +
+	"\trevisions\x18\x01 \x03(\v2\x1c.meshery.filters.v1.RevisionR\trevisions\x122\n" +
+	"\x06untold\x18\x02 \x01(\v2\x1a.meshery.filters.v1.UntoldR\x06untold\"\xd2\x01\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
@@ -1436,60 +1514,63 @@ func file_internal_server_filterspb_filters_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_server_filterspb_filters_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(Event_Type)(0),               // 0: meshery.filters.v1.Event.Type
 	(*ListRequest)(nil),           // 1: meshery.filters.v1.ListRequest
 	(*ListResponse)(nil),          // 2: meshery.filters.v1.ListResponse
-	(*Chain)(nil),                 // 3: meshery.filters.v1.Chain
-	(*Target)(nil),                // 4: meshery.filters.v1.Target
-	(*Filter)(nil),                // 5: meshery.filters.v1.Filter
-	(*Proxy)(nil),                 // 6: meshery.filters.v1.Proxy
-	(*PlanRequest)(nil),           // 7: meshery.filters.v1.PlanRequest
-	(*PlanResponse)(nil),          // 8: meshery.filters.v1.PlanResponse
-	(*Preview)(nil),               // 9: meshery.filters.v1.Preview
-	(*Change)(nil),                // 10: meshery.filters.v1.Change
-	(*Loss)(nil),                  // 11: meshery.filters.v1.Loss
-	(*HistoryRequest)(nil),        // 12: meshery.filters.v1.HistoryRequest
-	(*HistoryResponse)(nil),       // 13: meshery.filters.v1.HistoryResponse
-	(*Revision)(nil),              // 14: meshery.filters.v1.Revision
-	(*WatchRequest)(nil),          // 15: meshery.filters.v1.WatchRequest
-	(*WatchResponse)(nil),         // 16: meshery.filters.v1.WatchResponse
-	(*Event)(nil),                 // 17: meshery.filters.v1.Event
-	nil,                           // 18: meshery.filters.v1.Target.LabelsEntry
-	nil,                           // 19: meshery.filters.v1.Filter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Untold)(nil),                // 3: meshery.filters.v1.Untold
+	(*Chain)(nil),                 // 4: meshery.filters.v1.Chain
+	(*Target)(nil),                // 5: meshery.filters.v1.Target
+	(*Filter)(nil),                // 6: meshery.filters.v1.Filter
+	(*Proxy)(nil),                 // 7: meshery.filters.v1.Proxy
+	(*PlanRequest)(nil),           // 8: meshery.filters.v1.PlanRequest
+	(*PlanResponse)(nil),          // 9: meshery.filters.v1.PlanResponse
+	(*Preview)(nil),               // 10: meshery.filters.v1.Preview
+	(*Change)(nil),                // 11: meshery.filters.v1.Change
+	(*Loss)(nil),                  // 12: meshery.filters.v1.Loss
+	(*HistoryRequest)(nil),        // 13: meshery.filters.v1.HistoryRequest
+	(*HistoryResponse)(nil),       // 14: meshery.filters.v1.HistoryResponse
+	(*Revision)(nil),              // 15: meshery.filters.v1.Revision
+	(*WatchRequest)(nil),          // 16: meshery.filters.v1.WatchRequest
+	(*WatchResponse)(nil),         // 17: meshery.filters.v1.WatchResponse
+	(*Event)(nil),                 // 18: meshery.filters.v1.Event
+	nil,                           // 19: meshery.filters.v1.Target.LabelsEntry
+	nil,                           // 20: meshery.filters.v1.Filter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_internal_server_filterspb_filters_proto_depIdxs = []int32{
-	3,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
-	4,  // 1: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
-	5,  // 2: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
-	6,  // 3: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
-	18, // 4: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
-	19, // 5: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
-	9,  // 6: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
-	11, // 7: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
-	10, // 8: meshery.filters.v1.Preview.changes:type_name -> meshery.filters.v1.Change
-	14, // 9: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
-	20, // 10: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	4,  // 11: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
-	5,  // 12: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
-	17, // 13: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
-	20, // 14: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 15: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
-	1,  // 16: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
-	7,  // 17: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
-	12, // 18: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
-	15, // 19: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
-	2,  // 20: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
-	8,  // 21: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
-	13, // 22: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
-	16, // 23: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
+	3,  // 1: meshery.filters.v1.ListResponse.untold:type_name -> meshery.filters.v1.Untold
+	5,  // 2: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
+	6,  // 3: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
+	7,  // 4: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
+	19, // 5: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
+	20, // 6: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
+	10, // 7: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
+	12, // 8: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
+	11, // 9: meshery.filters.v1.Preview.changes:type_name -> meshery.filters.v1.Change
+	15, // 10: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
+	3,  // 11: meshery.filters.v1.HistoryResponse.untold:type_name -> meshery.filters.v1.Untold
+	21, // 12: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	5,  // 13: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
+	6,  // 14: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
+	18, // 15: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
+	21, // 16: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 17: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
+	1,  // 18: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
+	8,  // 19: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
+	13, // 20: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
+	16, // 21: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
+	2,  // 22: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
+	9,  // 23: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
+	14, // 24: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
+	17, // 25: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_internal_server_filterspb_filters_proto_init() }
@@ -1503,7 +1584,7 @@ func file_internal_server_filterspb_filters_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_server_filterspb_filters_proto_rawDesc), len(file_internal_server_filterspb_filters_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
