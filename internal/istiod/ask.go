@@ -2,6 +2,7 @@ package istiod
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -59,21 +61,38 @@ type connection struct {
 	synced
 }
 
-// list finds the target's Pods and istiod's.
-func (w *watch) list(ctx context.Context) (err error) {
+// list finds the target's Pods and, side by side, istiod's: an API server may let one who asks for what is there now wait a
+// while.
+func (w *watch) list(ctx context.Context) error {
+	var target, istiods error
+	var g sync.WaitGroup
+	g.Go(func() { target = w.listTarget(ctx) })
+	g.Go(func() { istiods = w.listIstiods(ctx) })
+	g.Wait()
+	if err := cmp.Or(target, istiods); err != nil {
+		return err
+	}
+	w.listed = time.Now()
+	return nil
+}
+
+func (w *watch) listTarget(ctx context.Context) (err error) {
 	if w.pods, err = w.cluster.Pods(ctx, w.plan.Proxies.Namespace, w.plan.Proxies.Labels); err != nil {
 		return fmt.Errorf("find the target's Pods: %w", err)
 	}
 	if only := w.plan.Proxies.Only; only != nil {
 		w.pods = slices.DeleteFunc(w.pods, func(p plan.Pod) bool { return p != *only })
 	}
+	return nil
+}
+
+func (w *watch) listIstiods(ctx context.Context) (err error) {
 	if w.istiods, err = w.cluster.Pods(ctx, w.root, map[string]string{"app": "istiod"}); err != nil {
 		return fmt.Errorf("find istiod: %w", err)
 	}
 	if len(w.istiods) == 0 {
 		return fmt.Errorf("no istiod runs in namespace %s", w.root)
 	}
-	w.listed = time.Now()
 	return nil
 }
 
@@ -102,9 +121,12 @@ func (w *watch) misses(all map[plan.Pod]connection) bool {
 	return false
 }
 
-// ask asks every istiod for the proxies of the plan's kind and namespace.
+// ask asks every istiod for the proxies of the plan's kind and namespace. Without Pods nobody is asked.
 func (w *watch) ask(ctx context.Context) (map[plan.Pod]connection, error) {
 	all := map[plan.Pod]connection{}
+	if len(w.pods) == 0 {
+		return all, nil
+	}
 	for _, istiod := range w.istiods {
 		status, body, err := w.get(ctx, istiod, monitoringPort, "/debug/syncz?namespace="+url.QueryEscape(w.plan.Proxies.Namespace), maxSync)
 		if err != nil {

@@ -121,13 +121,15 @@ func Connected(ctx context.Context, c Cluster, p plan.Plan, silence time.Duratio
 	if p.Proxies == nil {
 		return nil, nil
 	}
-	pods, err := c.Pods(ctx, p.Proxies.Namespace, p.Proxies.Labels)
-	if err != nil || len(pods) < 2 {
-		return pods, err
-	}
 	w := newWatch(c, p, silence)
 	defer w.close()
-	connected, err := w.connected(ctx)
+	if err := w.listTarget(ctx); err != nil || len(w.pods) < 2 {
+		return w.pods, err
+	}
+	if err := w.listIstiods(ctx); err != nil {
+		return nil, err
+	}
+	connected, err := w.ask(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -111,6 +111,7 @@ type clusterTarget struct {
 	put     []plan.Change  // what the last Apply did to objects whose Pods restart with that
 	tried   []filter.Chain // that were applied since
 	written bool           // by any Apply since
+	nobody  bool           // has a proxy there, as was seen just before the last plan was applied
 }
 
 var _ Backend = (*clusterBackend)(nil)
@@ -501,6 +502,10 @@ func (b *clusterBackend) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan
 			}
 		}
 		if t := b.read(p.Chain.Target); t != nil {
+			if t.nobody { // nobody is to be waited for, and whoever comes gets what is there
+				yield(plan.Loaded{}, nil)
+				return
+			}
 			p.Dropped, p.Gone, p.Versions = slices.Concat(p.Dropped, t.dropped), t.gone(p.Chain), t.Versions()
 		}
 		for l, err := range b.cluster.Loaded(ctx, p) {
@@ -539,6 +544,9 @@ func (b *clusterBackend) Try(ctx context.Context, held filter.Chain, next plan.P
 		b.r.Log.Info("no proxy tries a chain first, since none can be seen", "cluster", b.cluster.String(), "target", next.Chain.Target.String(), "err", err)
 	}
 	if err != nil || len(pods) < 2 {
+		if t := b.read(next.Chain.Target); t != nil {
+			t.nobody = err == nil && len(pods) == 0
+		}
 		return nil, ctx.Err()
 	}
 	before, err := b.r.plan(ctx, b, held)
