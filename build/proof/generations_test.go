@@ -57,9 +57,9 @@ func TestEveryGenerationOfMesherysServersIsServed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a := newAdapter(t)
-			x := &transcript{t: t, a: a, proxy: startProxy(t, proxyOptions{id: "edge-1", group: "default", upstream: backend, xds: a.addresses.XDS})}
-			x.conn = dialAs(t, a.addresses.GRPC)
+			server := newGenerationREST(t, strings.TrimSuffix(filepath.Base(file), ".txt"))
+			a := newAdapter(t, "--meshery-server", server.url)
+			x := &transcript{t: t, a: a, server: server, proxy: startProxy(t, proxyOptions{id: "edge-1", group: "default", upstream: backend, xds: a.addresses.XDS})}
 			for line := range strings.Lines(string(want)) {
 				x.line(strings.TrimSuffix(line, "\n"))
 			}
@@ -81,7 +81,8 @@ func TestEveryGenerationOfMesherysServersIsServed(t *testing.T) {
 
 // transcript replays a file. A line is one of
 //
-//	dial                     the calls that follow come over a new connection, and the old one stays open
+//	registered               waits for that over REST, and shows it: < each request, and the body of each that was taken
+//	dial                     the calls that follow come over a new connection to where that says, and the old one stays open
 //	Method                   a call; StreamEvents is opened and kept
 //	> 1: "…"                 a field of the request
 //	again                    in place of the fields: the request of the last call of that method
@@ -97,6 +98,7 @@ func TestEveryGenerationOfMesherysServersIsServed(t *testing.T) {
 type transcript struct {
 	t        *testing.T
 	a        *adapter
+	server   *generationREST
 	proxy    *proxy
 	conn     *grpc.ClientConn
 	events   grpc.ClientStream
@@ -131,8 +133,12 @@ func (x *transcript) flush() {
 	method, argument, _ := strings.Cut(x.head, " ")
 	switch {
 	case x.head == "", strings.HasPrefix(x.head, "#"):
+	case x.head == "registered":
+		for _, line := range x.server.registered() {
+			got = append(got, "< "+line)
+		}
 	case x.head == "dial":
-		x.conn = dialAs(x.t, x.a.addresses.GRPC)
+		x.conn = dialAs(x.t, x.server.addr)
 	case x.head == "ended":
 		if _, err := x.a.story(x.last.get(x.t, 6)); err != nil {
 			x.t.Fatal(err)
@@ -191,6 +197,7 @@ func (x *transcript) call(method string) []string {
 		}
 	}
 	x.before[method] = request
+	x.server.sends(x.t, method)
 	switch method {
 	case "ApplyOperation":
 		x.last = request
