@@ -515,8 +515,12 @@ func (t *Target) carryOut(ctx context.Context, ch *change) error {
 		if err := each(stale, func(s *step) error { return c.remove(ctx, s) }); err != nil {
 			return fmt.Errorf("remove: %w", err)
 		}
-		c.awaitRestored(ctx, stale)
 	}
+	restored := ch.stale
+	if ch.plan.Back {
+		restored = slices.Concat(ch.steps, ch.stale)
+	}
+	c.awaitRestored(ctx, restored)
 	return nil
 }
 
@@ -592,8 +596,10 @@ func (c *Cluster) applyRank(ctx context.Context, ch *change, r int) error {
 	if err := each(steps, func(s *step) error { return c.apply(ctx, ch, s) }); err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
-	if err := c.awaitRestarts(ctx, ch, steps); err != nil {
-		return err
+	if !ch.plan.Back {
+		if err := c.awaitRestarts(ctx, ch, steps); err != nil {
+			return err
+		}
 	}
 	if r > 0 || len(steps) == 0 {
 		return nil

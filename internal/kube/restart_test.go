@@ -227,6 +227,44 @@ func TestPodsThatDoNotComeBackKeepFromGoingOutWhatNeedsThem(t *testing.T) {
 	same(t, "the user's object", maker(t, ns), before)
 }
 
+func TestWhatIsPutBackDoesNotWaitForPodsThatItMayMend(t *testing.T) {
+	ns := namespace(t)
+	c := restarting(t, ns)
+	shop(t, ns, nil)
+	held := asked(t, c, ns, "modules:21900")
+	carry := func(p plan.Plan) []plan.Change {
+		t.Helper()
+		done, changes := applying(t, c, p)
+		eventually(t, func() bool { return !seen(there(t, deploymentPath(ns, "api"))) })
+		ready(t, ns)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return *changes
+	}
+	carry(held)
+	next := asked(t, c, ns, "modules:21900", "more:21901")
+	for _, o := range next.Objects {
+		if spec := descend(o.Content, []string{"spec"}); spec["envoyExtensions"] != nil {
+			spec["envoyExtensions"] = []any{extensionOf("a"), extensionOf("b")}
+		}
+	}
+	carry(next)
+	same(t, "with the next plan", extensions(t, ns), "a b")
+
+	held.Back = true
+	done, changes := applying(t, c, held)
+	eventually(t, func() bool { return upstreamsOf(t, ns) == "modules:21900" })
+	report(t, ns, "api", 1) // as Pods are behind sidecars that refuse every request
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	same(t, "put back", extensions(t, ns), "a")
+	if first := (*changes)[0]; !strings.HasPrefix(string(first.Action), string(plan.Restarted)+"; they were not seen to be back: Deployment/") {
+		t.Errorf("%v", *changes)
+	}
+}
+
 func TestWithoutTheRoleForUpstreamsTheMissingRightIsNamed(t *testing.T) {
 	ns := namespace(t)
 	shop(t, ns, nil)

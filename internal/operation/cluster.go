@@ -460,6 +460,7 @@ func (b *clusterBackend) Revert(ctx context.Context, t filter.Target) (plan.Plan
 	if err != nil {
 		return plan.Plan{}, err
 	}
+	p.Back = true
 	if err := b.put(ctx, p.Chain); err != nil {
 		return plan.Plan{}, err
 	}

@@ -677,31 +677,44 @@ func TestOnlyWhatTouchesTheSameFilterOrTargetOfTheSameClusterWaits(t *testing.T)
 // failing is a cluster whose targets cannot be committed, as when a proxy rejects what was applied.
 type failing struct {
 	operation.Cluster
-	on *atomic.Bool
+	*failure
+}
+
+// failure is on when the next chain fails, and counts those that are put back.
+type failure struct {
+	on   atomic.Bool
+	back atomic.Int32
 }
 
 type failingTarget struct {
 	operation.ClusterTarget
-	on *atomic.Bool
+	*failure
 }
 
 func (c failing) Target(ctx context.Context, mesh string, t filter.Target) (operation.ClusterTarget, error) {
 	read, err := c.Cluster.Target(ctx, mesh, t)
-	return failingTarget{read, c.on}, err
+	return failingTarget{read, c.failure}, err
 }
 
 func (c failing) Targets(ctx context.Context) (operation.ClusterTargets, error) {
 	read, err := c.Cluster.Targets(ctx)
-	return failingTargets{read, c.on}, err
+	return failingTargets{read, c.failure}, err
 }
 
 type failingTargets struct {
 	operation.ClusterTargets
-	on *atomic.Bool
+	*failure
 }
 
 func (f failingTargets) Target(mesh string, t filter.Target) operation.ClusterTarget {
-	return failingTarget{f.ClusterTargets.Target(mesh, t), f.on}
+	return failingTarget{f.ClusterTargets.Target(mesh, t), f.failure}
+}
+
+func (t failingTarget) Apply(ctx context.Context, p plan.Plan) ([]plan.Change, error) {
+	if p.Back {
+		t.back.Add(1)
+	}
+	return t.ClusterTarget.Apply(ctx, p)
 }
 
 func (t failingTarget) Commit(ctx context.Context) error {
@@ -712,7 +725,7 @@ func (t failingTarget) Commit(ctx context.Context) error {
 }
 
 func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
-	var fail atomic.Bool
+	var fail failure
 	c := newClusterRig(t, func(o *operation.Options) {
 		open := o.Clusters
 		o.Clusters = func(k []byte) (operation.Cluster, error) {
@@ -720,7 +733,7 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 			return failing{cl, &fail}, err
 		}
 	})
-	fail.Store(true)
+	fail.on.Store(true)
 	c.fails(problem.ProxyRejected, c.apply(on("web", "a")))
 	c.holds("EnvoyFilter")
 	if n := len(c.inventories()); n != 0 {
@@ -728,12 +741,15 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 	}
 	c.ok(c.apply(on("web", "a")))
 	before := c.holds("EnvoyFilter", "a")["a"]["spec"]
-	fail.Store(true)
+	fail.on.Store(true)
 	if last := c.fails(problem.ProxyRejected, c.apply(on("web", "a", "priority: 9"), on("web", "b"))); !strings.Contains(last.Details, "taken back") {
 		t.Errorf("%s", last.Details)
 	}
 	if got := c.holds("EnvoyFilter", "a")["a"]["spec"]; !reflect.DeepEqual(got, before) {
 		t.Errorf("it is %v, and was %v", got, before)
+	}
+	if n := fail.back.Load(); n != 2 {
+		t.Errorf("%d chains were known as put back", n)
 	}
 	says(t, c.ok(c.apply(on("web", "a"))), "is unchanged")
 }

@@ -72,6 +72,9 @@ type Plan struct {
 	// Restarts are the objects whose Pods restart when the plan is applied, as Change.Subject names them. Their Pods are
 	// waited for before what needs them is written.
 	Restarts []string
+	// Back says that the plan held before and is put back: Pods that restart with that may need all of it to get ready, so
+	// that they are waited for at its end, and not for long.
+	Back bool
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
