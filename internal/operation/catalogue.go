@@ -64,7 +64,7 @@ func (r *Runner) useCases() ([]useCase, error) {
 		seen[u.Key] = true
 	}
 	for key, doc := range r.Prepared {
-		if _, err := r.read(doc, "", r.Own != nil, func() (string, error) { return mesh.Envoy{}.Name(), nil }); err != nil {
+		if _, err := r.read(doc, "", r.Own != nil, r.Consul != nil, func() (string, error) { return mesh.Envoy{}.Name(), nil }); err != nil {
 			return nil, fmt.Errorf("operations folder: %s: %w", key, err)
 		}
 	}
@@ -99,7 +99,7 @@ func (r *Runner) readApply(ctx context.Context, j *job, q Request) (err error) {
 			return nil
 		}
 	}
-	j.Filters, err = r.read(q.Body, q.Namespace, r.Own != nil || len(q.Kubeconfigs) > 0,
+	j.Filters, err = r.read(q.Body, q.Namespace, r.Own != nil || len(q.Kubeconfigs) > 0, r.isConsul(consulMesh, len(q.Kubeconfigs) > 0) && !j.InClusters,
 		sync.OnceValues(func() (string, error) {
 			if q.Implied {
 				return r.shown(ctx, nil)
@@ -150,9 +150,9 @@ var storedForm = regexp.MustCompile(`^meshery://[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){
 // meshAuto is what spec.mesh says where it is left to the adapter.
 const meshAuto = "auto"
 
-// read decodes, validates and completes documents for the meshes they are for. clusters says whether there are any, and
-// auto which mesh is meant where none is named.
-func (r *Runner) read(body, namespace string, clusters bool, auto func() (string, error)) ([]filter.Filter, error) {
+// read decodes, validates and completes documents for the meshes they are for. clusters says whether there are any, consul
+// whether Consul's filters go to the adapter's own, and auto which mesh is meant where none is named.
+func (r *Runner) read(body, namespace string, clusters, consul bool, auto func() (string, error)) ([]filter.Filter, error) {
 	filters, err := filter.Read([]byte(body), namespace)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (r *Runner) read(body, namespace string, clusters bool, auto func() (string
 		if m.OwnRights() && r.Backends[f.Spec.Mesh] == nil {
 			return nil, problem.MeshNotSupported.New("%s: spec.mesh is %s, and no adapter is there that drives it", f.Key, f.Spec.Mesh)
 		}
-		own := m.OwnRights() || r.isConsul(f.Spec.Mesh, clusters && r.Own == nil)
+		own := m.OwnRights() || consul && f.Spec.Mesh == consulMesh
 		if !own && !clusters {
 			return nil, problem.ClusterMissing.New("%s: spec.mesh is %s", f.Key, f.Spec.Mesh)
 		}

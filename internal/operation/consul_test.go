@@ -131,6 +131,7 @@ type consulRig struct {
 	*rig
 	*sidecars
 	folder string
+	client consulCluster
 }
 
 func newConsulRig(t *testing.T, change ...func(*consul.Options)) *consulRig {
@@ -166,7 +167,7 @@ func newConsulRigOf(t *testing.T, operations func(*operation.Options), change ..
 			t.Logf("Consul's log ends:\n%s", s.Log())
 		}
 	})
-	return &consulRig{r, s, o.Folder}
+	return &consulRig{r, s, o.Folder, consulCluster{client}}
 }
 
 // onAPI is a document for the service api.

@@ -87,7 +87,7 @@ func (r *Runner) limiter() useCase {
 			if err != nil {
 				return err
 			}
-			q.Body = r.hubLimiters[hubMesh([]string{shown})]
+			q.Body, j.InClusters = r.hubLimiters[hubMesh([]string{shown})], true
 			return there(ctx, j, q)
 		}
 	}
@@ -98,7 +98,7 @@ func (r *Runner) limiter() useCase {
 // readImageHub says where Image Hub is to run.
 func (r *Runner) readImageHub(_ context.Context, j *job, q Request) error {
 	if r.brings(q) {
-		j.Meshes = hubMeshes[:1] // in clusters, whichever mesh each has
+		j.Meshes, j.InClusters = hubMeshes[:1], true // whichever mesh each cluster has
 	} else if j.here = true; r.HubSidecar != "" {
 		j.Meshes = []string{consulMesh}
 	}

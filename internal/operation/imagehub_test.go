@@ -543,6 +543,49 @@ func TestImageHubRunsInACluster(t *testing.T) {
 		}
 	})
 
+	t.Run("in the adapter's own cluster it has its limiter there too, whatever other Consul the adapter knows", func(t *testing.T) {
+		other := newConsulRig(t)
+		c := hubRig(t, s, publicHub, func(o *operation.Options) {
+			o.Consul = other.client
+			if o.Own, err = o.Clusters(s.Kubeconfig(s.Token(hubUser))); err != nil {
+				t.Fatal(err)
+			}
+		})
+		limited := func(want bool) {
+			t.Helper()
+			entry, err := json.Marshal(c.there()[fmt.Sprintf("/apis/consul.hashicorp.com/v1alpha1/namespaces/%s/servicedefaults/imagehub-api", c.ns)]["spec"])
+			if err != nil || strings.Contains(string(entry), "meshery.filters/"+c.ns+".imagehub-rate-limit") != want {
+				t.Errorf("the cluster's entry, which should have the limiter: %v, is %s, %v", want, entry, err)
+			}
+			if entry := other.entry("service-defaults", "imagehub-api"); entry != "" {
+				t.Errorf("the other Consul has %s", entry)
+			}
+		}
+		says(t, c.ok(c.imagehub(op("meshery-filters"))), "Image Hub runs at", "ServiceDefaults/"+c.ns+"/imagehub-api updated", "Image Hub and its rate limit are deployed")
+		consulApart(c, web...)
+		limited(true)
+		says(t, c.ok(c.undoing("imagehub-rate-limit", 0)), "removed from Service "+c.ns+"/imagehub-api")
+		limited(false)
+		says(t, c.ok(c.imagehub(op("imagehub_rate_limit"))), "ServiceDefaults/"+c.ns+"/imagehub-api updated")
+		limited(true)
+		if all, err := c.runner.List(t.Context()); err != nil || len(all) != 1 || all[0].Chain.Target.Name != "imagehub-api" {
+			t.Errorf("the list has %v, %v", all, err)
+		}
+
+		// Other filters for Consul are for that other one.
+		other.speaks()
+		says(t, c.ok(operation.Request{Operation: "apply_filter", Namespace: c.ns, Body: onAPI("routed")}), "service-defaults/api")
+		if got := c.there()[fmt.Sprintf("/apis/consul.hashicorp.com/v1alpha1/namespaces/%s/servicedefaults/api", c.ns)]; got != nil {
+			t.Errorf("the cluster has %v", got)
+		}
+		c.ok(operation.Request{Operation: "remove_filter", Namespace: c.ns, Body: onAPI("routed")})
+
+		c.ok(c.imagehub(op("meshery-filters"), deletion))
+		if names := c.names(); len(names) > 0 || len(c.inventories()) > 0 {
+			t.Errorf("%v and %d inventories are left", names, len(c.inventories()))
+		}
+	})
+
 	t.Run("on Consul there is no gateway of Istio's", func(t *testing.T) {
 		istio := publicHub
 		istio.Gateway = operation.HubIstio

@@ -169,14 +169,15 @@ func (r *Runner) isConsul(mesh string, kubeconfigs bool) bool {
 	return r.Consul != nil && mesh == consulMesh && !kubeconfigs
 }
 
+// toConsul says whether what a job has for Consul is for the adapter's own.
+func (r *Runner) toConsul(j job) bool {
+	return r.isConsul(consulMesh, len(j.kubeconfigs) > 0) && !j.InClusters && (len(j.Only) == 0 || slices.Contains(j.Only, r.Consul.String()))
+}
+
 // clusters are the places of an operation with these kubeconfigs. One that is refused is a place where everything fails.
 func (r *Runner) clusters(kubeconfigs []string) (places []place) {
 	if r.Own != nil {
-		pl := r.in(r.Own)
-		if r.Consul != nil {
-			delete(pl.backends, consulMesh)
-		}
-		return []place{pl}
+		return []place{r.in(r.Own)}
 	}
 	if r.Clusters == nil {
 		return nil
@@ -257,7 +258,7 @@ func (r *Runner) own(j job) (places []place, elsewhere []string) {
 	if len(r.Backends) > 0 && len(meshes) == 0 || slices.ContainsFunc(meshes, driven) {
 		places = append(places, r.here())
 	}
-	consul := func(m string) bool { return r.isConsul(m, len(j.kubeconfigs) > 0) }
+	consul := func(m string) bool { return m == consulMesh && r.toConsul(j) }
 	if r.Consul != nil && j.everywhere() || slices.ContainsFunc(meshes, consul) {
 		places = append(places, r.inConsul())
 	}
@@ -277,6 +278,11 @@ func (r *Runner) places(j job) ([]place, error) {
 		return places, nil
 	}
 	clusters := r.clusters(j.kubeconfigs)
+	if !everywhere && r.toConsul(j) {
+		for _, pl := range clusters { // which are for the documents' other meshes
+			delete(pl.backends, consulMesh)
+		}
+	}
 	if len(j.Only) > 0 {
 		clusters = slices.DeleteFunc(clusters, func(pl place) bool { return !slices.Contains(j.Only, pl.name()) })
 	}

@@ -209,6 +209,10 @@ type job struct {
 	Targets   []string          `json:"targets,omitempty"` // as they were when it was accepted
 	Trace     map[string]string `json:"trace,omitempty"`   // W3C trace context of the span that accepted it
 
+	// InClusters says that what is for Consul goes to clusters, also where the adapter has a Consul of its own: Image Hub runs
+	// there.
+	InClusters bool `json:"inClusters,omitempty"`
+
 	kubeconfigs []string // opened
 	here        bool     // the kubeconfigs of its caller's connection are for something else
 }
