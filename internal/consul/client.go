@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -61,6 +62,8 @@ type Client struct {
 
 	asking chan struct{} // holds whoever asks who answers there
 	seen   crowd         // when somebody asked last
+
+	folder sync.Mutex // held by whoever puts modules there or takes them away
 }
 
 // New makes a Client, without a request.

@@ -5,9 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/meshery/meshery-filters/internal/problem"
 )
@@ -20,16 +23,21 @@ func (c *Client) ModulePath(digest string) string {
 	return filepath.Join(c.Folder, digest+".wasm")
 }
 
-// PutModule writes a module to its ModulePath, unless it is there. Without bytes it only makes sure that it is.
+// PutModule writes a module to its ModulePath, unless it is there. Without bytes it only makes sure that it is. What it wrote
+// has a mark beside it, one of each Consul that the module was put there for; what others wrote has none.
 func (c *Client) PutModule(digest string, data []byte) error {
+	c.folder.Lock()
+	defer c.folder.Unlock()
 	path := c.ModulePath(digest)
-	there, err := os.ReadFile(path)
-	if err == nil {
-		if sum := sha256.Sum256(there); hex.EncodeToString(sum[:]) == digest {
-			return nil
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	there, err := holds(path, digest)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return problem.ModuleNotWritten.New("%w", err)
+	}
+	if there {
+		if marks, _ := filepath.Glob(c.mark(digest, "*")); marks != nil {
+			return c.putMark(digest)
+		}
+		return nil
 	}
 	if data == nil {
 		return problem.ModuleUnavailable.New("%s is not there, and the adapter does not have the module any more", path)
@@ -43,10 +51,90 @@ func (c *Client) PutModule(digest string, data []byte) error {
 	_, err = f.ReadFrom(bytes.NewReader(data))
 	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
 	if err == nil {
+		err = c.putMark(digest) // before the file, so that none is without
+	}
+	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return problem.ModuleNotWritten.New("%w", err)
 	}
 	return nil
+}
+
+// holds says whether a file is the module of a digest.
+func holds(path, digest string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return false, err
+	}
+	return hex.EncodeToString(sum.Sum(nil)) == digest, nil
+}
+
+// mark is the file whose time says when a module was last needed, by this Consul or, with *, by any.
+func (c *Client) mark(digest, by string) string {
+	return filepath.Join(c.Folder, "."+digest+"."+by)
+}
+
+// self tells this Consul apart from others that use the same folder.
+func (c *Client) self() string {
+	sum := sha256.Sum256([]byte(c.Addr + "|" + c.Namespace + "|" + c.Partition))
+	return hex.EncodeToString(sum[:8])
+}
+
+func (c *Client) putMark(digest string) error {
+	path, now := c.mark(digest, c.self()), time.Now()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Chtimes(path, now, now))
+}
+
+// SweepModules deletes from the folder the modules that PutModule wrote and that nobody has needed for the time of grace, in
+// which a proxy may still begin with a configuration that names them. A file that has other contents stays.
+func (c *Client) SweepModules(needed map[string]bool, grace time.Duration) (deleted []string, err error) {
+	if c.Folder == "" {
+		return nil, nil
+	}
+	marks, err := filepath.Glob(c.mark("*", c.self()))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range marks {
+		digest := strings.Split(filepath.Base(path), ".")[1]
+		gone, failed := c.sweepModule(digest, needed[digest], grace)
+		if err = errors.Join(err, failed); gone {
+			deleted = append(deleted, digest)
+		}
+	}
+	return deleted, err
+}
+
+func (c *Client) sweepModule(digest string, needed bool, grace time.Duration) (deleted bool, err error) {
+	c.folder.Lock() // somebody may be about to need it again
+	defer c.folder.Unlock()
+	if needed {
+		return false, c.putMark(digest)
+	}
+	own := c.mark(digest, c.self())
+	at, err := os.Stat(own)
+	if err != nil || time.Since(at.ModTime()) < grace {
+		return false, err
+	}
+	if marks, err := filepath.Glob(c.mark(digest, "*")); err != nil || len(marks) > 1 { // others need it
+		return false, errors.Join(err, os.Remove(own))
+	}
+	if is, err := holds(c.ModulePath(digest), digest); is && err == nil {
+		if err := os.Remove(c.ModulePath(digest)); err != nil {
+			return false, err
+		}
+		deleted = true
+	}
+	return deleted, os.Remove(own)
 }

@@ -3,6 +3,7 @@ package operation_test
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -802,4 +803,75 @@ func TestWhileConsulIsAwayTheRestIsTold(t *testing.T) {
 	if _, err := r.runner.History(t.Context(), "", "nothing"); !errors.Is(err, problem.ConsulUnreachable) {
 		t.Error(err)
 	}
+}
+
+func TestWhatAnotherAdapterTookFromConsulIsForgotten(t *testing.T) {
+	r := newConsulRig(t)
+	r.speaks()
+	inline := variant(t, time.Now().Nanosecond())
+	data, err := base64.StdEncoding.DecodeString(inline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := fmt.Sprintf("%x", sha256.Sum256(data))
+	file := filepath.Join(r.folder, digest+".wasm")
+	r.ok(apply(onAPI("hello", "module: {inline: "+inline+"}")))
+	other := newConsulRig(t)
+	other.ok(remove(doc("hello", "mesh: consul")))
+	is := func() (live, there bool) {
+		t.Helper()
+		digests, err := r.runner.LiveModules(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = os.Stat(file)
+		return digests[digest], err == nil
+	}
+	if live, there := is(); !live || !there {
+		t.Fatalf("it is live %v and there %v before it was looked for", live, there)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.runner.SweepModules(ctx, 5*time.Millisecond, r.rig.dir.Sweep)
+	}()
+	defer func() { stop(); <-ended }()
+	// aged has the file's mark be as old as after two days in which nobody needed it.
+	aged := func() {
+		t.Helper()
+		marks, err := filepath.Glob(filepath.Join(r.folder, "."+digest+".*"))
+		if err != nil || len(marks) != 1 {
+			t.Fatalf("%v %v", marks, err)
+		}
+		past := time.Now().Add(-48 * time.Hour)
+		if err := os.Chtimes(marks[0], past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+		}
+	}
+	aged()
+	until("a module is live that no chain has", func() bool { live, _ := is(); return !live })
+	// An undo goes back to it, until its history is forgotten.
+	if _, there := is(); !there {
+		t.Fatal("the file of a revision is gone")
+	}
+	if err := r.Send(t.Context(), http.MethodDelete, "/v1/kv/meshery-filters/?recurse=true", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, there := is(); !there {
+			t.Fatal("the file is gone at once")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	aged()
+	until("the file is there still", func() bool { _, there := is(); return !there })
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func (r *Runner) SweepModules(ctx context.Context, every time.Duration, sweep Sw
 		}
 		var err error
 		if left, err = r.forget(ctx, left); err != nil && ctx.Err() == nil {
-			r.Log.Warn("modules of the adapter's own cluster are not compared with its inventories", "err", err)
+			r.Log.Warn("modules are not compared with the inventories of the adapter's own cluster and Consul", "err", err)
 		}
 		swept, err := sweep(ctx, r.referred)
 		if err != nil && ctx.Err() == nil {
@@ -82,44 +83,68 @@ func (r *Runner) LiveModules(ctx context.Context) (map[string]bool, error) {
 	return digests, r.used(ctx, func(u used) []string { return u.Modules }, digests)
 }
 
-// forget makes the records of the adapter's own cluster what its inventories say: somebody may have changed chains there
-// without this adapter. A record is written before its chain is there: modules of one are forgotten only if that was left at
-// the sweep before, and nothing was under way while the inventories were read. It returns those that are left now.
+// fileGrace is how long a module that proxies read as a file is there when no chain and no revision has it any more. A proxy
+// that was cut off from its control plane, or is restarted from what it had, may still read it.
+const fileGrace = 24 * time.Hour
+
+// forget makes the records of the adapter's own cluster and Consul what their inventories say, since somebody may have
+// changed chains there without this adapter, and has modules go that were put where their proxies read them. A record is
+// written before its chain is there: modules of one are forgotten only if that was left at the sweep before, and nothing was
+// under way while the inventories were read. It returns those that are left now.
 func (r *Runner) forget(ctx context.Context, before map[string]string) (left map[string]string, err error) {
-	if r.Own == nil {
-		return nil, nil
+	left = map[string]string{}
+	for _, c := range []Cluster{r.Own, r.Consul} {
+		if c != nil {
+			err = errors.Join(err, r.forgetIn(ctx, c, before, left))
+		}
 	}
+	return left, err
+}
+
+func (r *Runner) forgetIn(ctx context.Context, c Cluster, before, left map[string]string) error {
 	quiet := func() (bool, error) {
 		under, err := r.Queue.Held(ctx)
 		return len(under) == 0, err
 	}
+	later := func(err error) error {
+		for key, data := range before {
+			left[key] = data
+		}
+		return err
+	}
 	if ok, err := quiet(); !ok || err != nil {
-		return before, err
+		return later(err)
 	}
 	records, err := r.Records.All(ctx)
 	if err != nil {
-		return nil, err
+		return later(err)
 	}
-	targets, err := r.Own.Targets(ctx)
+	targets, err := c.Targets(ctx)
 	if err != nil {
-		return nil, err
+		return later(err)
+	}
+	if d, ok := targets.(interface{ Damaged() []error }); ok && len(d.Damaged()) > 0 {
+		return later(joined(d.Damaged())) // what they have is not known
 	}
 	if ok, err := quiet(); !ok || err != nil {
-		return before, err
+		return later(err)
 	}
-	there := map[string]bool{}
-	for _, c := range targets.Chains() {
-		revisions := slices.DeleteFunc(targets.Revisions(), func(rev plan.Revision) bool { return rev.Chain.ID() != c.ID() })
-		u := usedRecord(r.Own.String(), c, revisions)
+	there, needed := map[string]bool{}, map[string]bool{}
+	for _, rev := range targets.Revisions() {
+		use(needed, rev.Chain.Filters)
+	}
+	for _, chain := range targets.Chains() {
+		use(needed, chain.Filters)
+		revisions := slices.DeleteFunc(targets.Revisions(), func(rev plan.Revision) bool { return rev.Chain.ID() != chain.ID() })
+		u := usedRecord(c.String(), chain, revisions)
 		there[u.key] = true
 		if err := u.put(ctx, r.Records); err != nil {
-			return before, err
+			return later(err)
 		}
 	}
-	left = map[string]string{}
 	for key, data := range records {
 		var u used
-		if !strings.HasPrefix(key, usedPrefix) || there[key] || json.Unmarshal(data, &u) != nil || u.Cluster != r.Own.String() || len(u.Modules) == 0 {
+		if !strings.HasPrefix(key, usedPrefix) || there[key] || json.Unmarshal(data, &u) != nil || u.Cluster != c.String() || len(u.Modules) == 0 {
 			continue
 		}
 		if before[key] != string(data) {
@@ -128,10 +153,18 @@ func (r *Runner) forget(ctx context.Context, before map[string]string) (left map
 		}
 		u.key, u.Kept, u.Modules = key, slices.Concat(u.Kept, u.Modules), nil
 		if err := u.put(ctx, r.Records); err != nil {
-			return left, err
+			return err
 		}
 	}
-	return left, nil
+	folder, ok := c.(Folder)
+	if !ok {
+		return nil
+	}
+	deleted, err := folder.SweepModules(needed, fileGrace)
+	if len(deleted) > 0 {
+		r.Log.Info("modules that nothing referred to are deleted where proxies read them", "cluster", c.String(), "sha256", deleted)
+	}
+	return err
 }
 
 // using has a module live until done is called: that of an image, whose digest is not in the document.

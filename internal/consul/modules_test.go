@@ -1,0 +1,87 @@
+package consul
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/meshery/meshery-filters/internal/problem"
+)
+
+func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
+	folder := t.TempDir()
+	at := func(addr string) *Client {
+		t.Helper()
+		c, err := New(Options{Addr: addr, Folder: folder, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c, other := at("http://127.0.0.1:1"), at("http://127.0.0.1:2")
+	digest := func(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text))) }
+	put := func(c *Client, text string) {
+		t.Helper()
+		if err := c.PutModule(digest(text), []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(c.ModulePath(digest(name)), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("theirs", "theirs")
+	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared", "old"} {
+		put(c, text)
+	}
+	put(other, "shared")
+	write("changed", "by somebody")
+	past := time.Now().Add(-2 * time.Hour)
+	for _, text := range []string{"needed", "changed", "shared", "old"} {
+		if err := os.Chtimes(c.mark(digest(text), c.self()), past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep := func(c *Client, want ...string) {
+		t.Helper()
+		got, err := c.SweepModules(map[string]bool{digest("needed"): true}, time.Hour)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("it deletes %v, %v", got, err)
+		}
+	}
+	is := func(text string, there bool) {
+		t.Helper()
+		if _, err := os.Stat(c.ModulePath(digest(text))); (err == nil) != there {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	sweep(c, digest("old"))
+	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared"} {
+		is(text, true)
+	}
+	is("old", false)
+	// It was needed a moment ago, and is so still when it is put there once more.
+	sweep(c)
+	put(c, "fresh")
+	sweep(c)
+	is("needed", true)
+	if err := c.PutModule(digest("old"), nil); !errors.Is(err, problem.ModuleUnavailable) {
+		t.Error(err)
+	}
+	if err := os.Chtimes(other.mark(digest("shared"), other.self()), past, past); err != nil {
+		t.Fatal(err)
+	}
+	sweep(other, digest("shared")) // the last that needed it
+	is("shared", false)
+	entries, err := os.ReadDir(folder)
+	if err != nil || len(entries) != 4+2 { // theirs, what was changed, and two with their marks
+		t.Errorf("%v %v", entries, err)
+	}
+}
