@@ -1082,7 +1082,6 @@ func (crowded) Connected(context.Context, plan.Plan) ([]plan.Pod, error) {
 	return []plan.Pod{{Namespace: "shop", Name: "web-1"}, {Namespace: "shop", Name: "web-2"}}, nil
 }
 
-// gateway passes requests on to an API server, each through around.
 // dying ends the process when a proxy is to try a chain.
 type dying struct{ crowded }
 
@@ -1155,6 +1154,22 @@ func TestATrialThatAKillLeftBehindGoes(t *testing.T) {
 	}
 }
 
+func TestARemovalOfAnotherComponentTakesNothingOfWhatIsBeingChanged(t *testing.T) {
+	c := newClusterRig(t)
+	from := func(component string) operation.Request {
+		return c.apply(strings.Replace(on("web", "hello"), "name: hello}", "name: hello, labels: {filters.meshery.io/component: "+component+"}}", 1))
+	}
+	c.ok(from("WASMFilter.hello"))
+	inventory := c.inventories()[0]
+	inventory["data"].(map[string]any)["version"] = "" // as while another adapter applies something
+	c.put(inventory)
+	other := from("WASMFilter.Hello")
+	other.Delete = true
+	c.fails(problem.FilterNotFound, other)
+	c.holds("EnvoyFilter", "hello")
+}
+
+// gateway passes requests on to an API server, each through around.
 func gateway(t *testing.T, server string, ca []byte, address string, around func(r *http.Request, answer func())) *k8stest.Server {
 	t.Helper()
 	to, err := url.Parse(server)

@@ -364,10 +364,11 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 		missing[k] = true
 	}
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (out outcomes, err error) {
-		chains, err := pl.holding(ctx, j.Remove...)
+		held, err := pl.holding(ctx, j.Remove...)
 		if err != nil {
 			return nil, err
 		}
+		chains := slices.Clone(held)
 		if damage := pl.damage(ctx); damage != nil { // of a target that may have one of them, too
 			s.warn(problem.Of(damage))
 		}
@@ -386,7 +387,7 @@ func (r *Runner) remove(ctx context.Context, s *story, j job) (summary, details 
 		}
 		mu.Unlock()
 		if err := pl.begun(ctx, j.Remove, func(_ *clusterBackend, c begun) error {
-			if slices.ContainsFunc(chains, func(h filter.Chain) bool { return h.ID() == c.ID() }) {
+			if slices.ContainsFunc(held, func(h filter.Chain) bool { return h.ID() == c.ID() }) {
 				return nil
 			}
 			mu.Lock()
