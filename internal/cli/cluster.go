@@ -23,6 +23,7 @@ var (
 	_ operation.Cluster  = operated{}
 	_ operation.Crowd    = operated{}
 	_ operation.Surveyed = operated{}
+	_ operation.Fetcher  = operated{}
 )
 
 // Target reads what holds on a target.
@@ -53,6 +54,14 @@ func (t targets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 // Connected asks istiod.
 func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error) {
 	return istiod.Connected(ctx, c.Cluster, p, istiod.Silence)
+}
+
+// Reached asks Consul's proxies.
+func (c operated) Reached(ctx context.Context, p plan.Plan) error {
+	if p.Chain.Mesh == (mesh.Consul{}).Name() {
+		return consul.Reached(ctx, c.Cluster, p)
+	}
+	return nil
 }
 
 // Loaded asks the proxies and, on Istio, istiod.

@@ -2,17 +2,27 @@ package cli
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"reflect"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/meshery/meshery-filters/build/controlplanes/consultest"
 	"github.com/meshery/meshery-filters/build/controlplanes/k8stest"
+	"github.com/meshery/meshery-filters/build/controlplanes/stack"
 	"github.com/meshery/meshery-filters/filters"
+	"github.com/meshery/meshery-filters/templates"
 )
 
 // consulCluster is a real API server and Consul, with the sidecars of the services api, which is in the Pod shop/api-1, and
@@ -28,7 +38,7 @@ func newConsulCluster(t *testing.T) consulCluster {
 		t.Skip("starts a Kubernetes API server, Consul and Envoys")
 	}
 	ctx := t.Context()
-	c, err := consultest.StartCluster(ctx, t.TempDir(), k8stest.Options{Users: []string{wholeUser, baseUser}})
+	c, err := consultest.StartCluster(ctx, t.TempDir(), k8stest.Options{Users: []string{wholeUser, baseUser}, ControllerManager: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,9 +128,15 @@ func lua(letter string) map[string]any {
 		"script": fmt.Sprintf("function envoy_on_response(h) h:headers():replace('x-lua', (h:headers():get('x-lua') or '') .. '%s') end", letter)}}
 }
 
-// TestAnOperationOnConsulEndsWhenTheSidecarsRunIt never waits: the end of an operation is what is relied on.
-func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
+// TestConsulOnKubernetes has one cluster for all that is tried there.
+func TestConsulOnKubernetes(t *testing.T) {
 	c := newConsulCluster(t)
+	t.Run("sidecars fetch modules through an upstream", c.fetchesThroughAnUpstream)
+	t.Run("an operation ends when the sidecars run it", c.endsWhenTheSidecarsRunIt) // and stops Consul in the end
+}
+
+// endsWhenTheSidecarsRunIt never waits: the end of an operation is what is relied on.
+func (c consulCluster) endsWhenTheSidecarsRunIt(t *testing.T) {
 	module, _ := filters.Builtin("headers")
 	sum := sha256.Sum256(module)
 	files, digest := t.TempDir(), hex.EncodeToString(sum[:])
@@ -269,4 +285,204 @@ func TestAnOperationOnConsulEndsWhenTheSidecarsRunIt(t *testing.T) {
 func (c consulCluster) as(t *testing.T, user string) (file string) {
 	t.Helper()
 	return put(t, t.TempDir(), "config", string(c.Kubeconfig(c.Token(user))))
+}
+
+// fetchesThroughAnUpstream has Kubernetes' own controllers bring Pods to life and down, which get the upstream on request.
+func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
+	ctx := t.Context()
+	var now, served atomic.Pointer[http.Handler]
+	give := func(h http.Handler) { now.Store(&h) }
+	answers := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*served.Load()).ServeHTTP(w, r) })
+	missing := http.NotFoundHandler()
+	give(missing)
+	modules, err := c.Consul.Service(ctx, consultest.ServiceOptions{Name: "modules", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		(*now.Load()).ServeHTTP(w, r)
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports, err := stack.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAdapter(t, "--modules-addr", "127.0.0.1:"+ports[0], "--modules-url", modules.Addr)
+	var server http.Handler = httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "127.0.0.1:" + ports[0]})
+	served.Store(&server)
+	whole, base := c.as(t, wholeUser), c.as(t, baseUser)
+	dir := t.TempDir()
+	of := func(name, target, value, delivery string) string {
+		return put(t, dir, name+".yaml", istioDocument(name, "mesh: consul\ntarget: {kind: Service, name: "+target+"}\n"+headers+
+			"delivery: {"+delivery+"}\nconfig: {response: {x-there: "+value+"}}\nwait: {timeout: 1m}"))
+	}
+	const plain, asking = "mode: served, service: modules", "mode: served, service: modules, upstreamPort: 21900"
+	c.entry(t, map[string]any{"protocol": "http"})
+	speaks := func(name string) map[string]any { // HTTP, so that the sidecar of modules marks what others ask
+		return map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults",
+			"metadata": map[string]any{"namespace": "shop", "name": name}, "spec": map[string]any{"protocol": "http"}}
+	}
+	service := map[string]any{"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"namespace": "shop", "name": "cart"},
+		"spec": map[string]any{"selector": map[string]any{"app": "cart"}, "ports": []any{map[string]any{"port": 80}}}}
+	labels := map[string]any{"app": "cart"}
+	deployment := map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"namespace": "shop", "name": "cart"},
+		"spec": map[string]any{"selector": map[string]any{"matchLabels": labels}, "template": map[string]any{
+			"metadata": map[string]any{"labels": labels, "annotations": map[string]any{"consul.hashicorp.com/connect-inject": "true",
+				"consul.hashicorp.com/connect-service-upstreams": "api:4000"}},
+			"spec": map[string]any{"containers": []any{map[string]any{"name": "main", "image": "none"}}}}}}
+	role, _ := templates.RBAC("upstreams")
+	var upstreams map[string]any
+	if err := yaml.Unmarshal([]byte(role), &upstreams); err != nil {
+		t.Fatal(err)
+	}
+	may := map[string]any{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": map[string]any{"namespace": "shop", "name": "upstreams"},
+		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "meshery-filters-upstreams"},
+		"subjects": []any{map[string]any{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": wholeUser}}}
+	if err := c.Apply(ctx, speaks("cart"), speaks("modules"), service, deployment, upstreams, may); err != nil {
+		t.Fatal(err)
+	}
+	var buyer *consultest.Service
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		var registered []any
+		err := c.Consul.Send(ctx, http.MethodGet, "/v1/health/connect/cart?passing", nil, &registered)
+		if err == nil && len(registered) > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no Pod has come up: %v", err)
+		}
+	}
+	if buyer, err = c.Consul.Service(ctx, consultest.ServiceOptions{Name: "buyer", Upstreams: []string{"cart"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := buyer.Reaches(ctx, "cart", "/"); err != nil {
+		t.Fatal(err)
+	}
+	const at = "/apis/apps/v1/namespaces/shop/deployments/cart"
+	maker := func() (spec, annotations any) {
+		t.Helper()
+		var o struct {
+			Metadata struct{ Annotations map[string]any }
+			Spec     map[string]any
+		}
+		if err := c.Get(ctx, at, &o); err != nil {
+			t.Fatal(err)
+		}
+		delete(o.Metadata.Annotations, "deployment.kubernetes.io/revision")
+		return o.Spec, o.Metadata.Annotations
+	}
+	there := func(value string) {
+		t.Helper()
+		_, _ = buyer.Get(ctx, "cart", "/")
+		r, err := buyer.Get(ctx, "cart", "/")
+		if err != nil || r.Status != http.StatusOK || r.Header.Get("X-There") != value {
+			t.Errorf("it answers %d with %q, %v, and should with %q", r.Status, r.Header.Get("X-There"), err, value)
+		}
+	}
+	spec, annotations := maker()
+	untouched := func() {
+		t.Helper()
+		if s, n := maker(); !reflect.DeepEqual(s, spec) || !reflect.DeepEqual(n, annotations) {
+			t.Errorf("the Deployment was\n%v %v\nand is\n%v %v", spec, annotations, s, n)
+		}
+	}
+
+	load := buyer.Load(ctx, "cart")
+	// What the adapter does not get at that address, it does not offer, and restarts nothing for.
+	a.cli("apply", "-f", of("x", "cart", "one", asking), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1090")
+	give(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "something else") }))
+	a.cli("apply", "-f", of("x", "cart", "one", asking), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1090")
+	give(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	a.cli("apply", "-f", of("x", "cart", "one", asking), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1090")
+	give(answers)
+	// Nothing is touched that the document does not ask for, and nothing without the right.
+	a.cli("apply", "-f", of("x", "cart", "one", plain), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1157", "has no upstream modules", "delivery.upstreamPort")
+	a.cli("apply", "-f", of("x", "api", "one", asking), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1158", "Pod shop/api-1 is made by no Deployment")
+	a.cli("apply", "-f", of("x", "cart", "one", asking), "--kubeconfig", base).want(t, exitFailed, "verb list", "namespace shop")
+	run(t, "diff", "-f", of("x", "cart", "one", asking), "--kubeconfig", whole, "--modules-url", modules.Addr).want(t, exitOK,
+		"Warning: Deployment/shop/cart gets an upstream, which restarts its Pods", "Deployment/shop/cart would be updated, which restarts its Pods", "ServiceDefaults/shop/cart would be updated")
+	untouched()
+	there("")
+
+	a.cli("apply", "-f", of("x", "cart", "one", asking), "--kubeconfig", whole).want(t, exitOK, "Deployment/shop/cart gets an upstream, which restarts its Pods",
+		"Deployment/shop/cart updated, which restarts its Pods", "ServiceDefaults/shop/cart updated", "1 of 1 proxy", "seen in each proxy itself")
+	there("one")
+	given, _ := maker()
+	a.cli("apply", "-f", of("x", "cart", "two", plain+", upstreamPort: 21900"), "--kubeconfig", whole).want(t, exitOK, "1 of 1 proxy")
+	there("two")
+	if now, _ := maker(); !reflect.DeepEqual(now, given) {
+		t.Errorf("another configuration has changed the Pods' template from\n%v to\n%v", given, now)
+	}
+	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
+		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
+	}
+
+	// The adapter gets the modules, and sidecars get something else, nothing, or no answer.
+	spoiled := map[string]http.HandlerFunc{} // by path
+	var documents []string
+	for i, h := range []http.HandlerFunc{func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "something else") },
+		missing.ServeHTTP, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }} {
+		name := fmt.Sprint("y-", i)
+		module, digest := another(name)
+		spoiled["/modules/"+digest+".wasm"] = h
+		documents = append(documents, strings.Replace(istioDocument(name, "mesh: consul\ntarget: {kind: Service, name: cart}\n"+headers+
+			"delivery: {"+asking+"}\nconfig: {response: {x-there: y}}\nwait: {timeout: 2m}"), headers, "module: {inline: "+module+"}\n", 1))
+	}
+	give(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h := spoiled[r.URL.Path]; h != nil && r.Header.Get("X-Request-Id") != "" {
+			h(w, r)
+			return
+		}
+		answers(w, r)
+	}))
+	a.cli("apply", "-f", put(t, dir, "y.yaml", strings.Join(documents, "---\n")), "--kubeconfig", whole).want(t, exitFailed,
+		"a proxy rejected the configuration", "remote_load_fetch_failures rose from 0 to 3", "is in place again")
+	there("two")
+	give(answers)
+
+	load = buyer.Load(ctx, "cart")
+	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "ServiceDefaults/shop/cart updated", "Deployment/shop/cart updated, which restarts its Pods", "removed from")
+	there("")
+	untouched()
+
+	// Pods that do not come up with it are taken back, and what serves goes on.
+	c.Hold("modules")
+	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"spec": map[string]any{"progressDeadlineSeconds": 1}}); err != nil {
+		t.Fatal(err)
+	}
+	spec, annotations = maker()
+	a.cli("apply", "-f", of("x", "cart", "three", asking), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1159", "Deployment/shop/cart", "is taken back",
+		"Deployment/shop/cart has again what it had, which restarts its Pods")
+	there("")
+	untouched()
+	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
+		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
+	}
+
+	// Nothing of it is left to what follows.
+	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"spec": map[string]any{"replicas": 0}}); err != nil {
+		t.Fatal(err)
+	}
+	const entries = "/apis/consul.hashicorp.com/v1alpha1/namespaces/shop/servicedefaults"
+	for _, name := range []string{"api", "cart", "modules"} {
+		if err := c.Send(ctx, http.MethodDelete, entries+"/"+name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		var pods, left struct{ Items []any }
+		err := errors.Join(c.Get(ctx, "/api/v1/namespaces/shop/pods?labelSelector=app%3Dcart", &pods), c.Get(ctx, entries, &left))
+		if err == nil && len(pods.Items)+len(left.Items) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("there are still %v and %v: %v", pods, left, err)
+		}
+	}
+}
+
+// another is the shipped module with another digest, in base64.
+func another(name string) (module, digest string) {
+	data, _ := filters.Builtin("headers")
+	data = slices.Concat(data, []byte{0, byte(len(name) + 1), byte(len(name))}, []byte(name)) // a custom section
+	sum := sha256.Sum256(data)
+	return base64.StdEncoding.EncodeToString(data), hex.EncodeToString(sum[:])
 }

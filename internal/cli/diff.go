@@ -54,7 +54,7 @@ func (k *kubeconfigFlags) open() (*kube.Cluster, error) {
 func reading(c *kube.Cluster, m mesh.Mesh) surroundings {
 	return func(ctx context.Context, chain filter.Chain) (plan.Cluster, filter.Chain, error) {
 		cluster, err := c.Read(ctx, m.Reads(chain))
-		return cluster, chain, err
+		return cluster, empty(chain), err
 	}
 }
 
@@ -148,8 +148,13 @@ func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []fil
 			return plan.Cluster{}, chain, err
 		}
 		targets[chain.ID()] = t
-		cluster, err := c.Read(ctx, m.Reads(chain))
-		return cluster, t.Committed().Chain, err
+		held := t.Committed().Chain
+		whole := held
+		for _, f := range chain.Filters {
+			whole = whole.With(f)
+		}
+		cluster, err := c.Read(ctx, m.Reads(whole))
+		return cluster, held, err
 	}, func(ctx context.Context, f filter.Filter) (filter.Filter, error) {
 		return f.Resolved(func(ref filter.SecretRef) (string, error) { return c.Secret(ctx, f.Key.Namespace, ref.Name, ref.Key) })
 	})

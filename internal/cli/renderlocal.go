@@ -32,7 +32,8 @@ var driven = []string{"envoy"}
 // assumed are the kinds that a mesh's clusters serve, for whoever renders without --cluster.
 var assumed = map[string]func() []plan.Kind{"istio": mesh.Istio131, "consul": mesh.ConsulKinds}
 
-// surroundings give what a chain finds on its target: what the cluster serves and holds, and the chain that is there.
+// surroundings give what the filters of a chain find on its target: what the cluster serves and holds, and the chain that is
+// there.
 type surroundings func(context.Context, filter.Chain) (plan.Cluster, filter.Chain, error)
 
 // fromFile is a cluster as a file tells it, or as the mesh's clusters usually are, with nothing on its targets.
@@ -48,8 +49,13 @@ func (a *app) fromFile(m mesh.Mesh, file string) (surroundings, error) {
 	if kinds := assumed[m.Name()]; kinds != nil && len(cluster.Kinds) == 0 {
 		cluster.Kinds = kinds()
 	}
-	return func(_ context.Context, c filter.Chain) (plan.Cluster, filter.Chain, error) { return cluster, c, nil }, nil
+	return func(_ context.Context, c filter.Chain) (plan.Cluster, filter.Chain, error) {
+		return cluster, empty(c), nil
+	}, nil
 }
+
+// empty is the chain before anything was put there.
+func empty(c filter.Chain) filter.Chain { return filter.Chain{Mesh: c.Mesh, Target: c.Target} }
 
 // servedFlag says where the adapter that is not asked serves modules.
 func (a *app) servedFlag(cmd *cobra.Command) {
@@ -81,11 +87,18 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 	chains := map[string]filter.Chain{}
 	clusters := map[string]plan.Cluster{}
 	var order []string
+	var given []filter.Filter
+	wanted := map[string]filter.Chain{}
 	for _, d := range docs {
 		f, err := m.Complete(d.Filter(a.namespace))
 		if err != nil {
 			return nil, err
 		}
+		c := filter.Chain{Mesh: m.Name(), Target: f.Spec.Target}
+		c.Filters = wanted[c.ID()].Filters
+		given, wanted[c.ID()] = append(given, f), c.With(f)
+	}
+	for _, f := range given {
 		tried, err := resolve(ctx, f)
 		if err != nil {
 			return nil, err
@@ -98,7 +111,7 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 		if known, ok := chains[id]; ok {
 			c = known
 		} else {
-			if clusters[id], c, err = around(ctx, c); err != nil {
+			if clusters[id], c, err = around(ctx, wanted[id]); err != nil {
 				return nil, err
 			}
 			order = append(order, id)

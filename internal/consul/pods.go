@@ -142,6 +142,9 @@ func (w *podWatch) look(ctx context.Context) error {
 func (w *podWatch) entry(ctx context.Context) error {
 	for _, o := range w.plan.Objects {
 		u := &unstructured.Unstructured{Object: o.Content}
+		if u.GroupVersionKind().Group != "consul.hashicorp.com" { // what makes the Pods is none of its business
+			continue
+		}
 		ref := plan.Ref{GroupKind: u.GroupVersionKind().GroupKind(), Namespace: u.GetNamespace(), Name: u.GetName()}
 		found, err := w.cluster.Read(ctx, plan.Reads{Objects: []plan.Ref{ref}})
 		if err != nil {

@@ -85,8 +85,9 @@ func NewProof(p plan.Plan) *Proof {
 // Look says how far the proxy is, and why it is not further. It runs the plan when the listeners that take its traffic
 // have every plugin, in the plan's order, with the plan's module and configuration, and none that is gone. It has rejected
 // the plan when it says that it refused a listener with one of its plugins, or when it could not fetch a module since the
-// first look. The detail is then the proxy's own text, which may quote its configuration, resolved secrets included. Of the
-// chain of a whole mesh it has to have what is for its service's protocol; when that is nothing, it is apart.
+// first look: a listener that fetches one takes no traffic until it has it, or has given up. The detail is then the proxy's
+// own text, which may quote its configuration, resolved secrets included. Of the chain of a whole mesh it has to have what is
+// for its service's protocol; when that is nothing, it is apart.
 func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detail string, err error) {
 	if x.err != nil {
 		return "", "", x.err
@@ -138,6 +139,9 @@ func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState,
 		}
 		x.before = &before
 	}
+	if s.failures < *x.before { // Envoy counts anew when the last listener is gone that had been counted before
+		*x.before = 0
+	}
 	refused := x.refused(listeners)
 	if x.begun.IsZero() {
 		x.begun, x.refusedBefore = time.Now(), refused != ""
@@ -151,8 +155,6 @@ func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState,
 		return plan.Waiting, missing
 	case remote && s.failures > *x.before:
 		return plan.Rejected, fmt.Sprintf("it could not fetch a module, or got another than was meant (wasm.remote_load_fetch_failures rose from %d to %d)", *x.before, s.failures)
-	case remote && s.fetched == 0:
-		return plan.Waiting, "it is fetching a module"
 	case len(x.wants) > 0 && s.vms != nil && *s.vms == 0:
 		return plan.Waiting, "it has no module loaded"
 	}

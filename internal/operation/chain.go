@@ -321,7 +321,7 @@ func (r *Runner) try(ctx context.Context, s *story, pl place, b Backend, held fi
 	return s.holds(ctx)
 }
 
-// check fetches once, as proxies will, what a plan has them fetch.
+// check fetches once, as proxies will, what a plan has them fetch, and sees whether they can.
 func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) error {
 	checked := map[string]bool{}
 	for _, source := range p.Sources {
@@ -335,6 +335,11 @@ func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) error {
 		err := r.Modules.Check(fetching, module, r.secretsOf(fetching, clusterOf(b), f))
 		if end(err); err != nil {
 			return named(filter.Filter{Key: source.Filter}, err)
+		}
+	}
+	if cluster, ok := b.(*clusterBackend); ok && len(p.Sources) > 0 {
+		if f, ok := cluster.cluster.Cluster.(Fetcher); ok {
+			return f.Reached(ctx, p)
 		}
 	}
 	return nil
@@ -397,8 +402,11 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 	defer cancel()
 	ctx, end = r.step(ctx, "wait for loaded", about(committed)...)
 	var l plan.Loaded
-	for l, err = range b.Loaded(ctx, committed) {
-		if err != nil || l.Count(plan.Running) == l.Expected() {
+	for now, failed := range b.Loaded(ctx, committed) {
+		if err = failed; err != nil {
+			break // what was seen last holds
+		}
+		if l = now; l.Count(plan.Running) == l.Expected() {
 			break
 		}
 	}
@@ -407,6 +415,9 @@ func (r *Runner) takeBack(ctx context.Context, b Backend, offered plan.Plan, why
 	switch behind := slices.Concat(l.In(plan.Waiting), l.In(plan.Rejected)); {
 	case len(behind) > 0:
 		p.Details += fmt.Sprintf("\nThe chain that held before is offered again, and not yet confirmed by %s.", plan.Names(behind))
+		if behind[0].Detail != "" {
+			p.Details += fmt.Sprintf(" Of %s: %s", behind[0].ID, behind[0].Detail)
+		}
 	case l.Expected() == 0:
 		p.Details += "\nThe offer was taken back."
 	default:

@@ -534,6 +534,12 @@ type Surveyed interface {
 	Survey(context.Context) (plan.Survey, error)
 }
 
+// Fetcher is a Cluster that knows whether proxies have a way to what a plan has them fetch.
+type Fetcher interface {
+	// Reached is problem.UpstreamMissing where proxies of the plan lack one. What cannot be looked at is no error.
+	Reached(context.Context, plan.Plan) error
+}
+
 // Try plans that one proxy runs the plan before the others do. Nil: there is only one, or nobody can see them, or the mesh
 // cannot do it.
 func (b *clusterBackend) Try(ctx context.Context, held filter.Chain, next plan.Plan) (*plan.Trial, error) {

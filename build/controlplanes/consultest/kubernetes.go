@@ -27,7 +27,8 @@ const (
 
 // Cluster is a real API server with the kinds of Consul on Kubernetes, beside a real Consul, and a stand-in for the
 // controller between them: it writes entries to Consul as they are accepted, says in their conditions how that went, and
-// takes them away before their objects go. Whoever started it calls Stop.
+// takes them away before their objects go. Pods that Deployments make, where the server has its controller manager, it brings
+// to life. Whoever started it calls Stop.
 type Cluster struct {
 	*k8stest.Server
 	Consul *Consul
@@ -38,6 +39,7 @@ type Cluster struct {
 
 	mu     sync.Mutex
 	admins map[string]string // of Pods: namespace/name to where their sidecars' admin interfaces are
+	held   string
 }
 
 // StartCluster runs everything. Files are kept in dir, which is made and not removed.
@@ -85,6 +87,13 @@ func (c *Cluster) Stop() {
 	c.Server.Stop()
 }
 
+// Hold keeps Pods with an upstream from coming up, until another is held; empty: none.
+func (c *Cluster) Hold(upstream string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = upstream
+}
+
 // Pod makes one that runs, as far as the API server knows, as the Pod that a service's sidecar is in.
 func (c *Cluster) Pod(ctx context.Context, namespace, name string, labels map[string]string, s *Service) error {
 	c.mu.Lock()
@@ -121,12 +130,15 @@ var entryKinds = map[string]string{"servicedefaults": "service-defaults", "proxy
 // control brings objects to Consul until ctx ends.
 func (c *Cluster) control(ctx context.Context) {
 	synced := map[string]any{} // the specs that Consul has, by UID
+	n := &podNode{c: c, seen: map[string]bool{}, running: map[string]*Service{}}
+	defer n.pods.Wait()
 	for tick := time.Tick(pollInterval); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick:
 		}
+		n.look(ctx)
 		for plural, kind := range entryKinds {
 			var list struct{ Items []map[string]any }
 			if err := c.Get(ctx, "/apis/consul.hashicorp.com/v1alpha1/"+plural, &list); err != nil {

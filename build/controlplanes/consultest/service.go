@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +32,8 @@ type ServiceOptions struct {
 	Handler http.Handler
 	// Upstreams are the services that it calls, which have to be registered before.
 	Upstreams []string
+	// Late has others reach it when its sidecar serves, as Consul has Pods. Default: as soon as it is registered.
+	Late bool
 }
 
 // Service is a service of this process behind a sidecar.
@@ -44,6 +47,7 @@ type Service struct {
 	Envoy *envoy.Process
 
 	server *httptest.Server
+	public string // port of the sidecar, by which others call it
 }
 
 // Service registers one and runs its sidecar until that serves.
@@ -67,7 +71,7 @@ func (c *Consul) Service(ctx context.Context, o ServiceOptions) (_ *Service, err
 		}
 	}()
 	for n := 1; ; n++ {
-		err := c.sidecar(ctx, s, o.Upstreams)
+		err := c.sidecar(ctx, s, o)
 		if err == nil {
 			break
 		}
@@ -82,14 +86,14 @@ func (c *Consul) Service(ctx context.Context, o ServiceOptions) (_ *Service, err
 }
 
 // sidecar registers the service with ports that are free, and starts its Envoy.
-func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) error {
-	ports, err := stack.FreePorts(1 + len(upstreams))
+func (c *Consul) sidecar(ctx context.Context, s *Service, o ServiceOptions) error {
+	ports, err := stack.FreePorts(1 + len(o.Upstreams))
 	if err != nil {
 		return err
 	}
-	s.Upstreams = map[string]string{}
+	s.Upstreams, s.public = map[string]string{}, ports[0]
 	var calls []any
-	for i, u := range upstreams {
+	for i, u := range o.Upstreams {
 		port, _ := strconv.Atoi(ports[i+1])
 		calls = append(calls, map[string]any{"DestinationName": u, "LocalBindAddress": "127.0.0.1", "LocalBindPort": port})
 		s.Upstreams[u] = "http://127.0.0.1:" + ports[i+1]
@@ -98,8 +102,12 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) er
 	port, _ := strconv.Atoi(own)
 	public, _ := strconv.Atoi(ports[0])
 	// With the default check of the sidecar's port every change of its listeners takes the service out of rotation.
+	checks := []any{}
+	if o.Late {
+		checks = append(checks, map[string]any{"CheckID": "ready-" + s.ID, "Name": "ready", "TTL": "24h", "Status": "critical"})
+	}
 	err = c.Send(ctx, http.MethodPut, "/v1/agent/service/register?replace-existing-checks=true", map[string]any{
-		"Name": s.Name, "ID": s.ID, "Port": port, "Address": "127.0.0.1",
+		"Name": s.Name, "ID": s.ID, "Port": port, "Address": "127.0.0.1", "Checks": checks,
 		"Connect": map[string]any{"SidecarService": map[string]any{
 			"Port": public, "Address": "127.0.0.1", "Checks": []any{map[string]any{"AliasService": s.ID}},
 			"Proxy": map[string]any{"LocalServiceAddress": "127.0.0.1", "LocalServicePort": port, "Upstreams": calls,
@@ -128,6 +136,9 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, upstreams []string) er
 	for i := 0; err == nil && i < len(ports); i++ {
 		err = s.bound(listening, ports[i])
 	}
+	if err == nil && o.Late {
+		err = c.Send(ctx, http.MethodPut, "/v1/agent/check/pass/ready-"+s.ID, nil, nil)
+	}
 	if err != nil {
 		_ = s.Envoy.Stop(context.WithoutCancel(ctx))
 	}
@@ -149,6 +160,34 @@ func (s *Service) bound(ctx context.Context, port string) error {
 		case <-time.After(pollInterval):
 		}
 	}
+}
+
+// Withdraw takes a service away: it ends when no other sidecar has it among its endpoints any more.
+func (c *Consul) Withdraw(ctx context.Context, s *Service) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := c.Send(ctx, http.MethodPut, "/v1/agent/service/deregister/"+s.ID, nil, nil); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.services = slices.DeleteFunc(slices.Clone(c.services), func(o *Service) bool { return o == s })
+	others := c.services
+	c.mu.Unlock()
+	defer s.close()
+	for _, o := range others {
+		for {
+			r, err := fetch(ctx, "http://"+o.Envoy.AdminAddr()+"/clusters")
+			if err != nil || !strings.Contains(r.Body, "::127.0.0.1:"+s.public+"::") { // one that ended has none
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s has still %s among its endpoints: %w", o.ID, s.ID, ctx.Err())
+			case <-time.After(pollInterval):
+			}
+		}
+	}
+	return nil
 }
 
 func (s *Service) close() {
