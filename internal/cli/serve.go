@@ -253,7 +253,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 	if err != nil {
 		return err
 	}
-	calls := server.Options{Operations: runner, Events: hub, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
+	calls := server.Options{Operations: runner, Events: hub, Story: events.Of, EventsID: kept.ID(), Left: kept.Position("stream-events"), Log: log, Version: build.Version, GitSHA: build.Commit,
 		Component: component, EnvoyVersions: envoyVersions, TLS: grpcTLS, Roles: server.Roles{Operate: config.List(c.GRPCRoles.Operate), Read: config.List(c.GRPCRoles.Read)},
 		Calls:           limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.CallsPerClient, Total: c.Limits.Calls},
 		Streams:         limit.Bounds{Rate: c.Limits.CallRate, PerClient: c.Limits.StreamsPerClient, Total: c.Limits.Streams},

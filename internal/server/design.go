@@ -116,10 +116,35 @@ func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request, 
 	if last {
 		waits(ctx)
 	}
+	seen := uint64(0)
+	hear := func(e event.Event) (ended bool, err error) {
+		if e.Sequence <= seen {
+			return false, nil
+		}
+		seen = e.Sequence
+		if e.Last && e.Type == event.Error {
+			return true, failed(e)
+		}
+		if e.Last || e.Type == event.Warn {
+			told = append(told, line(e))
+		}
+		return e.Last, nil
+	}
 	for {
 		e, err := events.Next(waiting)
 		switch {
-		case errors.Is(err, problem.EventsMissed): // of whatever operation
+		case errors.Is(err, problem.EventsMissed) && m.server.Story != nil: // this operation's end may be among them
+			story, _, err := m.server.Story(waiting, id)
+			if err != nil {
+				return told, problem.DesignGoesOn.New("what operation %s has told cannot be read: %w", id, err)
+			}
+			for _, e := range story {
+				if ended, err := hear(e); ended {
+					return told, err
+				}
+			}
+			continue
+		case errors.Is(err, problem.EventsMissed):
 			continue
 		case errors.Is(err, problem.ShuttingDown):
 			return told, problem.ShuttingDown.New("operation %s is accepted, and goes on when the adapter is back", id)
@@ -127,14 +152,9 @@ func (m *meshServer) operate(ctx, waiting context.Context, q operation.Request, 
 			return told, problem.DesignGoesOn.New("operation %s has not ended within %s", id, m.server.DesignTimeout)
 		case err != nil:
 			return told, err
-		case e.Last && e.Type == event.Error:
-			return told, failed(e)
 		}
-		if e.Last || e.Type == event.Warn {
-			told = append(told, line(e))
-		}
-		if e.Last {
-			return told, nil
+		if ended, err := hear(e); ended {
+			return told, err
 		}
 	}
 }

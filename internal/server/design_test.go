@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -232,6 +234,63 @@ func TestTheAnswerWaitsForTheEndAndNotForEver(t *testing.T) {
 			_, err = call(t, f.conn, meshService+g.method, g.request(true, g.component("WASMFilter", "one", hello), g.component("WASMFilter", "two", hello)))
 			if text := status.Convert(err).Message(); !strings.Contains(text, problem.ShuttingDown.Code) || !strings.Contains(text, "WASMFilter one: not begun") {
 				t.Errorf("while it stops: %v", err)
+			}
+		})
+	}
+}
+
+func TestADesignWhoseEventsWereLetGoOfBeforeItReadThemIsAnswered(t *testing.T) {
+	for _, g := range generations {
+		t.Run(g.method, func(t *testing.T) {
+			hub := event.NewHub(3, 0)
+			var mu sync.Mutex
+			stories := map[string][]event.Event{}
+			f := start(t, func(o *server.Options) {
+				o.Events = hub
+				o.Story = func(_ context.Context, operation string) ([]event.Event, uint64, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					return stories[operation], 0, nil
+				}
+			})
+			tell := func(id string, events ...event.Event) {
+				mu.Lock()
+				for i := range events {
+					events[i].Operation, events[i].Sequence = id, uint64(len(stories[id])+1)
+					stories[id] = append(stories[id], events[i])
+				}
+				mu.Unlock()
+				for _, e := range events {
+					emit(t, hub, e)
+				}
+			}
+			others := []event.Event{{Summary: "a"}, {Summary: "b"}, {Summary: "c"}, {Summary: "d", Last: true}}
+			accepted := make(chan string, 2)
+			f.ops.submit = func(_ context.Context, q operation.Request) (string, error) {
+				tell(q.ID, event.Event{Type: event.Warn, Summary: "beware", Details: "of this"})
+				if len(accepted) > 0 { // the second component has ended before anybody listens
+					tell(q.ID, event.Event{Summary: "done", Details: "second", Last: true})
+				}
+				tell("others-"+q.ID, slices.Clone(others)...)
+				accepted <- q.ID
+				return q.ID, nil
+			}
+			request := g.request(false, g.component("WASMFilter", "one", hello), g.component("WASMFilter", "two", hello))
+			type answer struct {
+				raw
+				err error
+			}
+			answered := make(chan answer, 1)
+			go func() {
+				m, err := call(t, f.conn, meshService+g.method, request)
+				answered <- answer{m, err}
+			}()
+			until(t, "the first is accepted", func() bool { return len(f.ops.requests()) == 1 && len(accepted) == 1 })
+			tell(f.ops.requests()[0].ID, event.Event{Summary: "done", Details: "first", Last: true})
+			want := "WASMFilter one: warning: beware; of this\nWASMFilter one: done; first\nWASMFilter two: warning: beware; of this\nWASMFilter two: done; second"
+			got := <-answered
+			if got.err != nil || decode(t, got.raw).text(1) != want {
+				t.Errorf("the answer is %v\n%s\nwant\n%s", got.err, got.raw, want)
 			}
 		})
 	}

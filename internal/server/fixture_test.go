@@ -98,6 +98,12 @@ func (o *operations) last(t *testing.T) operation.Request {
 	return o.seen[len(o.seen)-1]
 }
 
+func (o *operations) requests() []operation.Request {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]operation.Request{}, o.seen...)
+}
+
 // buffer is a log that many may write.
 type buffer struct {
 	mu sync.Mutex

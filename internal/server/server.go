@@ -78,6 +78,9 @@ type Position interface {
 type Options struct {
 	Operations Operations
 	Events     Events
+	// Story reads what an operation has told, for who missed events of it. Default: nothing does, and an end that was missed
+	// is waited for in vain.
+	Story func(ctx context.Context, operation string) (events []event.Event, last uint64, err error)
 	// EventsID is the same for as long as positions of the Events mean the same. Default: this process's.
 	EventsID string
 	// Left remembers where the last client of StreamEvents stood. Default: nothing does, and each begins with what
