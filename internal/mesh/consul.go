@@ -289,7 +289,7 @@ func consulExtension(f filter.Filter, c code) map[string]any {
 	if environment := environmentOf(f, "keyValues", "hostEnvKeys"); len(environment) > 0 {
 		vm["environmentVariables"] = environment
 	}
-	plugin := map[string]any{"name": ConsulPlugin + f.Key.Namespace + "." + f.Key.Name, "vmConfig": vm}
+	plugin := map[string]any{"name": consulPlugin(f.Key), "vmConfig": vm}
 	if s.RootID != "" {
 		plugin["rootID"] = s.RootID
 	}
@@ -328,10 +328,13 @@ func withExtensions(entry map[string]any, ours []any) map[string]any {
 }
 
 // ownExtension says whether an extension is ours, by its plugin's name.
-func ownExtension(v any) bool {
+func ownExtension(v any) bool { return strings.HasPrefix(extensionPlugin(v), ConsulPlugin) }
+
+// extensionPlugin is the name of a Wasm extension's plugin; empty of other extensions.
+func extensionPlugin(v any) string {
 	extension, _ := v.(map[string]any)
 	if extension["name"] != wasmExtension {
-		return false
+		return ""
 	}
 	within := func(v any, name string) any {
 		m, _ := v.(map[string]any)
@@ -343,8 +346,10 @@ func ownExtension(v any) bool {
 		return nil
 	}
 	name, _ := within(within(extension["arguments"], "pluginConfig"), "name").(string)
-	return strings.HasPrefix(name, ConsulPlugin)
+	return name
 }
+
+func consulPlugin(k filter.Key) string { return ConsulPlugin + k.Namespace + "." + k.Name }
 
 // consulLosses lists what the user set and Consul has no word for.
 func consulLosses(f filter.Filter, kubernetes bool) (losses []plan.Loss) {

@@ -98,6 +98,11 @@ func TestAChainOnConsulBecomesTheExtensionsOfOneEntry(t *testing.T) {
 			if err != nil {
 				return
 			}
+			for _, o := range p.Objects {
+				if !slices.ContainsFunc(c.Filters, func(f filter.Filter) bool { return Carries(o, f.Key) }) {
+					t.Errorf("%s does not tell which filters it is for", o)
+				}
+			}
 			if again, err := (Consul{}).Plan(c, w); err != nil || again.Version != p.Version || !reflect.DeepEqual(again.Objects, p.Objects) {
 				t.Error("the same chain in the same world gave another plan")
 			}

@@ -111,7 +111,7 @@ func upstreamed(o plan.Object, t filter.Target, wanted []upstream) (next plan.Ob
 		own := strings.Split(ours, ",")
 		theirs = slices.DeleteFunc(theirs, func(s string) bool { return slices.Contains(own, strings.TrimSpace(s)) })
 	}
-	var added []string
+	var added, by []string
 	services, ports := map[string]bool{}, map[string]bool{}
 	for _, s := range theirs {
 		parts := strings.Split(strings.TrimSpace(s), ":")
@@ -123,6 +123,7 @@ func upstreamed(o plan.Object, t filter.Target, wanted []upstream) (next plan.Ob
 		}
 	}
 	for _, u := range wanted {
+		by = append(by, u.by.String())
 		if services[u.service] {
 			continue
 		}
@@ -146,9 +147,10 @@ func upstreamed(o plan.Object, t filter.Target, wanted []upstream) (next plan.Ob
 	if err := unstructured.SetNestedField(u.Object, text, append(template, ConsulUpstreams)...); err != nil {
 		return next, false, err
 	}
-	note := strings.Join(added, ",") + " for " + t.String()
-	if err := unstructured.SetNestedField(u.Object, note, "metadata", "annotations", upstreamsNote); err != nil {
-		return next, false, err
+	for name, note := range map[string]string{upstreamsNote: strings.Join(added, ",") + " for " + t.String(), filterAnnotation: strings.Join(by, listSeparator)} {
+		if err := unstructured.SetNestedField(u.Object, note, "metadata", "annotations", name); err != nil {
+			return next, false, err
+		}
 	}
 	return plan.Object{Content: u.Object, Shared: true, Read: o.Content}, changes, nil
 }

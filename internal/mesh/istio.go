@@ -162,12 +162,6 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 	return p, nil
 }
 
-// Carries says whether an object of ours is for the filter, alone or with others.
-func Carries(o plan.Object, k filter.Key) bool {
-	of := (&unstructured.Unstructured{Object: o.Content}).GetAnnotations()[filterAnnotation]
-	return slices.Contains(strings.Split(of, listSeparator), k.String())
-}
-
 // versionOf changes whenever the objects do.
 func versionOf(objects []plan.Object) (string, error) {
 	data, err := json.Marshal(objects) // which sorts keys

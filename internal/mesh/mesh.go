@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -25,6 +26,15 @@ type Mesh interface {
 	Reads(filter.Chain) plan.Reads
 	// Plan says what must hold so that the chain, whose secrets are resolved, runs in this world.
 	Plan(filter.Chain, plan.World) (plan.Plan, error)
+}
+
+// Carries says whether an object of a plan is for the filter, alone or with others.
+func Carries(o plan.Object, k filter.Key) bool {
+	of := (&unstructured.Unstructured{Object: o.Content}).GetAnnotations()[filterAnnotation]
+	spec, _ := o.Content["spec"].(map[string]any)
+	extensions, _ := spec["envoyExtensions"].([]any)
+	return slices.Contains(strings.Split(of, listSeparator), k.String()) ||
+		slices.ContainsFunc(extensions, func(e any) bool { return extensionPlugin(e) == consulPlugin(k) })
 }
 
 // mistakes are what a filter asks of a mesh that has no word for it.

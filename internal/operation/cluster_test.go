@@ -36,6 +36,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/kube"
+	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -535,6 +536,66 @@ func TestTwoClustersAreChangedSideBySide(t *testing.T) {
 	if _, err := fresh.runner.Submit(t.Context(), q); !errors.Is(err, problem.MeshAmbiguous) ||
 		!strings.Contains(err.Error(), "consul in cluster "+strings.TrimPrefix(other.URL, "https://")) || !strings.Contains(err.Error(), "istio in cluster") {
 		t.Errorf("%v", err)
+	}
+
+	// On Consul, too, what a change that was cut off has left is found by its filter.
+	entries := "/apis/consul.hashicorp.com/v1alpha1/namespaces/" + c.ns + "/servicedefaults"
+	if err := other.serves(entries); err != nil {
+		t.Fatal(err)
+	}
+	user := map[string]any{"apiVersion": "consul.hashicorp.com/v1alpha1", "kind": "ServiceDefaults", "metadata": map[string]any{"name": "web"}, "spec": map[string]any{"protocol": "http"}}
+	if code, answer, err := other.ask("POST", entries, user); code != http.StatusCreated {
+		t.Fatal(code, answer["message"], err)
+	}
+	halfway(t, other, c.ns, doc("half", "mesh: consul", "target: {kind: Service, name: web}",
+		"module: {url: https://there/, sha256: "+strings.Repeat("a", 64)+"}", "delivery: {mode: local, localPath: /opt}"))
+	extensions := func() any {
+		_, o, _ := other.ask("GET", entries+"/web", nil)
+		return o["spec"].(map[string]any)["envoyExtensions"]
+	}
+	if extensions() == nil {
+		t.Fatal("nothing is begun")
+	}
+	q = fresh.request("remove_filter", doc("half", "mesh: consul", "target: {kind: Service, name: web}"))
+	q.Namespace, q.Kubeconfigs = c.ns, []string{string(other.Kubeconfig(other.Token(adapterUser)))}
+	fresh.ok(q)
+	if left := extensions(); left != nil {
+		t.Errorf("there is still %v", left)
+	}
+}
+
+// halfway applies a document of Consul's to a cluster as an adapter does that is killed before it commits.
+func halfway(t *testing.T, s *servers, namespace, document string) {
+	t.Helper()
+	pool := kube.NewPool(kube.Options{Log: slog.New(slog.DiscardHandler)})
+	defer pool.Close()
+	cluster, err := pool.Open(s.Kubeconfig(s.Token(adapterUser)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	filters, err := filter.Read([]byte(document), namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := mesh.Consul{}.Complete(filters[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := filter.Chain{Mesh: "consul", Target: f.Spec.Target}.With(f)
+	target, err := cluster.Target(t.Context(), chain.Mesh, chain.Target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := cluster.Read(t.Context(), mesh.Consul{}.Reads(chain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := mesh.Consul{}.Plan(chain, plan.World{Cluster: found})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := target.Apply(t.Context(), p); err != nil {
+		t.Fatal(err)
 	}
 }
 
