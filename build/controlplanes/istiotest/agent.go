@@ -1,6 +1,7 @@
 package istiotest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -31,10 +32,20 @@ func (m *Mesh) agent(ctx context.Context, dir string, o ProxyOptions, labels map
 	if err := os.WriteFile(script, fmt.Appendf(nil, envoyScript, m.binary.Path), 0o700); err != nil {
 		return nil, "", err
 	}
+	template, err := os.ReadFile(filepath.Join(m.folder, "envoy_bootstrap.json"))
+	if err != nil {
+		return nil, "", err
+	}
+	// A waypoint would learn of its peers by an extension of Istio's own Envoy.
+	template = bytes.ReplaceAll(template, []byte("{{- if .metadata_discovery }}"), []byte("{{- if false }}"))
+	bootstrap := filepath.Join(dir, "bootstrap.json")
+	if err := os.WriteFile(bootstrap, template, 0o600); err != nil {
+		return nil, "", err
+	}
 	config, err := json.Marshal(map[string]any{
 		"binaryPath": script, "configPath": filepath.Join(dir, "etc"), "discoveryAddress": xds, "controlPlaneAuthPolicy": "NONE",
 		"proxyAdminPort": json.Number(ports[0]), "statusPort": json.Number(ports[1]), "concurrency": 1,
-		"proxyBootstrapTemplatePath": filepath.Join(m.folder, "envoy_bootstrap.json"),
+		"proxyBootstrapTemplatePath": bootstrap,
 		"terminationDrainDuration":   "0.1s", "drainDuration": "1s",
 	})
 	if err != nil {
@@ -44,16 +55,12 @@ func (m *Mesh) agent(ctx context.Context, dir string, o ProxyOptions, labels map
 	if err != nil {
 		return nil, "", err
 	}
-	kind := "sidecar"
-	if o.Gateway {
-		kind = "router"
-	}
 	env := []string{"PROXY_CONFIG=" + string(config), "INSTANCE_IP=" + ip, "POD_NAME=" + o.Pod, "POD_NAMESPACE=" + o.Namespace,
 		"ISTIO_META_CLUSTER_ID=Kubernetes", "ISTIO_META_MESH_ID=cluster.local", "ISTIO_META_INTERCEPTION_MODE=NONE",
 		"FILE_MOUNTED_CERTS=true", // so that it asks nobody for one
 		"ISTIO_METAJSON_LABELS=" + string(names), "ENVOY_STATUS_PORT=" + ports[2], "ENVOY_PROMETHEUS_PORT=" + ports[3]}
 	p, err := stack.Run("unshare", "unshare", env, "--mount", "--map-root-user", "sh", "-c", enter, lib,
-		filepath.Join(m.folder, "pilot-agent"), "proxy", kind, "--domain", o.Namespace+".svc.cluster.local")
+		filepath.Join(m.folder, "pilot-agent"), "proxy", o.kind(), "--domain", o.Namespace+".svc.cluster.local")
 	if err != nil {
 		return nil, "", err
 	}

@@ -72,6 +72,7 @@ type Mesh struct {
 	mu      sync.Mutex
 	istiods []*istiod
 	proxies []*Proxy
+	stops   []func()          // how what is between istiods and proxies ends
 	ports   map[string]string // of Pods: namespace/name:port to where it listens
 	pods    int
 }
@@ -140,10 +141,13 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 // Stop ends every part, the last started first, and waits until they are gone.
 func (m *Mesh) Stop() {
 	m.mu.Lock()
-	proxies, istiods := m.proxies, m.istiods
+	proxies, istiods, stops := m.proxies, m.istiods, m.stops
 	m.mu.Unlock()
 	for _, p := range proxies {
 		_ = p.Stop() // one that cannot be stopped ends with this process
+	}
+	for _, stop := range stops {
+		stop()
 	}
 	for _, i := range istiods {
 		i.Stop()
@@ -213,7 +217,8 @@ var environment = []string{
 
 // gatewayEnvironment is for the Gateway API.
 var gatewayEnvironment = []string{"PILOT_ENABLE_GATEWAY_API=true", "PILOT_ENABLE_AMBIENT=true", "AMBIENT_ENABLE_STATUS=false",
-	"PILOT_ENABLE_SENDING_HBONE=false", // which takes certificates
+	"PILOT_ENABLE_SENDING_HBONE=false",                                                  // which takes certificates
+	"AMBIENT_ENABLE_MULTI_NETWORK_WAYPOINT=false", "AMBIENT_ENABLE_MULTI_NETWORK=false", // which take Istio's own Envoy
 	"PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false"}
 
 // startIstiod runs a replica until it is ready, and makes its Pod.

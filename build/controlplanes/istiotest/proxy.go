@@ -35,6 +35,19 @@ type ProxyOptions struct {
 	Agent bool
 	// Relay has it connect to istiod through this process, so that Cut takes istiod away from it.
 	Relay bool
+
+	waypoint bool
+}
+
+// kind is what istiod calls such a proxy.
+func (o ProxyOptions) kind() string {
+	switch {
+	case o.waypoint:
+		return "waypoint"
+	case o.Gateway:
+		return "router"
+	}
+	return "sidecar"
 }
 
 // Proxy is an Envoy that istiod configures, before an upstream.
@@ -241,14 +254,10 @@ func bootstrap(o ProxyOptions, labels map[string]string, ip, xds string) ([]byte
 	if err != nil {
 		return nil, fmt.Errorf("read istiod's address %s: %w", xds, err)
 	}
-	kind := "sidecar"
-	if o.Gateway {
-		kind = "router"
-	}
 	ads := map[string]any{"ads": map[string]any{}, "resource_api_version": "V3"}
 	return json.Marshal(map[string]any{
 		"node": map[string]any{
-			"id":      strings.Join([]string{kind, ip, o.Pod + "." + o.Namespace, o.Namespace + ".svc.cluster.local"}, "~"),
+			"id":      strings.Join([]string{o.kind(), ip, o.Pod + "." + o.Namespace, o.Namespace + ".svc.cluster.local"}, "~"),
 			"cluster": o.Pod + "." + o.Namespace,
 			"metadata": map[string]any{"NAMESPACE": o.Namespace, "NAME": o.Pod, "LABELS": labels, "INTERCEPTION_MODE": "NONE",
 				"CLUSTER_ID": "Kubernetes", "MESH_ID": "cluster.local", "ISTIO_VERSION": Version, "INSTANCE_IPS": ip},
