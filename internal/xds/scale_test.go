@@ -216,7 +216,7 @@ func TestTheCodecWritesWhatProtobufReads(t *testing.T) {
 
 // TestAModuleIsInMemoryOnceHoweverManyGroupsHaveIt has each group get the module twice.
 func TestAModuleIsInMemoryOnceHoweverManyGroupsHaveIt(t *testing.T) {
-	const n, size = 40, 4 << 20
+	const n, size = 16, 4 << 20
 	r := newRig(t)
 	digest, err := r.dir.Blobs().Put(t.Context(), make([]byte, size))
 	if err != nil {
