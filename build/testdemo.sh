@@ -3,6 +3,7 @@
 # when something is wrong.
 #
 # Usage: build/testdemo.sh COMMAND…
+# Environment: SABOTAGE              (default: digest nofilter nack)
 set -eu
 
 temp=$(mktemp -d)
@@ -19,7 +20,7 @@ fail() {
 grep -q '^  *"ok": true' "$temp/report.json" || fail "the demo says that it works, and its report does not"
 echo "$*: every step held"
 
-for sabotage in digest nofilter nack; do
+for sabotage in ${SABOTAGE-digest nofilter nack}; do
 	rm -f "$temp/report.json"
 	if "$@" --break "$sabotage" --report "$temp/report.json" >"$temp/out" 2>&1; then
 		fail "the demo did not notice --break $sabotage"

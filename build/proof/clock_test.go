@@ -102,6 +102,7 @@ func init() {
 // down.
 func TestAClockThatIsSetCostsNothing(t *testing.T) {
 	onRealParts(t)
+	t.Parallel()
 	program, set := onAnotherClock(t)
 	set(0)
 	x := newTorture(t, newSubscriber(t))

@@ -68,6 +68,7 @@ func onEachMesh(t *testing.T, test func(t *testing.T, mesh string)) {
 
 type demoReport struct {
 	OK    bool
+	Break string
 	Steps []struct {
 		Name, Problem string
 		OK            bool
@@ -162,8 +163,8 @@ func TestASabotagedDemoFailsAtTheStepThatDoesNotHold(t *testing.T) {
 				t.Parallel()
 				d := startDemo(t, mesh, "--break", c.sabotage)
 				code, r := d.ends(t)
-				if code == 0 || r.OK || len(r.Steps) == 0 {
-					t.Fatalf("the demo exits with %d, ok %t after %d steps:\n%s", code, r.OK, len(r.Steps), d.log.String())
+				if code == 0 || r.OK || r.Break != c.sabotage || len(r.Steps) == 0 {
+					t.Fatalf("the demo exits with %d, ok %t, broken by %q after %d steps:\n%s", code, r.OK, r.Break, len(r.Steps), d.log.String())
 				}
 				for i, s := range r.Steps {
 					if last := i == len(r.Steps)-1; s.OK == last {

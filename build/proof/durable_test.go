@@ -424,6 +424,7 @@ func rounds(t *testing.T, n int) iter.Seq[int] {
 // TestAKilledAdapterLosesNothingThatItAccepted kills the adapter at moments of chance, its start included.
 func TestAKilledAdapterLosesNothingThatItAccepted(t *testing.T) {
 	onRealParts(t)
+	t.Parallel()
 	x := newTorture(t, newSubscriber(t))
 	x.start()
 	x.ready()
