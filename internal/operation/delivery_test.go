@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -421,4 +422,30 @@ func TestModulesOfAClustersChainsAreServedAfterARestart(t *testing.T) {
 	live(again, true)
 	again.ok(again.request("remove_filter", doc("hello")))
 	live(again, false)
+
+	// What is taken away without this adapter it notices when it looks at the cluster twice.
+	again.ok(again.apply(on("web", "hello")))
+	other := newClusterRig(t)
+	other.ns = c.ns
+	other.ok(other.request("remove_filter", doc("hello")))
+	look := func() {
+		again.ok(operation.Request{Operation: "filters_status", Kubeconfigs: []string{again.kubeconfig}})
+	}
+	look()
+	live(again, true)
+	for deadline := time.Now().Add(20 * time.Second); ; { // an operation that has ended is in the queue for a moment
+		look()
+		if all, err := again.runner.LiveModules(t.Context()); err != nil || !all[digest] {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a module is live that nothing uses")
+		}
+	}
+	// And a chain that is there is not forgotten.
+	again.ok(again.apply(on("web", "hello")))
+	for range 3 {
+		look()
+	}
+	live(again, true)
 }

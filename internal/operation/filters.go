@@ -473,6 +473,11 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 			}
 			out = append(out, outcome{line: line})
 		}
+		if pl.cluster != nil && len(j.kubeconfigs) > 0 && err == nil && (r.Consul == nil || pl.name() != r.Consul.String()) {
+			if err := r.forgetBrought(ctx, pl.cluster, j.ID); err != nil && ctx.Err() == nil {
+				r.Log.Warn("modules of a cluster are not compared with its inventories", "cluster", pl.name(), "err", err)
+			}
+		}
 		if c, ok := pl.cluster.(Surveyed); ok && err == nil {
 			var look string
 			if look, err = survey(ctx, s, pl, c, &orphans); look != "" {

@@ -140,7 +140,8 @@ type Runner struct {
 
 	mu    sync.Mutex
 	locks map[string]*chainLock
-	inUse map[string]int // operations that run, by the digest of a module that they have looked up
+	inUse map[string]int               // operations that run, by the digest of a module that they have looked up
+	left  map[string]map[string]string // records of chains that are gone, by the cluster that a request brought
 	// secrets are the values that were resolved so far, in the forms that texts may quote them in.
 	secrets []string
 }
@@ -167,7 +168,7 @@ func NewRunner(o Options) (*Runner, error) {
 		}
 		limiters[m] = limiter
 	}
-	r := &Runner{Options: o, hubLimiters: limiters, locks: map[string]*chainLock{}, inUse: map[string]int{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, hubLimiters: limiters, locks: map[string]*chainLock{}, inUse: map[string]int{}, left: map[string]map[string]string{}, byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err

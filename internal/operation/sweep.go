@@ -95,16 +95,34 @@ func (r *Runner) forget(ctx context.Context, before map[string]string) (left map
 	left = map[string]string{}
 	for _, c := range []Cluster{r.Own, r.Consul} {
 		if c != nil {
-			err = errors.Join(err, r.forgetIn(ctx, c, before, left))
+			err = errors.Join(err, r.forgetIn(ctx, c, "", before, left))
 		}
 	}
 	return left, err
 }
 
-func (r *Runner) forgetIn(ctx context.Context, c Cluster, before, left map[string]string) error {
+// forgetBrought is forget for a cluster that an operation brings, when such operations come to it one after the other. What
+// others have put there is not served for that: whoever brings a cluster says what is in it. Nor is anything forgotten of a
+// target that has no past there: another cluster may be at the address.
+func (r *Runner) forgetBrought(ctx context.Context, c Cluster, operation string) error {
+	r.mu.Lock()
+	before := r.left[c.String()]
+	r.mu.Unlock()
+	left := map[string]string{}
+	err := r.forgetIn(ctx, c, operation, before, left)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.left[c.String()] = left; len(left) == 0 {
+		delete(r.left, c.String())
+	}
+	return err
+}
+
+// forgetIn is forget for one cluster; operation is the one that brings it, or empty.
+func (r *Runner) forgetIn(ctx context.Context, c Cluster, operation string, before, left map[string]string) error {
 	quiet := func() (bool, error) {
 		under, err := r.Queue.Held(ctx)
-		return len(under) == 0, err
+		return !slices.ContainsFunc(under, func(e store.Entry) bool { return e.ID != operation }), err
 	}
 	later := func(err error) error {
 		for key, data := range before {
@@ -129,22 +147,25 @@ func (r *Runner) forgetIn(ctx context.Context, c Cluster, before, left map[strin
 	if ok, err := quiet(); !ok || err != nil {
 		return later(err)
 	}
-	there, needed := map[string]bool{}, map[string]bool{}
+	there, past, needed := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, rev := range targets.Revisions() {
 		use(needed, rev.Chain.Filters)
+		past[usedRecord(c.String(), rev.Chain, nil).key] = true
 	}
 	for _, chain := range targets.Chains() {
 		use(needed, chain.Filters)
 		revisions := slices.DeleteFunc(targets.Revisions(), func(rev plan.Revision) bool { return rev.Chain.ID() != chain.ID() })
 		u := usedRecord(c.String(), chain, revisions)
-		there[u.key] = true
+		if there[u.key] = true; operation != "" {
+			continue
+		}
 		if err := u.put(ctx, r.Records); err != nil {
 			return later(err)
 		}
 	}
 	for key, data := range records {
 		var u used
-		if !strings.HasPrefix(key, usedPrefix) || there[key] || json.Unmarshal(data, &u) != nil || u.Cluster != c.String() || len(u.Modules) == 0 {
+		if !strings.HasPrefix(key, usedPrefix) || there[key] || operation != "" && !past[key] || json.Unmarshal(data, &u) != nil || u.Cluster != c.String() || len(u.Modules) == 0 {
 			continue
 		}
 		if before[key] != string(data) {
