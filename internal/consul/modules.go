@@ -2,11 +2,13 @@ package consul
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,18 +99,27 @@ func (c *Client) putMark(digest string) error {
 }
 
 // SweepModules deletes from the folder the modules that PutModule wrote and that nobody has needed for the time of grace, in
-// which a proxy may still begin with a configuration that names them. A file that has other contents stays.
-func (c *Client) SweepModules(needed map[string]bool, grace time.Duration) (deleted []string, err error) {
+// which a proxy may still begin with a configuration that names them. A file that has other contents stays, and so does one
+// that an entry names: somebody may have written that without us.
+func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace time.Duration) (deleted []string, err error) {
 	if c.Folder == "" {
 		return nil, nil
 	}
 	marks, err := filepath.Glob(c.mark("*", c.self()))
-	if err != nil {
+	if err != nil || marks == nil {
 		return nil, err
+	}
+	var entries []byte
+	for _, kind := range kinds {
+		all, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/config/" + kind, global: kind == "proxy-defaults"})
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, all...)
 	}
 	for _, path := range marks {
 		digest := strings.Split(filepath.Base(path), ".")[1]
-		gone, failed := c.sweepModule(digest, needed[digest], grace)
+		gone, failed := c.sweepModule(digest, needed[digest] || bytes.Contains(entries, []byte(digest+".wasm")), grace)
 		if err = errors.Join(err, failed); gone {
 			deleted = append(deleted, digest)
 		}

@@ -1,12 +1,13 @@
 package consul
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,15 +16,8 @@ import (
 
 func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 	folder := t.TempDir()
-	at := func(addr string) *Client {
-		t.Helper()
-		c, err := New(Options{Addr: addr, Folder: folder, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	c, other := at("http://127.0.0.1:1"), at("http://127.0.0.1:2")
+	c := newClient(t, func(o *Options) { o.Folder = folder })
+	other := newClient(t, func(o *Options) { o.Folder, o.Addr = folder, strings.Replace(o.Addr, "127.0.0.1", "localhost", 1) })
 	digest := func(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text))) }
 	put := func(c *Client, text string) {
 		t.Helper()
@@ -38,20 +32,31 @@ func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 		}
 	}
 	write("theirs", "theirs")
-	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared", "old"} {
+	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared", "named", "old"} {
 		put(c, text)
 	}
 	put(other, "shared")
 	write("changed", "by somebody")
+	// Such as what render showed, and somebody wrote.
+	if err := shared.consul.Write(t.Context(), map[string]any{"Kind": "service-defaults", "Name": "api", "EnvoyExtensions": []any{map[string]any{"Name": "builtin/wasm",
+		"Arguments": map[string]any{"Protocol": "http", "ListenerType": "inbound", "PluginConfig": map[string]any{
+			"VmConfig": map[string]any{"Code": map[string]any{"Local": map[string]any{"Filename": c.ModulePath(digest("named"))}}}}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := shared.consul.Delete(context.Background(), "service-defaults", "api"); err != nil {
+			t.Error(err)
+		}
+	})
 	past := time.Now().Add(-2 * time.Hour)
-	for _, text := range []string{"needed", "changed", "shared", "old"} {
+	for _, text := range []string{"needed", "changed", "shared", "named", "old"} {
 		if err := os.Chtimes(c.mark(digest(text), c.self()), past, past); err != nil {
 			t.Fatal(err)
 		}
 	}
 	sweep := func(c *Client, want ...string) {
 		t.Helper()
-		got, err := c.SweepModules(map[string]bool{digest("needed"): true}, time.Hour)
+		got, err := c.SweepModules(t.Context(), map[string]bool{digest("needed"): true}, time.Hour)
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("it deletes %v, %v", got, err)
 		}
@@ -63,7 +68,7 @@ func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 		}
 	}
 	sweep(c, digest("old"))
-	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared"} {
+	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared", "named"} {
 		is(text, true)
 	}
 	is("old", false)
@@ -81,7 +86,7 @@ func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 	sweep(other, digest("shared")) // the last that needed it
 	is("shared", false)
 	entries, err := os.ReadDir(folder)
-	if err != nil || len(entries) != 4+2 { // theirs, what was changed, and two with their marks
+	if err != nil || len(entries) != 5+3 { // theirs, what was changed, and three with their marks
 		t.Errorf("%v %v", entries, err)
 	}
 }

@@ -42,7 +42,7 @@ func TestManySilentAddressesCostOneDeadline(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begun); took < within || took > within+3*time.Second {
+	if took := time.Since(begun); took < within || took > 3*within { // each for itself it would be 20 times that
 		t.Errorf("it took %s", took)
 	}
 }

@@ -79,7 +79,7 @@ type Folder interface {
 	// PutModule makes sure that it is there. Without bytes it cannot be put there.
 	PutModule(digest string, data []byte) error
 	// SweepModules deletes those that were put there, and that were not needed for the time of grace.
-	SweepModules(needed map[string]bool, grace time.Duration) (deleted []string, err error)
+	SweepModules(ctx context.Context, needed map[string]bool, grace time.Duration) (deleted []string, err error)
 }
 
 // HubAgent is a Cluster at whose agent Image Hub's services are registered, behind sidecars that somebody else starts.

@@ -181,7 +181,7 @@ func (r *Runner) forgetIn(ctx context.Context, c Cluster, operation string, befo
 	if !ok {
 		return nil
 	}
-	deleted, err := folder.SweepModules(needed, fileGrace)
+	deleted, err := folder.SweepModules(ctx, needed, fileGrace)
 	if len(deleted) > 0 {
 		r.Log.Info("modules that nothing referred to are deleted where proxies read them", "cluster", c.String(), "sha256", deleted)
 	}
