@@ -198,6 +198,7 @@ func TestTraitsAreForTheComponentsThatTheyAreAttachedTo(t *testing.T) {
 		"a trait of the other kind":              {[]string{hub}, []string{part("hub", place, "{}")}, "", `it is a trait of WASMFilters`},
 		"a property that it does not have":       {[]string{filter}, []string{part("limit", place, `{"module":{"builtin":"ratelimit"}}`)}, "", `it has no property "module"`},
 		"what the settings say, too":             {[]string{filter}, []string{part("limit", place, `{"priority":4}`)}, "", `priority is among the component's settings, too`},
+		"settings in the form of an object":      {[]string{`{"metadata":{"name":"limit"},"spec":{"type":"WASMFilter","settings":{"spec":{"module":{"builtin":"headers"}}}}}`}, []string{part("limit", place, `{"phase":"authn"}`)}, "apply_filter", `"phase":"authn"`},
 		"what a form leaves empty":               {[]string{filter}, []string{part("limit", place, `{"priority":null,"mesh":"","target":{"kind":""}}`)}, "apply_filter", ``},
 	} {
 		steps, err := oam.OAM(c.components, `{"spec":{"Components":[`+strings.Join(c.parts, ",")+`]}}`, false)

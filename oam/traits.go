@@ -148,15 +148,19 @@ func (c *component) attach(a attached) (mistakes []problem.Field) {
 			settings[name] = v
 		}
 	}
+	if c.settings == nil {
+		c.settings = map[string]any{}
+	}
+	into := c.settings
+	if spec, ok := into["spec"].(map[string]any); ok && c.kind == KindWASMFilter { // where they are, then
+		into = spec
+	}
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		if v := prune(c.settings[name]); v != nil && v != false { // which forms send
+		if v := prune(into[name]); v != nil && v != false { // which forms send
 			fail("say it in one of them", "%s is among the component's settings, too", name)
 			continue
 		}
-		if c.settings == nil {
-			c.settings = map[string]any{}
-		}
-		c.settings[name] = settings[name]
+		into[name] = settings[name]
 	}
 	return mistakes
 }
