@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -70,6 +71,17 @@ func (t *Targets) Chains() (chains []filter.Chain) {
 	return chains
 }
 
+// Begun lists the chains of targets that are being changed, or whose change was cut off: what held before that, which may
+// be no filters.
+func (t *Targets) Begun() (chains []filter.Chain) {
+	for _, v := range t.all {
+		if v.Version == "" && len(v.Entries) > 0 {
+			chains = append(chains, v.Chain)
+		}
+	}
+	return chains
+}
+
 // Revisions are the chains that all targets had, oldest first.
 func (t *Targets) Revisions() (all []plan.Revision) {
 	for _, v := range t.all {
@@ -129,8 +141,27 @@ func (t *Target) Versions() map[string]string { return nil }
 // Revisions are the chains that the target had, oldest first.
 func (t *Target) Revisions() []plan.Revision { return t.had.Revisions.Revisions(t.had.Chain) }
 
-// Objects are none: no entry carries a module.
-func (t *Target) Objects(context.Context) ([]plan.Object, error) { return nil, nil }
+// Objects are the entries that have extensions of ours, with these alone.
+func (t *Target) Objects(ctx context.Context) (objects []plan.Object, err error) {
+	for _, name := range t.had.Entries {
+		kind, name, _ := strings.Cut(name, "/")
+		e, err := t.client.entry(ctx, kind, name)
+		if errors.Is(err, problem.ConsulKubernetes) { // ours no more
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var ours []any
+		for _, x := range e.extensions() {
+			if slices.Contains(t.had.Plugins, pluginOf(x)) {
+				ours = append(ours, plain(x))
+			}
+		}
+		objects = append(objects, plan.Object{Content: map[string]any{"spec": map[string]any{"envoyExtensions": ours}}})
+	}
+	return objects, nil
+}
 
 // step is what becomes of one entry.
 type step struct {

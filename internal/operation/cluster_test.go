@@ -573,6 +573,12 @@ func halfway(t *testing.T, s *servers, namespace, document string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	halfwayIn(t, opened{cluster}, namespace, document)
+}
+
+// halfwayIn is halfway in a cluster that is open.
+func halfwayIn(t *testing.T, cluster operation.Cluster, namespace, document string) {
+	t.Helper()
 	filters, err := filter.Read([]byte(document), namespace)
 	if err != nil {
 		t.Fatal(err)

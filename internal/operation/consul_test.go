@@ -875,3 +875,19 @@ func TestWhatAnotherAdapterTookFromConsulIsForgotten(t *testing.T) {
 	aged()
 	until("the file is there still", func() bool { _, there := is(); return !there })
 }
+
+func TestWhatAKilledAdapterHasBegunInConsulIsFoundByItsFilter(t *testing.T) {
+	r := newConsulRig(t)
+	r.user(map[string]any{"Kind": "service-defaults", "Name": "half", "Protocol": "http"})
+	was := r.entry("service-defaults", "half")
+	document := doc("half", "mesh: consul", "target: {kind: Service, name: half}", "module: {url: https://there/, sha256: "+strings.Repeat("a", 64)+"}",
+		"delivery: {mode: local, localPath: /opt}")
+	halfwayIn(t, r.client, "default", document)
+	if r.entry("service-defaults", "half") == was {
+		t.Fatal("nothing is begun")
+	}
+	r.ok(remove(document))
+	if now := r.entry("service-defaults", "half"); now != was {
+		t.Errorf("it was\n%s\nand is\n%s", was, now)
+	}
+}
