@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -270,4 +271,59 @@ func TestWithoutTheRoleForUpstreamsTheMissingRightIsNamed(t *testing.T) {
 	shop(t, ns, nil)
 	_, err := base(t).Read(t.Context(), plan.Reads{Selected: []plan.Ref{{GroupKind: schema.GroupKind{Kind: "Service"}, Namespace: ns, Name: "api"}}})
 	fails(t, err, problem.RightMissing, "verb list", "resource deployments", ns)
+}
+
+func TestARunThatIsCutOffWhilePodsRestartIsTakenUpOrTakenBack(t *testing.T) {
+	for name, goesOn := range map[string]bool{"taken up": true, "taken back": false} {
+		t.Run(name, func(t *testing.T) {
+			ns := namespace(t)
+			c := restarting(t, ns)
+			shop(t, ns, map[string]any{upstreams: "db:5432"})
+			before := maker(t, ns)
+			ctx, cut := context.WithCancel(t.Context())
+			p := asked(t, c, ns, "modules:21900")
+			done := make(chan error, 1)
+			go func() {
+				_, err := applies(ctx, c, p)
+				done <- err
+			}()
+			eventually(t, func() bool { return upstreamsOf(t, ns) == "db:5432,modules:21900" })
+			cut()
+			if err := <-done; err == nil {
+				t.Fatal("it was not cut off")
+			}
+			next := plan.Plan{Chain: chainOf(ns)}
+			if goesOn {
+				next = asked(t, c, ns, "modules:21900")
+			}
+			taken, _ := applying(t, c, next)
+			if !goesOn {
+				eventually(t, func() bool { return upstreamsOf(t, ns) == "db:5432" })
+			}
+			select {
+			case err := <-taken:
+				t.Fatalf("the Pods were not waited for: %v", err)
+			case <-time.After(300 * time.Millisecond): // by when it would long have ended
+			}
+			if got := extensions(t, ns); got != "" {
+				t.Errorf("before the Pods are back there is %q", got)
+			}
+			ready(t, ns)
+			if err := <-taken; err != nil {
+				t.Fatal(err)
+			}
+			if goesOn {
+				if got := extensions(t, ns); got != "a" {
+					t.Errorf("extensions %q", got)
+				}
+				taken, _ = applying(t, c, plan.Plan{Chain: chainOf(ns)})
+				eventually(t, func() bool { return upstreamsOf(t, ns) == "db:5432" })
+				ready(t, ns)
+				if err := <-taken; err != nil {
+					t.Fatal(err)
+				}
+			}
+			same(t, "the user's object", maker(t, ns), before)
+		})
+	}
 }
