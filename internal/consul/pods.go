@@ -75,6 +75,9 @@ func InPods(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, 
 					return
 				}
 			}
+			if last != nil && fetching(p, *last) {
+				pause = podFirstPause
+			}
 			// Half of the time at least is left to others.
 			select {
 			case <-ctx.Done():

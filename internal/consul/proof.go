@@ -30,6 +30,9 @@ const (
 	maxDump  = 64 << 20           // bytes of a proxy's listeners
 	maxStats = 1 << 20
 
+	// warming is how far a proxy is that is fetching a module, or waits for something else before it takes a listener.
+	warming = "its listener does not take traffic yet"
+
 	// again is the time in which a proxy refuses once more what it has refused before, which its dump does not tell apart.
 	again = 3 * time.Second
 )
@@ -106,6 +109,12 @@ func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detai
 	}
 	state, detail = x.judge(listeners, readStats(text))
 	return state, detail, nil
+}
+
+// fetching says whether a proxy of a plan may be about to fail to fetch a module. That is to be seen soon, since Envoy forgets
+// it together with the listener that was there before.
+func fetching(p plan.Plan, l plan.Loaded) bool {
+	return len(p.Sources) > 0 && slices.ContainsFunc(l.Proxies, func(s plan.ProxyStatus) bool { return s.Detail == warming })
 }
 
 // page takes a page that is not found for an empty one: there is nothing of that kind.
@@ -190,7 +199,7 @@ func (x *Proof) missing(listeners []envoy.Listener) string {
 		}
 		for _, chain := range l.Warming {
 			if slices.ContainsFunc(chain, func(p *wasm.PluginConfig) bool { return x.find(p) >= 0 }) {
-				return "its listener does not take traffic yet"
+				return warming
 			}
 		}
 	}

@@ -66,6 +66,9 @@ func (c *Client) Loaded(ctx context.Context, p plan.Plan) iter.Seq2[plan.Loaded,
 					return
 				}
 			}
+			if fetching(p, *last) {
+				pause = shortest
+			}
 			select {
 			case <-ctx.Done():
 				yield(plan.Loaded{}, ctx.Err())
