@@ -149,6 +149,13 @@ func watch(notices []notice) string {
 	return "waits for ever"
 }
 
+// types shows a text in the editor.
+func (u *user) types(text string) {
+	for line := range strings.Lines(text) {
+		u.sees("    | %s", strings.TrimSuffix(line, "\n"))
+	}
+}
+
 const (
 	editorOne = `apiVersion: filters.meshery.io/v1alpha1
 kind: Filter
@@ -200,6 +207,8 @@ func TestAWalkThroughMeshery(t *testing.T) {
 		u.sees("    (a request is answered %d, x-hello %q, x-bye %q)", code, header.Get("X-Hello"), header.Get("X-Bye"))
 	}
 
+	u.sees("What somebody sees at Meshery's page of the adapter, and of mesheryctl. Lines with | are typed into the editor, deploy: and")
+	u.sees("undeploy: are events with the action that the server files them under, and ! is the answer to what is refused at once.\n")
 	u.sees("# The page of the adapter\n")
 	for deadline := time.Now().Add(patience); len(server.list()) < 3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -242,27 +251,30 @@ func TestAWalkThroughMeshery(t *testing.T) {
 	}
 
 	u.sees("\n# Apply Custom Configuration, +, with a document in the editor\n")
+	u.types(editorOne)
 	u.operate("custom", editorOne, false)
 	get()
 	u.sees("\n# The same with a list of two documents\n")
+	u.types(editorList)
 	u.operate("custom", editorList, false)
 	get()
-	u.sees("\n# The bin, with the same text\n")
+	u.sees("\n# Apply Custom Configuration, the bin, with the same text\n")
 	u.operate("custom", editorList, true)
 	get()
-	u.sees("\n# The bin once more\n")
+	u.sees("\n# The bin once more, with the first document, which is gone\n")
 	u.operate("custom", editorOne, true)
 	u.sees("\n# + with mistakes in the editor\n")
+	u.types(editorWrong)
 	u.operate("custom", editorWrong, false)
 	u.sees("\n# + with nothing in the editor\n")
 	u.operate("custom", "", false)
 	u.sees("\n# Manage Sample Application Lifecycle, + Image Hub, and Apply Service Mesh Configuration, + Image Hub rate limit filter,")
-	u.sees("# while the editor still has that text\n")
+	u.sees("# while the editor still has the text with mistakes, which is sent along and is nothing to them\n")
 	u.operate("imagehub", editorWrong, false)
 	u.operate("imagehub_rate_limit", editorWrong, false)
-	u.sees("\n# Validate Service Mesh Configuration, + Status of filters\n")
+	u.sees("\n# Validate Service Mesh Configuration, + Status of filters, with that text still\n")
 	u.operate("filters_status", editorWrong, false)
-	u.sees("\n# The bins of the two\n")
+	u.sees("\n# The bins of the limiter and of Image Hub\n")
 	u.operate("imagehub_rate_limit", editorWrong, true)
 	u.operate("imagehub", editorWrong, true)
 

@@ -104,6 +104,11 @@ func TestEveryGenerationIsRegisteredAsItTakesIt(t *testing.T) {
 		if done, failed := r.Registrations(); done != 1 || failed != 0 {
 			t.Errorf("%s: registered %d times, failed %d times", generation, done, failed)
 		}
+		for _, r := range s.requests { // nothing is taken back at the end
+			if !strings.HasPrefix(r, "POST ") && !strings.HasPrefix(r, "GET ") {
+				t.Errorf("%s was asked for %s", generation, r)
+			}
+		}
 		golden(t, "register-"+generation, s.bodies[c.path])
 		if n := s.count("POST " + c.traits); c.traits != "" && n != 1 {
 			t.Errorf("%s was told of the trait %d times: %v", generation, n, s)
