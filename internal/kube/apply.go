@@ -270,7 +270,11 @@ func writing(dry bool) url.Values {
 // try finds out what applying an object will do.
 func (c *Cluster) try(ctx context.Context, ch *change, s *step) error {
 	if s.item.Shared {
-		return c.tryShared(ctx, s)
+		err := c.tryShared(ctx, s)
+		if err == nil && s.action == plan.Restarted && !ch.plan.Back {
+			err = c.tryWatch(ctx, s)
+		}
+		return err
 	}
 	if s.later = ch.makes(s.item.Namespace); s.later {
 		s.action, s.item.UID, s.item.Created = plan.Created, "", true

@@ -85,8 +85,8 @@ func (c *Cluster) awaitReady(ctx context.Context, steps []*step) error {
 		err := c.watch(ctx, steps)
 		if still := unready(steps); still == nil {
 			return nil
-		} else if stuck(steps) {
-			return problem.NotReady.New("%s: %s", still.item, pending(still.kind.GroupKind(), still.live))
+		} else if s := stuck(steps); s != nil {
+			return problem.NotReady.New("%s: %s", s.item, pending(s.kind.GroupKind(), s.live))
 		} else if errors.Is(ctx.Err(), context.Canceled) {
 			return ctx.Err()
 		} else if ctx.Err() != nil {
@@ -119,11 +119,23 @@ func unready(steps []*step) *step {
 	return nil
 }
 
-// stuck says whether an object of the user's has given up getting ready.
-func stuck(steps []*step) bool {
-	return slices.ContainsFunc(steps, func(s *step) bool {
-		return s.item.Shared && seen(s.live) && conditionOf(s.live, "Progressing")["status"] == "False"
-	})
+// stuck is an object of the user's that has given up getting ready.
+func stuck(steps []*step) *step {
+	for _, s := range steps {
+		if s.item.Shared && seen(s.live) && conditionOf(s.live, "Progressing")["status"] == "False" {
+			return s
+		}
+	}
+	return nil
+}
+
+// tryWatch finds out whether an object may be watched, before its Pods restart and are waited for.
+func (c *Cluster) tryWatch(ctx context.Context, s *step) error {
+	k := s.call(http.MethodGet, "watch")
+	k.name = ""
+	k.query = url.Values{"watch": {"true"}, "timeoutSeconds": {"1"}, "fieldSelector": {"metadata.name=" + s.item.Name}, "resourceVersion": {revision(s.live)}}
+	_, _, err := c.do(ctx, k)
+	return c.problemOf(err)
 }
 
 // watch follows the objects' changes until all are ready, or the watch ends.
@@ -159,7 +171,7 @@ func (c *Cluster) watch(ctx context.Context, steps []*step) error {
 		lines.Scan()
 		return &refusal{call: k, code: resp.StatusCode, status: statusOf(lines.Bytes())}
 	}
-	for unready(steps) != nil && !stuck(steps) && lines.Scan() {
+	for unready(steps) != nil && stuck(steps) == nil && lines.Scan() {
 		var event struct {
 			Type   string          `json:"type"`
 			Object json.RawMessage `json:"object"`

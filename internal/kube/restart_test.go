@@ -266,6 +266,37 @@ func TestWhatIsPutBackDoesNotWaitForPodsThatItMayMend(t *testing.T) {
 	}
 }
 
+func TestPodsThatNobodyMayWaitForDoNotRestart(t *testing.T) {
+	ns := namespace(t)
+	shop(t, ns, nil)
+	before := maker(t, ns)
+	const group = "/apis/rbac.authorization.k8s.io/v1/namespaces/"
+	must(t, "POST", group+ns+"/roles", map[string]any{"metadata": map[string]any{"name": "blind"}, "rules": []any{
+		map[string]any{"apiGroups": []any{"apps"}, "resources": []any{"deployments", "statefulsets", "daemonsets"}, "verbs": []any{"get", "list", "update"}},
+		map[string]any{"apiGroups": []any{""}, "resources": []any{"pods"}, "verbs": []any{"list"}}}})
+	must(t, "POST", group+ns+"/rolebindings", map[string]any{"metadata": map[string]any{"name": "blind"},
+		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "blind"},
+		"subjects": []any{map[string]any{"kind": "ServiceAccount", "namespace": "meshery-filters", "name": "meshery-filters"}}})
+	c := base(t)
+	_, err := applies(t.Context(), c, asked(t, c, ns, "modules:21900"))
+	fails(t, err, problem.RightMissing, "verb watch", "resource deployments", ns)
+	same(t, "the user's object", maker(t, ns), before)
+}
+
+func TestOfSeveralMakersOfPodsTheOneThatGaveUpIsNamed(t *testing.T) {
+	slow := func(name, progressing string) *step {
+		return &step{kind: makers[0], item: Item{Kind: "Deployment", Name: name, Shared: true}, live: map[string]any{
+			"metadata": map[string]any{"generation": int64(1)}, "status": map[string]any{"observedGeneration": int64(1),
+				"conditions": []any{map[string]any{"type": "Progressing", "status": progressing}}}}}
+	}
+	if s := stuck([]*step{slow("slow", "True"), slow("failed", "False")}); s == nil || s.item.Name != "failed" {
+		t.Errorf("%v", s)
+	}
+	if s := stuck([]*step{slow("slow", "True")}); s != nil {
+		t.Errorf("%v", s.item)
+	}
+}
+
 func TestWithoutTheRoleForUpstreamsTheMissingRightIsNamed(t *testing.T) {
 	ns := namespace(t)
 	shop(t, ns, nil)

@@ -139,9 +139,10 @@ func upstreamed(o plan.Object, t filter.Target, wanted []upstream) (next plan.Ob
 	}
 	paused, _, _ := unstructured.NestedBool(o.Content, "spec", "paused")
 	strategy, _, _ := unstructured.NestedString(o.Content, "spec", "updateStrategy", "type")
+	partition, partial, _ := unstructured.NestedFieldNoCopy(o.Content, "spec", "updateStrategy", "rollingUpdate", "partition")
 	text := strings.Join(append(theirs, added...), ",")
-	if changes = text != had; changes && (paused || strategy == "OnDelete") {
-		return next, false, fmt.Errorf("it does not make its Pods anew when they change: it is paused, or its updateStrategy is OnDelete")
+	if changes = text != had; changes && (paused || strategy == "OnDelete" || partial && fmt.Sprint(partition) != "0") {
+		return next, false, fmt.Errorf("it does not make all of its Pods anew when they change: it is paused, or its updateStrategy is OnDelete or has a partition")
 	}
 	u := (&unstructured.Unstructured{Object: o.Content}).DeepCopy()
 	if err := unstructured.SetNestedField(u.Object, text, append(template, ConsulUpstreams)...); err != nil {

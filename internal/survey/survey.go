@@ -47,7 +47,7 @@ var errLate = fmt.Errorf("the %s of a look were over", lookTime)
 
 // Look asks the proxies of a mesh, in a namespace or with none in all. That the Pods or the objects cannot be listed is an
 // error; that a proxy cannot be asked is part of the survey. It takes half a minute at most, and where something is found
-// up to the mesh's settling time longer.
+// up to the mesh's settling time and another half longer.
 func Look(ctx context.Context, m Mesh, namespace string) (s plan.Survey, err error) {
 	pods, err := m.Proxies(ctx, namespace)
 	if err != nil {
