@@ -307,6 +307,20 @@ func TestWhatProxiesRunIsSeenInThemTheMomentItTakesEffect(t *testing.T) {
 	}
 }
 
+// TestAFilterForBytesStandsBeforeTheTCPProxy has a module that is made for HTTP alone: it loads, and ends every connection.
+func TestAFilterForBytesStandsBeforeTheTCPProxy(t *testing.T) {
+	for _, kind := range []string{"TrafficExtension", "WasmPlugin", "EnvoyFilter"} {
+		r := newRig(t, kind)
+		p := r.proxy(istiotest.ProxyOptions{Pod: "api-1", TCP: true})
+		r.await(r.cluster, r.apply(r.filter("hello", "{response: {x-a: one}}", ", protocol: tcp")), running(1, plan.Seen))
+		if resp, err := p.Get(t.Context(), "/"); err == nil {
+			t.Errorf("%s: a connection does not meet it: %+v", kind, resp)
+		}
+		r.await(r.cluster, r.apply(), running(1, plan.Seen))
+		r.header(p, "x-a", "")
+	}
+}
+
 // counted counts what a proof asks of the API server.
 type counted struct {
 	*kube.Cluster

@@ -33,6 +33,8 @@ type ProxyOptions struct {
 	// Agent puts Istio's agent between the Envoy and istiod, as in a cluster: it is what fetches modules. It takes a user
 	// who may have a mount namespace of their own.
 	Agent bool
+	// TCP has a sidecar take its requests for bytes.
+	TCP bool
 	// Relay has it connect to istiod through this process, so that Cut takes istiod away from it.
 	Relay bool
 
@@ -198,11 +200,15 @@ func (m *Mesh) bare(ctx context.Context, dir string, o ProxyOptions, labels map[
 func (m *Mesh) route(o ProxyOptions, port string) ([]map[string]any, error) {
 	upstream := cmp.Or(o.Upstream, m.upstream.Listener.Addr().String())
 	var texts []string
+	protocol := "HTTP"
+	if o.TCP {
+		protocol = "TCP"
+	}
 	if !o.Gateway {
 		texts = append(texts, fmt.Sprintf(`{"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"namespace": %q, "name": %q},
 			"spec": {"workloadSelector": {"labels": {"istiotest/pod": %q}},
-				"ingress": [{"port": {"number": %s, "protocol": "HTTP", "name": "http"}, "bind": "127.0.0.1", "captureMode": "NONE", "defaultEndpoint": %q}],
-				"egress": [{"hosts": ["./none.invalid"]}]}}`, o.Namespace, o.Pod, o.Pod, port, upstream))
+				"ingress": [{"port": {"number": %s, "protocol": %q, "name": "in"}, "bind": "127.0.0.1", "captureMode": "NONE", "defaultEndpoint": %q}],
+				"egress": [{"hosts": ["./none.invalid"]}]}}`, o.Namespace, o.Pod, o.Pod, port, protocol, upstream))
 	} else {
 		address, upstreamPort, _ := strings.Cut(upstream, ":")
 		host := o.Pod + "." + o.Namespace + ".upstream.invalid"
