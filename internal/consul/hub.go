@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -78,6 +79,17 @@ func (c *Client) RemoveHub(ctx context.Context) ([]plan.Change, error) {
 		raw["Sources"] = sources
 		return raw
 	}), c.edit("service-defaults", hubAPI, withoutHub))
+}
+
+// HasHub says whether one of Image Hub's services is registered.
+func (c *Client) HasHub(ctx context.Context) (bool, error) {
+	for _, name := range []string{hubWeb, hubAPI} {
+		_, found, err := c.registered(ctx, name)
+		if found && err == nil || err != nil && !errors.Is(err, problem.ServiceTaken) {
+			return found, err
+		}
+	}
+	return false, nil
 }
 
 // each does one step after the other, and gives what they changed.

@@ -40,12 +40,17 @@ func (s Sidecars) Proxies(ctx context.Context, namespace string) ([]plan.Pod, er
 }
 
 // Running reads a sidecar's listeners.
-func (s Sidecars) Running(ctx context.Context, pod plan.Pod) (running []plan.WasmFilter, err error) {
+func (s Sidecars) Running(ctx context.Context, pod plan.Pod) ([]plan.WasmFilter, error) {
 	client := sidecarClient(s.Cluster.Dial, pod)
 	defer client.CloseIdleConnections()
-	dump, err := page(ctx, func(ctx context.Context, path string, most int64) (int, []byte, error) {
+	return running(ctx, func(ctx context.Context, path string, most int64) (int, []byte, error) {
 		return get(ctx, client, path, most)
-	}, "/config_dump?resource=dynamic_listeners", maxDump)
+	})
+}
+
+// running are the filters of ours in a proxy's listeners.
+func running(ctx context.Context, get Get) (running []plan.WasmFilter, err error) {
+	dump, err := page(ctx, get, "/config_dump?resource=dynamic_listeners", maxDump)
 	if err != nil {
 		return nil, err
 	}
@@ -96,3 +101,54 @@ func sidecarClient(dial func(ctx context.Context, namespace, pod string, port in
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
+
+// Survey looks at the proxies that answer at the addresses of consul.admin for filters of ours that no entry explains.
+func (c *Client) Survey(ctx context.Context) (plan.Survey, error) {
+	_, silent, err := c.sidecars(ctx)
+	if err != nil {
+		return plan.Survey{}, err
+	}
+	s, err := survey.Look(ctx, agents{c}, "")
+	for i := range s.Orphans {
+		s.Orphans[i].Proxy = strings.TrimPrefix(s.Orphans[i].Proxy, "/")
+	}
+	return s.And(plan.Survey{Missed: silent}), err
+}
+
+// agents are the sidecars that the Client may ask. Their Pods are none: the name says who answers where, and the namespace
+// is empty.
+type agents struct{ *Client }
+
+var _ survey.Mesh = agents{}
+
+const answersAt = " at "
+
+func (a agents) Proxies(ctx context.Context, _ string) (pods []plan.Pod, err error) {
+	proxies, _, err := a.sidecars(ctx)
+	for _, p := range proxies {
+		pods = append(pods, plan.Pod{Name: p.id + answersAt + p.addr})
+	}
+	return pods, err
+}
+
+func (a agents) Running(ctx context.Context, pod plan.Pod) ([]plan.WasmFilter, error) {
+	return running(ctx, a.ask(pod.Name[strings.LastIndex(pod.Name, answersAt)+len(answersAt):]))
+}
+
+func (a agents) Explained(ctx context.Context, _ []string) (map[string]bool, error) {
+	explained := map[string]bool{}
+	for kind, global := range map[string]bool{"service-defaults": false, "proxy-defaults": true} {
+		var entries []map[string]any
+		if _, err := a.get(ctx, call{path: "/v1/config/" + kind, global: global, whole: true}, &entries); err != nil {
+			return nil, err
+		}
+		for _, raw := range entries {
+			for _, x := range (entry{raw: raw}).extensions() {
+				explained[pluginOf(x)] = true
+			}
+		}
+	}
+	return explained, nil
+}
+
+func (a agents) Settling() time.Duration { return podSettling }

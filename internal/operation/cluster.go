@@ -88,6 +88,8 @@ type HubAgent interface {
 	AddHub(ctx context.Context, api, web string) ([]plan.Change, error)
 	// RemoveHub takes that back.
 	RemoveHub(context.Context) ([]plan.Change, error)
+	// HasHub says whether it is there.
+	HasHub(context.Context) (bool, error)
 }
 
 // previewer is a ClusterTarget that shows what applying a plan would leave, and what that changes.

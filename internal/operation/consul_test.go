@@ -891,3 +891,47 @@ func TestWhatAKilledAdapterHasBegunInConsulIsFoundByItsFilter(t *testing.T) {
 		t.Errorf("it was\n%s\nand is\n%s", was, now)
 	}
 }
+
+// TestAFilterThatNoEntryExplainsIsNamed has a sidecar asked that another Consul configures.
+func TestAFilterThatNoEntryExplainsIsNamed(t *testing.T) {
+	r := newConsulRig(t)
+	r.speaks()
+	r.ok(apply(onAPI("hello")))
+	if events := r.ok(operation.Request{Operation: "filters_status"}); warned(events, problem.OrphanFilters) || !strings.Contains(events[len(events)-1].Details, "looked at 2 of 2 proxies") {
+		t.Errorf("%v", texts(events))
+	}
+	empty, err := consultest.Start(t.Context(), t.TempDir(), consultest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(empty.Stop)
+	other := newConsulRig(t, func(o *consul.Options) { o.Addr, o.Token, o.Admin = empty.Addr, nil, append(o.Admin, "127.0.0.1:1") })
+	events := other.ok(operation.Request{Operation: "filters_status"})
+	i := slices.IndexFunc(events, func(e event.Event) bool { return e.Code == problem.OrphanFilters.Code })
+	if i < 0 || !strings.Contains(events[i].Details, "\napi-sidecar-proxy at "+r.api.Envoy.AdminAddr()+" runs meshery.filters/default.hello") ||
+		!strings.Contains(events[i].Details, "nothing answers as an Envoy of Consul's at 127.0.0.1:1") {
+		t.Errorf("%v", texts(events))
+	}
+	r.ok(remove(doc("hello", "mesh: consul")))
+}
+
+func TestImageHubThatWasLeftInConsulIsNamedAndTakenAway(t *testing.T) {
+	before := newConsulRigOf(t, func(o *operation.Options) { o.HubSidecar = "127.0.0.1:2" })
+	before.ok(operation.Request{Operation: "imagehub"})
+	after := newConsulRig(t)
+	if events := after.ok(operation.Request{Operation: "imagehub"}); !warned(events, problem.HubLeft) {
+		t.Errorf("%v", texts(events))
+	}
+	said := strings.Join(texts(after.ok(operation.Request{Operation: "imagehub", Delete: true})), "\n")
+	if !strings.Contains(said, "service imagehub-api removed") || !strings.Contains(said, "service-defaults/imagehub-api removed") {
+		t.Errorf("%s", said)
+	}
+	for _, kind := range []string{"service-defaults", "service-intentions"} {
+		if e := after.entry(kind, "imagehub-api"); e != "" {
+			t.Errorf("%s", e)
+		}
+	}
+	if events := after.ok(operation.Request{Operation: "imagehub"}); warned(events, problem.HubLeft) {
+		t.Errorf("%v", texts(events))
+	}
+}

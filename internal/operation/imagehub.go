@@ -134,12 +134,13 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 	if places[0].agent != nil {
 		return r.hubBehindSidecars(ctx, s, places[0], j.Delete)
 	}
+	taken := r.leftInConsul(ctx, s, j.Delete)
 	if j.Delete {
 		stopped, err := r.ImageHub.Stop(ctx)
 		if err != nil {
 			return "", "", problem.ImageHubFailed.New("stop: %w", err)
 		}
-		if !stopped {
+		if !stopped && !taken {
 			return "Image Hub was removed before; there was nothing to do", "", nil
 		}
 		return "Image Hub removed", "its users and tokens are gone with it", nil
@@ -152,6 +153,33 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 		return "Image Hub is running already at http://" + addr, "nothing was changed", nil
 	}
 	return "Image Hub runs at http://" + addr, "nothing limits pulls until imagehub_rate_limit is applied to the proxies in front of it", nil
+}
+
+// leftInConsul takes Image Hub away from the adapter's own Consul, where it was deployed before imagehub.mesh was changed, or
+// warns that it is there. What Consul does not tell or do is a warning: Image Hub is not there any more.
+func (r *Runner) leftInConsul(ctx context.Context, s *story, remove bool) (taken bool) {
+	agent, ok := r.Consul.(HubAgent)
+	if !ok {
+		return false
+	}
+	there, err := agent.HasHub(ctx)
+	switch {
+	case err == nil && there && !remove:
+		s.warn(problem.HubLeft.New("%s has its services", r.Consul))
+	case err == nil && there:
+		var changes []plan.Change
+		changes, err = agent.RemoveHub(ctx)
+		for _, c := range changes {
+			if c.Action != plan.Unchanged {
+				taken = true
+				s.info(c.String(), "of Image Hub in "+r.Consul.String())
+			}
+		}
+	}
+	if err != nil {
+		s.warn(problem.Of(err))
+	}
+	return taken
 }
 
 // hubSidecars are how the sidecars of Image Hub are started, as Consul's agent has it.

@@ -276,7 +276,7 @@ var (
 		"Send the undo with the kubeconfig of one cluster, or apply the filter as you want it."}
 	OrphanFilters = &Kind{"meshery-filters-1147", codes.OK, "proxies run Wasm filters that nothing explains",
 		"Neither a chain nor any other resource of the cluster has these filters. Their proxies have lost their control plane, or hold on to a configuration that it has replaced.",
-		"See whether the proxy still hears from its control plane: `istioctl proxy-status`, or the log of its container. `kubectl -n NAMESPACE delete pod POD` has another Pod begin with what is meant to be there."}
+		"See whether the proxy still hears from its control plane: `istioctl proxy-status`, or the log of its container. `kubectl -n NAMESPACE delete pod POD` has another Pod begin with what is meant to be there; off Kubernetes start the sidecar's Envoy anew."}
 	RevisionAstray = &Kind{"meshery-filters-1148", codes.DataLoss, "a revision belongs elsewhere",
 		"What is kept of a target's past has a filter that is for another mesh or target. The adapter writes none such, so somebody else has changed it, and nothing was done.",
 		"Apply the filter as you want it. In a cluster `kubectl -n meshery-filters get configmaps -l filters.meshery.io/inventory` has the inventories; without its revisions one is as good, apart from undo."}
@@ -289,6 +289,9 @@ var (
 	ConsulDamaged = &Kind{"meshery-filters-1163", codes.DataLoss, "what the adapter keeps in Consul of a target cannot be read",
 		"The key that is named was changed by somebody else. Operations on its target are refused; those on others go on.",
 		"`consul kv get KEY` shows it. Bring it back from a snapshot; or delete it with `consul kv delete KEY` and apply the target's filters again, which takes over what stands in the entry under their names. What is not applied again is taken out of the entry by hand: extensions with the plugins meshery.filters/NAMESPACE.NAME."}
+	HubLeft = &Kind{"meshery-filters-1164", codes.OK, "Image Hub is registered with Consul, too",
+		"imagehub.mesh of the adapter's configuration was changed while Image Hub was there, or another adapter has deployed it.",
+		"`meshery-filters run imagehub --delete` takes it away here and there; then deploy it again."}
 )
 
 // All lists the table in the order of its codes.
@@ -306,5 +309,5 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, ComponentTaken}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken}
 }
