@@ -3,11 +3,18 @@ package consul
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 // read is an entry as Consul shows it.
@@ -106,4 +113,64 @@ func TestWhatAControllerSaysIsOneBoundedLine(t *testing.T) {
 	if _, _, text, _ := condition(o); !utf8.ValidString(text) || len(text) > maxText+2 || strings.Contains(text, "\n") {
 		t.Errorf("%q", text)
 	}
+}
+
+// TestAnEntryThatOthersWriteAllTheTimeIsWrittenOverThemOrLeft has somebody write the entry right after each of our reads.
+func TestAnEntryThatOthersWriteAllTheTimeIsWrittenOverThemOrLeft(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts Consul")
+	}
+	s, err := startConsul()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, times := range []int{rewrites - 1, rewrites} {
+		at, err := url.Parse(s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs := 0
+		write := func(n int) {
+			if err := s.Write(t.Context(), map[string]any{"Kind": "service-defaults", "Name": "busy", "Protocol": "http", "MaxInboundConnections": n}); err != nil {
+				t.Error(err)
+			}
+		}
+		write(1000)
+		before := httptest.NewServer(&httputil.ReverseProxy{
+			Rewrite: func(q *httputil.ProxyRequest) { q.SetURL(at) },
+			ModifyResponse: func(r *http.Response) error {
+				if r.Request.Method == http.MethodGet && strings.HasSuffix(r.Request.URL.Path, "/service-defaults/busy") && theirs < times {
+					theirs++
+					write(theirs)
+				}
+				return nil
+			}})
+		t.Cleanup(before.Close)
+		c := newClient(t, func(o *Options) { o.Addr = before.URL })
+		e, err := c.entry(t.Context(), "service-defaults", "busy")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = (&step{entry: e, ours: []map[string]any{wasmFor("a.one")}}).write(t.Context(), c, []string{plugins + "a.one"})
+		now, rerr := c.entry(t.Context(), "service-defaults", "busy")
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		switch {
+		case times < rewrites && (err != nil || len(now.extensions()) != 1 || now.raw["MaxInboundConnections"] != json.Number(strconv.Itoa(times))):
+			t.Errorf("over %d others: %v %v", times, err, now.raw)
+		case times == rewrites && (!errors.Is(err, problem.ChainChanged) || len(now.extensions()) != 0 || theirs != rewrites):
+			t.Errorf("over %d others: %v %v", times, err, now.raw)
+		}
+		if err := s.Delete(t.Context(), "service-defaults", "busy"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// wasmFor is an extension that Consul takes.
+func wasmFor(name string) map[string]any {
+	return map[string]any{"Name": "builtin/wasm", "Required": true, "Arguments": map[string]any{"Protocol": "http", "ListenerType": "inbound", "ProxyType": "connect-proxy",
+		"PluginConfig": map[string]any{"Name": plugins + name, "VmConfig": map[string]any{"Runtime": "v8",
+			"Code": map[string]any{"Local": map[string]any{"Filename": "/opt/filters/none.wasm"}}}}}}
 }
