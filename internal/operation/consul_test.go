@@ -272,8 +272,13 @@ func TestConsulsSidecarsRunAFilterWhileTheyServe(t *testing.T) {
 		if events := r.ok(apply(onAPI("hello", "config: {response: {x-hello: again}}"))); !strings.Contains(texts(events)[len(events)-1], "is unchanged") {
 			t.Errorf("%v", texts(events))
 		}
-		// Each filter adds to the header, so that its value tells the order: responses meet the last filter first.
-		r.ok(apply(onAPI("second", "config: {response: {x-hello: second}}", "priority: 7")))
+		// Each filter sets the header, so that its value tells the order: responses meet the first filter last.
+		for priority, first := range map[int]string{7: "second", -7: "again"} {
+			r.ok(apply(onAPI("second", "config: {response: {x-hello: second}}", fmt.Sprintf("priority: %d", priority))))
+			if h := r.header("x-hello"); h != first {
+				t.Errorf("with priority %d the header is %q", priority, h)
+			}
+		}
 		r.ok(apply(onAPI("second", "config: {response: {x-second: there}}", "priority: -7")))
 		if h := r.header("x-hello") + r.header("x-second"); h != "againthere" {
 			t.Errorf("the headers are %q", h)
