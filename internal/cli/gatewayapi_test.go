@@ -7,12 +7,17 @@ import (
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
 )
 
-func TestAGatewayOfTheGatewayAPIOnIstioGetsAFilter(t *testing.T) {
+func TestProxiesOfTheGatewayAPIOnIstioGetFilters(t *testing.T) {
 	m := startIstio(t, func(o *istiotest.Options) { o.GatewayAPI = true })
+	a := newAdapter(t)
+	t.Run("a gateway", func(t *testing.T) { gatewayGetsAFilter(t, m, a) })
+	t.Run("a waypoint", func(t *testing.T) { waypointGetsAFilter(t, m, a) })
+}
+
+func gatewayGetsAFilter(t *testing.T, m *istioMesh, a *adapter) {
 	m.add(t, istiotest.ProxyOptions{Namespace: "shop", Pod: "web-1", GatewayAPI: "web", Agent: true})
 	gateway := istioMesh{m.Mesh, m.proxies[:1]}
 	m.add(t, istiotest.ProxyOptions{Namespace: "shop", Pod: "api-1", Labels: map[string]string{"app": "api"}})
-	a := newAdapter(t)
 	dir, whole := t.TempDir(), m.as(t, wholeUser)
 	file := probeFile(t, dir)
 	for kind, delivery := range map[string]string{"EnvoyFilter": "", "TrafficExtension": "delivery: {mode: local, localPath: " + dir + "}\n"} {

@@ -8,18 +8,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
 	"github.com/meshery/meshery-filters/internal/envoy"
 )
 
-// TestAWaypointOnIstioGetsTheFilterOfTheServiceBehindIt has requests go to the Service as a ztunnel sends them.
-func TestAWaypointOnIstioGetsTheFilterOfTheServiceBehindIt(t *testing.T) {
-	m := startIstio(t, func(o *istiotest.Options) { o.GatewayAPI = true })
+// waypointGetsAFilter has requests go to a Service behind a waypoint as a ztunnel sends them.
+func waypointGetsAFilter(t *testing.T, m *istioMesh, a *adapter) {
 	w, err := m.Waypoint(t.Context(), "shop", "way", "api")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAdapter(t)
 	dir, whole := t.TempDir(), m.as(t, wholeUser)
 	file := probeFile(t, dir)
 	doc := func(target, value string) string {
