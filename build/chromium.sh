@@ -31,5 +31,5 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 1' HUP INT TERM
 # shellcheck disable=SC2086 # two words
-{ apt-get update -q && apt-get install -q -y --no-install-recommends $packages; } >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+{ apt-get update -q && apt-get install -q -y --no-install-recommends $packages; } >"$log" 2>&1 9>&- || { cat "$log" >&2; exit 1; }
 there || { echo "chromium.sh: after the installation they are still not on PATH" >&2; exit 1; }

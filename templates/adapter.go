@@ -24,6 +24,9 @@ type Adapter struct {
 	ImageHub bool
 	// Secrets are namespaces whose Secrets filters may refer to. Kubeconfigs goes without them.
 	Secrets []string
+	// Upstreams are namespaces whose Pods filters on Consul may give an upstream, which restarts them. Kubeconfigs goes
+	// without them.
+	Upstreams []string
 	// AllowUnauthenticated lets callers without a certificate use the adapter's own rights.
 	AllowUnauthenticated bool
 }
@@ -68,6 +71,9 @@ func (a Adapter) Manifests() (string, error) {
 	if len(a.Secrets) > 0 && a.Kubeconfigs {
 		return "", errors.New("the role that reads Secrets is for the user of a kubeconfig then; templates/rbac/secrets.yaml has it")
 	}
+	if len(a.Upstreams) > 0 && a.Kubeconfigs {
+		return "", errors.New("the role that gives Pods upstreams is for the user of a kubeconfig then; templates/rbac/upstreams.yaml has it")
+	}
 	names := []string{"rbac/base"}
 	if a.Proof {
 		names = append(names, "rbac/proof")
@@ -75,14 +81,20 @@ func (a Adapter) Manifests() (string, error) {
 	if a.ImageHub {
 		names = append(names, "rbac/imagehub")
 	}
-	if len(a.Secrets) > 0 {
-		names = append(names, "rbac/secrets")
-	}
-	for _, ns := range a.Secrets {
-		if !namespaceForm.MatchString(ns) {
-			return "", fmt.Errorf("%q is not a namespace's name", ns)
+	var bound []string // namespaces of the parts that are there once for each
+	for _, role := range []struct {
+		name       string
+		namespaces []string
+	}{{"secrets", a.Secrets}, {"upstreams", a.Upstreams}} {
+		if len(role.namespaces) > 0 {
+			names = append(names, "rbac/"+role.name)
 		}
-		names = append(names, "adapter/secrets")
+		for _, ns := range role.namespaces {
+			if !namespaceForm.MatchString(ns) {
+				return "", fmt.Errorf("%q is not a namespace's name", ns)
+			}
+			names, bound = append(names, "adapter/"+role.name), append(bound, ns)
+		}
 	}
 	names = append(names, "adapter/configmap")
 	changes := []string{
@@ -96,7 +108,7 @@ func (a Adapter) Manifests() (string, error) {
 	}
 	if a.Namespace != "meshery-filters" {
 		// Another adapter in the cluster has roles and bindings of its own, and takes none away with it.
-		for _, role := range []string{"base", "proof", "imagehub", "secrets"} {
+		for _, role := range []string{"base", "proof", "imagehub", "secrets", "upstreams"} {
 			changes = append(changes, "name: meshery-filters-"+role, "name: meshery-filters-"+role+"-"+a.Namespace)
 		}
 	}
@@ -115,7 +127,6 @@ func (a Adapter) Manifests() (string, error) {
 	}
 	names = append(names, "adapter/service", "adapter/networkpolicy", "adapter/deployment")
 	var out strings.Builder
-	secrets := a.Secrets
 	for i, name := range names {
 		text, err := files.ReadFile(name + ".yaml")
 		if err != nil {
@@ -126,9 +137,9 @@ func (a Adapter) Manifests() (string, error) {
 		} else if a.Kubeconfigs {
 			text = accountOnly(text)
 		}
-		if name == "adapter/secrets" {
-			text = bytes.Replace(text, []byte("SECRETS"), []byte(quoted(secrets[0])), 1)
-			secrets = secrets[1:]
+		if name == "adapter/secrets" || name == "adapter/upstreams" {
+			text = bytes.Replace(text, []byte("NAMESPACE"), []byte(quoted(bound[0])), 1)
+			bound = bound[1:]
 		}
 		out.Write(text)
 	}

@@ -78,16 +78,24 @@ func (c operated) Survey(ctx context.Context) (plan.Survey, error) {
 }
 
 // surveyed looks for filters that nothing explains in the proxies of every mesh of a cluster, in a namespace or with none
-// in all.
-func surveyed(ctx context.Context, c *kube.Cluster, namespace string) (plan.Survey, error) {
+// in all. Why one mesh could not be looked at is part of the survey; when none could, it is the error.
+func surveyed(ctx context.Context, c *kube.Cluster, namespace string) (s plan.Survey, err error) {
 	istio := istiod.ProxiesOf(c)
 	defer istio.Close()
-	s, err := survey.Look(ctx, istio, namespace)
-	if err != nil {
-		return s, err
+	meshes := []survey.Mesh{istio, consul.Sidecars{Cluster: c}}
+	failed := 0
+	for _, m := range meshes {
+		var of plan.Survey
+		if of, err = survey.Look(ctx, m, namespace); err != nil {
+			failed++
+			of = plan.Survey{Missed: problem.Of(err).Details}
+		}
+		s = s.And(of)
 	}
-	of, err := survey.Look(ctx, consul.Sidecars{Cluster: c}, namespace)
-	return s.And(of), err
+	if failed == len(meshes) {
+		return plan.Survey{}, err
+	}
+	return s, nil
 }
 
 // operateOn gives operations the Consul that is configured, and the clusters that requests bring or the one that the adapter

@@ -52,6 +52,7 @@ runs in, for callers with a client certificate or through kubectl port-forward; 
 	f.BoolVar(&m.AllowUnauthenticated, "allow-unauthenticated", false, "let every Pod that reaches gRPC use the adapter's own rights, as Meshery needs with --clusters own")
 	f.BoolVar(&m.Proof, "proof", false, "add the roles that prove that proxies run a filter: to find pods and reach their ports")
 	f.StringSliceVar(&m.Secrets, "secrets", nil, "`namespaces` whose Secrets the adapter may read, for filters that refer to them")
+	f.StringSliceVar(&m.Upstreams, "upstreams", nil, "`namespaces` whose Pods filters on Consul may give an upstream, which restarts them; the adapter may then change every Deployment there")
 	f.BoolVar(&m.ImageHub, "imagehub", false, "add the role that deploys Image Hub, and so may run any image under its names")
 	return cmd
 }

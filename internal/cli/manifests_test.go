@@ -40,7 +40,7 @@ func manifests(t *testing.T, flags ...string) (text string, objects []*unstructu
 // manifestCases are the flags by the name of their golden.
 var manifestCases = map[string][]string{
 	"default.yaml": {"--image", "meshery-filters:v1"},
-	"everything-set.yaml": {"--namespace", "y", "--image", "registry.example:5000/a/filters@sha256:" + strings.Repeat("0a", 32), "--proof", "--imagehub", "--secrets", "shop,1e3",
+	"everything-set.yaml": {"--namespace", "y", "--image", "registry.example:5000/a/filters@sha256:" + strings.Repeat("0a", 32), "--proof", "--imagehub", "--secrets", "shop,1e3", "--upstreams", "shop",
 		"--meshery-namespace", "123", "--storage", "20Gi", "--allow-unauthenticated"},
 	"nothing-kept.yaml": {"--image", "meshery-filters:v1", "--storage", "none"},
 	"kubeconfigs.yaml":  {"--image", "meshery-filters:v1", "--clusters", "kubeconfigs"},
@@ -53,7 +53,7 @@ func TestManifestsAreGolden(t *testing.T) {
 	}
 	golden(t, "manifests", want)
 	for _, flags := range [][]string{{"--namespace", "A"}, {"--namespace", "a b"}, {"--image", "x\ny: z"}, {"--image", "a b"}, {"--image", `a"`},
-		{"--storage", "much"}, {"--clusters", "all"}, {"--clusters", "kubeconfigs", "--proof"}, {"--clusters", "kubeconfigs", "--imagehub"}, {"--clusters", "kubeconfigs", "--secrets", "shop"}, {"--secrets", "A"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
+		{"--storage", "much"}, {"--clusters", "all"}, {"--clusters", "kubeconfigs", "--proof"}, {"--clusters", "kubeconfigs", "--imagehub"}, {"--clusters", "kubeconfigs", "--secrets", "shop"}, {"--clusters", "kubeconfigs", "--upstreams", "shop"}, {"--secrets", "A"}, {"--upstreams", "A"}, {"--storage", "1Gi\n"}, {"--meshery-namespace", "-"}} {
 		run(t, append([]string{"manifests"}, flags...)...).want(t, exitUsage, flags[1][:1])
 	}
 }
@@ -133,8 +133,8 @@ func TestTheManifestsPartsFitTogether(t *testing.T) {
 			}
 			ns := (&unstructured.Unstructured{Object: find("Namespace")}).GetName()
 			for _, o := range objects {
-				secrets := o.GetKind() == "RoleBinding" && strings.HasPrefix(o.GetName(), "meshery-filters-secrets")
-				if n := o.GetNamespace(); n != "" && n != ns && !secrets {
+				bound := o.GetKind() == "RoleBinding" && o.GetNamespace() == "shop" || o.GetNamespace() == "1e3"
+				if n := o.GetNamespace(); n != "" && n != ns && !bound {
 					t.Errorf("%s %s is in %s", o.GetKind(), o.GetName(), n)
 				}
 				subjects, _, _ := unstructured.NestedSlice(o.Object, "subjects")
