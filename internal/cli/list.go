@@ -35,8 +35,8 @@ somebody else has deleted or changed. Orphans, which have the adapter's label an
 
 With --proxies the proxies are asked, too, for Wasm filters that no resource explains: one that has lost its control
 plane may still run what is long deleted. That takes the rights of the role proof and a port-forward to each Pod of the
-mesh, or with -n to each of that namespace. Each kind of mesh is looked at for half a minute at most, and where something
-is found up to a minute longer; then it says how many proxies it looked at.`,
+mesh, or with -n to each of that namespace. Each kind of mesh is looked at for half a minute at most, and where
+something is found up to a minute longer; then it says how many proxies it looked at.`,
 		Example: `  meshery-filters list
   meshery-filters list --kubeconfig ~/.kube/config --context staging
   meshery-filters list --kubeconfig ~/.kube/config --proxies -n shop
