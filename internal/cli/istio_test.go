@@ -156,6 +156,7 @@ func TestAnOperationOnIstioEndsWhenTheProxiesRunIt(t *testing.T) {
 	a.cli("apply", "-f", doc("y", "three", missing), "--kubeconfig", whole).want(t, exitFailed, "a proxy rejected the configuration", "Invalid path", "is in place again")
 	m.answer(t, "two")
 	runWith(t, "", nil, "list", "--kubeconfig", whole, "-o", "json").want(t, exitOK, "x")
+	a.cli("apply", "-f", doc("y", "three", "protocol: tcp\n"), "--kubeconfig", whole).want(t, exitFailed, "is the module made for requests")
 
 	// Without the right to look, what was applied is applied, and that nobody looked is told.
 	r := a.cli("apply", "-f", doc("x", "four", ""), "--kubeconfig", base).want(t, exitOK, "not verified", "nothing proves that proxies run it", "verb list, resource pods")

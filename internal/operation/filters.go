@@ -224,7 +224,8 @@ func (r *Runner) prove(ctx context.Context, s *story, c Cluster, f filter.Filter
 
 // Sandbox is how a filter, whose secrets are resolved, runs in a dry run. The secrets' values are hidden in what it says.
 func Sandbox(f filter.Filter, secrets []string) wasm.Options {
-	o := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(f.Spec.Config.Text()), Environment: map[string]string{}, Redact: secrets}
+	o := wasm.Options{RootID: f.Spec.RootID, Configuration: []byte(f.Spec.Config.Text()), Environment: map[string]string{}, Redact: secrets,
+		Connections: f.Spec.Protocol == filter.TCP}
 	for _, e := range f.Spec.Environment {
 		if e.Value != nil {
 			o.Environment[e.Name] = e.Value.Text()

@@ -28,6 +28,9 @@ type Options struct {
 	VMConfiguration []byte            // of the VM
 	Environment     map[string]string // the VM's variables; there are no others
 
+	// Connections says that the module is to see connections (protocol tcp) and not requests, so it is given one.
+	Connections bool
+
 	// Timeout is how long the module itself may run, DefaultTimeout if zero. Reading it comes before and
 	// cannot be interrupted; it takes about 0.1 s per MB.
 	Timeout time.Duration
@@ -53,7 +56,9 @@ type Log struct {
 }
 
 // DryRun starts and configures a module as Envoy does, in a sandbox without network and files:
-// _initialize or _start, proxy_on_context_create, proxy_on_vm_start, proxy_on_configure.
+// _initialize or _start, proxy_on_context_create, proxy_on_vm_start, proxy_on_configure. With Connections one is opened
+// behind that: proxy_on_context_create, proxy_on_new_connection. A module that traps there before it has asked anything of
+// the connection would end every one of them. One that has asked is not judged: here there is nothing to answer with.
 //
 // A module that Envoy would not load gives problem.ModuleInvalid. One that refuses its configuration gives
 // problem.ConfigRefused with the filter's own last words in the details. One that traps, runs into the timeout
@@ -180,7 +185,27 @@ func (h *host) run(ctx context.Context, l *layout) (err error) {
 		if err == nil && ok == 0 {
 			err = refusal{"proxy_on_configure"}
 		}
-		return err
+		if err != nil {
+			return err
+		}
+	}
+	if !h.options.Connections {
+		return nil
+	}
+	h.plugin, h.phase = false, connecting
+	if has("proxy_on_context_create") {
+		_, err = call("proxy_on_context_create", connectionContext, rootContext)
+	}
+	if err == nil && has("proxy_on_new_connection") {
+		_, err = call("proxy_on_new_connection", connectionContext)
+	}
+	var failed failure
+	if errors.As(err, &failed) {
+		if h.asked && ctx.Err() == nil {
+			return nil
+		}
+		failed.step += " for a connection"
+		return failed
 	}
 	return nil
 }
@@ -259,6 +284,9 @@ func (h *host) reason(f failure) string {
 		text += ", in " + where
 	}
 	text += refused
+	if h.phase == connecting {
+		text += "; the protocol is tcp: is the module made for requests, protocol http?"
+	}
 	return clip(h.redactor.text(text), 1024)
 }
 

@@ -119,6 +119,38 @@ func TestATrapIsReportedWithItsReason(t *testing.T) {
 	}
 }
 
+func TestAModuleThatIsMadeForRequestsAloneIsNotPutBeforeConnections(t *testing.T) {
+	connection := func(code ...[]byte) []byte {
+		m := configured(i32(1))
+		m.functions = append(m.functions, function{export: "proxy_on_new_connection", signature: "i:i", code: join(code...)})
+		return m.bytes()
+	}
+	asks := join(i32(1024), i32(1), i32(0), i32(4), []byte{0x10, 1}, drop)
+	property := configured(i32(1))
+	property.imports[1] = external{module: "env", name: "proxy_get_property", signature: "iiii:i"}
+	property.functions = append(property.functions, function{export: "proxy_on_new_connection", signature: "i:i", code: join(asks, []byte{0})})
+	for name, c := range map[string]struct {
+		module []byte
+		reason string // empty: it is taken
+	}{
+		"a filter of requests by an SDK":              {read(t, probe), "proxy_on_new_connection for a connection trapped: unreachable"},
+		"a trap at once":                              {connection([]byte{0}), "proxy_on_new_connection for a connection trapped: unreachable"},
+		"a trap after a line of log":                  {connection(say(2, 0, 1), []byte{0}), "is the module made for requests"},
+		"a trap behind a question that has no answer": {property.bytes(), ""},
+		"a connection that is taken":                  {connection(i32(0)), ""},
+		"nothing for connections":                     {configured(i32(1)).bytes(), ""},
+	} {
+		_, err := DryRun(t.Context(), c.module, Options{Connections: true})
+		switch {
+		case c.reason == "" && err != nil, c.reason != "" && (!errors.Is(err, problem.ModuleMisbehaved) || !strings.Contains(err.Error(), c.reason)):
+			t.Errorf("%s: want %q, got: %v", name, c.reason, err)
+		}
+		if _, err := DryRun(t.Context(), c.module, Options{}); err != nil {
+			t.Errorf("%s, for requests: %v", name, err)
+		}
+	}
+}
+
 func times(b []byte, n int) []byte { return []byte(strings.Repeat(string(b), n)) }
 
 func buffer(kind int32) []byte { return join(i32(kind), i32(0), i32(1000), i32(0), i32(4), call(1)) }

@@ -34,13 +34,17 @@ const (
 )
 
 // The root context's id. Envoy counts from 1; 0 is the VM's own.
-const rootContext = 1
+const (
+	rootContext       = 1
+	connectionContext = 2
+)
 
 type phase int
 
 const (
 	initializing phase = iota
 	running
+	connecting // a connection is opened
 )
 
 var levels = []string{"trace", "debug", "info", "warn", "error", "critical"}
@@ -54,6 +58,7 @@ type host struct {
 
 	phase     phase
 	allocates bool // the module's own allocator is running
+	asked     bool // while connecting, for what only a real connection has
 	plugin    bool // a callback runs that may see the plugin's configuration
 
 	ctx    context.Context // of the call that runs now, for calls back into the module
@@ -101,6 +106,9 @@ func (h *host) guard(name string, f hostFunction) api.GoModuleFunc {
 		}
 		if h.phase == initializing && !f.early {
 			panic(fmt.Errorf("it called %s before its start was over, which Envoy does not allow", name))
+		}
+		if h.phase == connecting && !f.early {
+			h.asked = true
 		}
 		h.ctx, h.module = ctx, m
 		answer := f.call(h, stack)
