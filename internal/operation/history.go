@@ -56,20 +56,23 @@ func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revisio
 		return nil, problem.InvalidRequest.WithFields("", []problem.Field{{Path: "name", Cause: fmt.Sprintf("%q is not a filter's name", clip(name)),
 			Remedy: "use lower-case letters, digits and dashes, and put the namespace into its own field"}})
 	}
-	history := []Revision{}
-	var errs []error
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	for _, pl := range append([]place{r.here()}, r.elsewhere(nil)...) {
-		in, err := pl.history(ctx, key)
-		if err == nil {
-			err = pl.damage(ctx)
-		}
-		if err != nil {
-			errs = append(errs, err)
-		}
-		history = append(history, in...)
+	// Side by side: one that does not answer takes no time from the others.
+	places := append([]place{r.here()}, r.elsewhere(nil)...)
+	in, errs := make([][]Revision, len(places)), make([]error, len(places))
+	var g errgroup.Group
+	for i, pl := range places {
+		g.Go(func() error {
+			if in[i], errs[i] = pl.history(ctx, key); errs[i] == nil {
+				errs[i] = pl.damage(ctx)
+			}
+			return nil
+		})
 	}
+	_ = g.Wait()
+	history := append([]Revision{}, slices.Concat(in...)...)
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(history) == 0 && len(errs) == 0 {
 		return nil, problem.FilterNotFound.New("%s", key)
 	}
