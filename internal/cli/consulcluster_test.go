@@ -434,7 +434,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		answers(w, r)
 	}))
 	a.cli("apply", "-f", put(t, dir, "y.yaml", strings.Join(documents, "---\n")), "--kubeconfig", whole).want(t, exitFailed,
-		"a proxy rejected the configuration", "remote_load_fetch_failures rose from 0 to 3", "is in place again")
+		"a proxy rejected the configuration", "remote_load_fetch_failures rose from 0 to ", "is in place again")
 	there("two")
 	give(answers)
 

@@ -222,7 +222,7 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	on := []string{"--kubeconfig", c.kubeconfig, "--context", "test"}
 	with := func(args ...string) []string { return append(args, on...) }
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.")
-	a.cli(with("apply", "-f", doc)...).want(t, exitOK, "shop/x", "is applied to Service shop/api (not verified) in cluster "+strings.TrimPrefix(c.URL, "https://"))
+	a.cli(with("apply", "-f", doc)...).want(t, exitOK, "shop/x", "is kept for Service shop/api (0 of 0 proxies) in cluster "+strings.TrimPrefix(c.URL, "https://"))
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "STATE", "shop/x", "istio", "Service shop/api", "builtin headers", "applied")
 	r := runWith(t, "", nil, with("list", "-o", "json")...).want(t, exitOK, `"applied": true`)
 	if strings.Contains(r.out, "running") {
@@ -239,7 +239,7 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 		`exec: {apiVersion: client.authentication.k8s.io/v1, command: cat, args: ["`+answer+`"], interactiveMode: Never}`, 1))
 	a.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitUsage, "user.exec", "Code:   meshery-filters-1060")
 	allowed := newAdapter(t, "--kubeconfig-allow", "exec")
-	allowed.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitOK, "is applied to Service shop/api")
+	allowed.cli("apply", "-f", doc, "--kubeconfig", program).want(t, exitOK, "is kept for Service shop/api")
 	allowed.cli("remove", "-f", doc, "--kubeconfig", program).want(t, exitOK, "shop/x removed from Service shop/api")
 
 	// What somebody else has changed, deleted or left without an inventory is marked.
@@ -259,7 +259,7 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "No filter is applied.\n")
 
 	// And without an adapter.
-	r = runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "is applied to Service shop/api")
+	r = runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter")...).want(t, exitOK, "EnvoyFilter/shop/x-api-", "is kept for Service shop/api")
 	runWith(t, "", nil, with("apply", "-f", doc, "--no-adapter", "-o", "json")...).want(t, exitOK, "is unchanged on Service shop/api", `"last":true`)
 	runWith(t, "", nil, "apply", "-f", doc, "--no-adapter").want(t, exitUsage, "--kubeconfig FILE")
 	envoy := put(t, t.TempDir(), "e.yaml", istioDocument("y", "mesh: envoy\n"+headers+"config: {response: {x-there: y}}"))

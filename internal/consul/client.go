@@ -75,8 +75,12 @@ func New(o Options) (*Client, error) {
 	o.Addr = u.Scheme + "://" + u.Host
 	o.Timeout = cmp.Or(o.Timeout, 15*time.Second)
 	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: allowed}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	t := &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: o.TLS, TLSHandshakeTimeout: 10 * time.Second,
-		MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10, ForceAttemptHTTP2: true}
+		MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10,
+		// By HTTP/2 a certificate that is refused would at times be told as a connection that did not come about.
+		Protocols: protocols}
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &Client{Options: o, host: u.Host, transport: t, http: &http.Client{Transport: t, CheckRedirect: stay}, asking: make(chan struct{}, 1),
 		admins: &http.Client{CheckRedirect: stay, Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true,

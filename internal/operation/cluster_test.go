@@ -1234,6 +1234,7 @@ func TestARemovalOfAnotherComponentTakesNothingOfWhatIsBeingChanged(t *testing.T
 	other.Delete = true
 	c.fails(problem.FilterNotFound, other)
 	c.holds("EnvoyFilter", "hello")
+	c.ok(from("WASMFilter.hello")) // what is being changed is read by other removals in the cluster
 }
 
 // gateway passes requests on to an API server, each through around.

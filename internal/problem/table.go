@@ -59,8 +59,8 @@ var (
 		"Chains need Envoy's filter_chain extension, which came with 1.39.",
 		"Upgrade the proxy that is named to Envoy 1.39 or later, or move it to another group."}
 	NoProxy = &Kind{"meshery-filters-1019", codes.OK, "no proxy is connected yet",
-		"No Envoy of this group is connected to the adapter's xDS address.",
-		"Start one with the bootstrap of `meshery-filters envoy bootstrap`; it gets the chain before it serves its first request."}
+		"There is no proxy of this target: no Envoy of the group is connected to the adapter's xDS address, or no Pod or sidecar of the mesh is there.",
+		"Start one, a plain Envoy with the bootstrap of `meshery-filters envoy bootstrap`: it gets the chain before it serves its first request. Where there should be one already, look whether the document's target names what it has."}
 	LateRejection = &Kind{"meshery-filters-1020", codes.FailedPrecondition, "a proxy rejected its chain after the operation had ended",
 		"A proxy that connected or restarted later did not accept the chain that others run.",
 		"Compare that proxy's version and modules with the others'; its text is in the details."}
