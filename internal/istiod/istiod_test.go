@@ -357,7 +357,8 @@ func TestAProofCostsTheAPIServerTwoListsAndAConnectionToEachIstiodAndProxy(t *te
 		c := &counted{Cluster: r.cluster}
 		r.await(c, r.apply(filters...), running(proxies, plan.Seen))
 		lists := 2 * (1 + int32(time.Since(begun)/istiod.ListAgain))
-		if c.lists.Load() > lists || c.dials.Load() > istiods+proxies || c.others.Load() > 0 {
+		// A proxy that is proved is let go, and asked once more when istiod happens to push to it meanwhile.
+		if c.lists.Load() > lists || c.dials.Load() > istiods+2*proxies || c.others.Load() > 0 {
 			t.Errorf("%d lists, %d connections and %d other requests", c.lists.Load(), c.dials.Load(), c.others.Load())
 		}
 	}
