@@ -124,17 +124,24 @@ func newRig(t *testing.T, kind string) *rig {
 		t.Skip("needs a Kubernetes API server, istiod and Envoys")
 	}
 	r := &rig{T: t, cluster: clusterOf(t, k8stest.Admin), namespace: fmt.Sprintf("shop-%d", namespaces.Add(1)), dir: t.TempDir(), kind: kind}
-	var ok bool
-	if r.module, ok = filters.Builtin("headers"); !ok {
+	module, ok := filters.Builtin("headers")
+	if !ok {
 		t.Fatal("there is no module headers")
 	}
+	r.use(module)
+	return r
+}
+
+// use has the rig's filters have another module.
+func (r *rig) use(module []byte) {
+	r.Helper()
+	r.module = module
 	sum := sha256.Sum256(r.module)
 	r.digest = hex.EncodeToString(sum[:])
 	r.code = plan.Code{Inline: r.module, Path: filepath.Join(r.dir, r.digest+".wasm")}
 	if err := os.WriteFile(r.code.Path, r.module, 0o644); err != nil {
-		t.Fatal(err)
+		r.Fatal(err)
 	}
-	return r
 }
 
 func clusterOf(t *testing.T, user string) *kube.Cluster {
@@ -303,6 +310,43 @@ func TestWhatProxiesRunIsSeenInThemTheMomentItTakesEffect(t *testing.T) {
 					r.header(p, "x-b", step.b)
 				}
 			}
+		})
+	}
+}
+
+// TestAfterACrashRequestsFareAsTheFailurePolicySays has a module that crashes with a request for /trap.
+func TestAfterACrashRequestsFareAsTheFailurePolicySays(t *testing.T) {
+	module, err := os.ReadFile(filepath.Join("..", "..", "build", "testfilters", "probe.wasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"TrafficExtension", "WasmPlugin", "EnvoyFilter"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, kind)
+			r.use(module)
+			p := r.sidecar("api-1", 0)
+			for policy, then := range map[string]struct {
+				status int
+				stamp  string
+			}{"closed": {http.StatusServiceUnavailable, ""}, "open": {http.StatusOK, ""}, "reload": {http.StatusOK, "reload"}} {
+				config := "{stamp: {header: x-a, value: " + policy + "}, trapPath: /trap}"
+				r.await(r.cluster, r.apply(r.filter("hello", config, ", failurePolicy: "+policy)), running(1, plan.Seen))
+				r.header(p, "x-a", policy)
+				// Envoy makes no second sandbox within a second of the first.
+				select {
+				case <-time.After(1500 * time.Millisecond):
+				case <-t.Context().Done():
+				}
+				if resp, err := p.Get(t.Context(), "/trap"); err != nil || resp.Status != http.StatusServiceUnavailable {
+					t.Errorf("%s: the request that crashes it: %d %v", policy, resp.Status, err)
+				}
+				if resp, err := p.Get(t.Context(), "/"); err != nil || resp.Status != then.status || resp.Header.Get("x-a") != then.stamp {
+					t.Errorf("%s: the request after the crash: %d with %q, %v", policy, resp.Status, resp.Header.Get("x-a"), err)
+				}
+			}
+			r.await(r.cluster, r.apply(), running(1, plan.Seen))
+			r.header(p, "x-a", "")
 		})
 	}
 }
