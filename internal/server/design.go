@@ -80,7 +80,7 @@ func (m *meshServer) deploy(ctx context.Context, steps []oam.Step, username stri
 		}
 		lines, err := m.operate(ctx, waiting, q, last)
 		if remove && errors.Is(err, problem.FilterNotFound) {
-			lines, err = append(lines, problem.Of(err).Details+" was removed before; there was nothing to do"), nil
+			lines, err = append(lines, problem.Of(err).Details+" was removed before, or is another component's; there was nothing to do"), nil
 		}
 		if err == nil {
 			told = append(told, prefixed(component, lines)...)

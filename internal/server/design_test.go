@@ -151,7 +151,7 @@ func TestADesignThatFailsSaysOfEachComponentWhatBecameOfIt(t *testing.T) {
 			f.ends(t, func(int, operation.Request) []event.Event {
 				return []event.Event{{Type: event.Error, Summary: "no", Details: "shop/three", Code: problem.FilterNotFound.Code, Last: true}}
 			})
-			if got := mustCall(t, f.conn, meshService+g.method, g.request(true, components[2])).text(1); got != "WASMFilter three: shop/three was removed before; there was nothing to do" {
+			if got := mustCall(t, f.conn, meshService+g.method, g.request(true, components[2])).text(1); got != "WASMFilter three: shop/three was removed before, or is another component's; there was nothing to do" {
 				t.Errorf("what is gone: %q", got)
 			}
 			// Of a single one the failure is the answer, with its own status.
