@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,14 +78,14 @@ func TestALookEndsInTimeAndSaysHowFarItCame(t *testing.T) {
 
 func TestWhyProxiesWereNotLookedAtIsSaidInFewWords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int32
 		denied := func(context.Context, plan.Pod) ([]plan.WasmFilter, error) {
-			asked++
+			asked.Add(1)
 			return nil, problem.RightMissing.New("verb create, resource pods/portforward")
 		}
 		look(t, mesh{400, denied, nothing}, "looked at 0 of 400 proxies: verb create, resource pods/portforward (400 proxies)", 0)
-		if asked > 8 {
-			t.Errorf("%d proxies of a namespace were asked that may not be", asked)
+		if n := asked.Load(); n > 8 {
+			t.Errorf("%d proxies of a namespace were asked that may not be", n)
 		}
 		ill := func(ctx context.Context, pod plan.Pod) ([]plan.WasmFilter, error) {
 			switch pod.Name {
