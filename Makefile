@@ -78,10 +78,8 @@ lint: ## staticcheck (staticcheck.conf) and the table of the packages (.depguard
 	$(TOOL) staticcheck ./...
 	$(TOOL) depguard ./...
 
-# Two of the stages run at once: control planes and proxies are waited for more than anything is computed.
 .PHONY: test
-test: ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
-	@$(MAKE) -j 2 --no-print-directory fmt vet lint test-proof test-rust verify test-demo test-packages
+test: fmt vet lint test-rust verify test-demo test-packages test-proof ## everything: check, -race with real Envoys, the Rust filters, rebuilt bytes, the demo and its sabotage
 
 # In the order of how long they take. Vet has looked at all of it.
 .PHONY: test-packages
@@ -99,7 +97,7 @@ test-proof: envoy chromium controlplanes
 	@# What is proved is another process, which is built without the race detector. To watch who asks it, and hears a
 	@# million answers, would take twice as long: only the checks of that are.
 	$(GO) test -race -vet=off -short ./build/proof
-	$(GO) test -vet=off -timeout 20m -count=1 -parallel 3 ./build/proof
+	$(GO) test -vet=off -timeout 20m -count=1 -parallel 1 ./build/proof
 	$(GO) test -race -vet=off -timeout 20m -count=1 -p 1 $(filter-out ./build/proof,$(PROOF))
 
 .PHONY: test-rust
