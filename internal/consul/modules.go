@@ -8,12 +8,15 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
+	"slices"
 	"time"
 
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 )
 
@@ -36,8 +39,12 @@ func (c *Client) PutModule(digest string, data []byte) error {
 		return problem.ModuleNotWritten.New("%w", err)
 	}
 	if there {
-		if marks, _ := filepath.Glob(c.mark(digest, "*")); marks != nil {
-			return c.putMark(digest)
+		lie, err := c.list()
+		if err == nil && lie.marks[digest] != nil {
+			err = c.putMark(digest)
+		}
+		if err != nil {
+			return problem.ModuleNotWritten.New("%w", err)
 		}
 		return nil
 	}
@@ -78,9 +85,34 @@ func holds(path, digest string) (bool, error) {
 	return hex.EncodeToString(sum.Sum(nil)) == digest, nil
 }
 
-// mark is the file whose time says when a module was last needed, by this Consul or, with *, by any.
+// mark is the file whose time says when a module was last needed by a Consul.
 func (c *Client) mark(digest, by string) string {
 	return filepath.Join(c.Folder, "."+digest+"."+by)
+}
+
+var (
+	moduleForm = regexp.MustCompile(`^([0-9a-f]{64})\.wasm$`)
+	markForm   = regexp.MustCompile(`^\.([0-9a-f]{64})\.([0-9a-f]{16})$`)
+)
+
+// lying is what the folder has.
+type lying struct {
+	modules []string            // digests
+	marks   map[string][]string // by digest: what self is of the Consuls that have needed it
+}
+
+func (c *Client) list() (lie lying, err error) {
+	files, err := os.ReadDir(c.Folder)
+	lie.marks = map[string][]string{}
+	for _, f := range files {
+		if m := moduleForm.FindStringSubmatch(f.Name()); m != nil && f.Type().IsRegular() {
+			lie.modules = append(lie.modules, m[1])
+		}
+		if m := markForm.FindStringSubmatch(f.Name()); m != nil {
+			lie.marks[m[1]] = append(lie.marks[m[1]], m[2])
+		}
+	}
+	return lie, err
 }
 
 // self tells this Consul apart from others that use the same folder.
@@ -105,10 +137,29 @@ func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace
 	if c.Folder == "" {
 		return nil, nil
 	}
-	marks, err := filepath.Glob(c.mark("*", c.self()))
-	if err != nil || marks == nil {
+	lie, err := c.list()
+	if err != nil {
 		return nil, err
 	}
+	marked := slices.DeleteFunc(slices.Sorted(maps.Keys(lie.marks)), func(digest string) bool { return !slices.Contains(lie.marks[digest], c.self()) })
+	if len(marked) == 0 {
+		return nil, nil
+	}
+	named, err := c.named(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, digest := range marked {
+		gone, failed := c.sweepModule(digest, needed[digest] || named(digest), grace)
+		if err = errors.Join(err, failed); gone {
+			deleted = append(deleted, digest)
+		}
+	}
+	return deleted, err
+}
+
+// named tells which modules entries name now, whoever has written them.
+func (c *Client) named(ctx context.Context) (func(digest string) bool, error) {
 	var entries []byte
 	for _, kind := range kinds {
 		all, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/config/" + kind, global: kind == "proxy-defaults"})
@@ -117,14 +168,45 @@ func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace
 		}
 		entries = append(entries, all...)
 	}
-	for _, path := range marks {
-		digest := strings.Split(filepath.Base(path), ".")[1]
-		gone, failed := c.sweepModule(digest, needed[digest] || bytes.Contains(entries, []byte(digest+".wasm")), grace)
-		if err = errors.Join(err, failed); gone {
-			deleted = append(deleted, digest)
+	return func(digest string) bool { return bytes.Contains(entries, []byte(digest+".wasm")) }, nil
+}
+
+// leftFiles are the modules in the folder that neither a chain of this Consul nor a revision or an entry names, and that
+// stay since they have no mark: somebody else has put them there, or an adapter that made no marks yet.
+func (c *Client) leftFiles(ctx context.Context) (paths []string, err error) {
+	if c.Folder == "" {
+		return nil, nil
+	}
+	lie, err := c.list()
+	if err != nil {
+		return nil, err
+	}
+	left := slices.DeleteFunc(lie.modules, func(digest string) bool { return lie.marks[digest] != nil })
+	if len(left) == 0 {
+		return nil, nil
+	}
+	all, damaged, err := c.inventories(ctx)
+	if err != nil || len(damaged) > 0 { // what those have is not known
+		return nil, err
+	}
+	named, err := c.named(ctx)
+	if err != nil {
+		return nil, err
+	}
+	needed := map[string]bool{}
+	for _, v := range all {
+		for _, had := range append(v.Revisions, plan.Past{Filters: v.Chain.Filters}) {
+			for _, f := range had.Filters {
+				needed[f.Spec.Module.SHA256] = true
+			}
 		}
 	}
-	return deleted, err
+	for _, digest := range left {
+		if !needed[digest] && !named(digest) {
+			paths = append(paths, c.ModulePath(digest))
+		}
+	}
+	return paths, nil
 }
 
 func (c *Client) sweepModule(digest string, needed bool, grace time.Duration) (deleted bool, err error) {
@@ -138,8 +220,12 @@ func (c *Client) sweepModule(digest string, needed bool, grace time.Duration) (d
 	if err != nil || time.Since(at.ModTime()) < grace {
 		return false, err
 	}
-	if marks, err := filepath.Glob(c.mark(digest, "*")); err != nil || len(marks) > 1 { // others need it
-		return false, errors.Join(err, os.Remove(own))
+	lie, err := c.list()
+	if err != nil {
+		return false, err
+	}
+	if len(lie.marks[digest]) > 1 { // others need it
+		return false, os.Remove(own)
 	}
 	if is, err := holds(c.ModulePath(digest), digest); is && err == nil {
 		if err := os.Remove(c.ModulePath(digest)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +16,10 @@ import (
 )
 
 func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
-	folder := t.TempDir()
+	folder := filepath.Join(t.TempDir(), `of [all] \ *?`) // which a pattern would take for something else
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	c := newClient(t, func(o *Options) { o.Folder = folder })
 	other := newClient(t, func(o *Options) { o.Folder, o.Addr = folder, strings.Replace(o.Addr, "127.0.0.1", "localhost", 1) })
 	digest := func(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text))) }
@@ -85,8 +89,20 @@ func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 	}
 	sweep(other, digest("shared")) // the last that needed it
 	is("shared", false)
+	// Of what was there before, and has no mark, that is told which nothing names.
+	write("past", "past")
+	kept := on("kept", 1)
+	kept.Chain.Filters[0].Spec.Module.SHA256 = digest("past")
+	if _, err := c.keep(t.Context(), kept); err != nil {
+		t.Fatal(err)
+	}
+	left := []string{c.ModulePath(digest("theirs")), c.ModulePath(digest("changed"))}
+	slices.Sort(left)
+	if s, err := c.Survey(t.Context()); err != nil || !slices.Equal(s.Files, left) || s.Missed != "" || !strings.Contains(s.Left(), "\n  "+left[0]+"\n  "+left[1]) {
+		t.Errorf("%q %v %v", s.Files, s, err)
+	}
 	entries, err := os.ReadDir(folder)
-	if err != nil || len(entries) != 5+3 { // theirs, what was changed, and three with their marks
+	if err != nil || len(entries) != 6+3 { // theirs, past, what was changed, and three with their marks
 		t.Errorf("%v %v", entries, err)
 	}
 }

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -102,7 +103,8 @@ func sidecarClient(dial func(ctx context.Context, namespace, pod string, port in
 	}
 }
 
-// Survey looks at the proxies that answer at the addresses of consul.admin for filters of ours that no entry explains.
+// Survey looks at the proxies that answer at the addresses of consul.admin for filters of ours that no entry explains, and in
+// the folder for modules that nothing needs.
 func (c *Client) Survey(ctx context.Context) (plan.Survey, error) {
 	_, silent, err := c.sidecars(ctx)
 	if err != nil {
@@ -112,7 +114,14 @@ func (c *Client) Survey(ctx context.Context) (plan.Survey, error) {
 	for i := range s.Orphans {
 		s.Orphans[i].Proxy = strings.TrimPrefix(s.Orphans[i].Proxy, "/")
 	}
-	return s.And(plan.Survey{Missed: silent}), err
+	if err != nil {
+		return s, err
+	}
+	files := plan.Survey{}
+	if files.Files, err = c.leftFiles(ctx); err != nil {
+		files.Missed = fmt.Sprintf("what lies in %s is not known: %v", c.Folder, err)
+	}
+	return s.And(plan.Survey{Missed: silent}).And(files), ctx.Err()
 }
 
 // agents are the sidecars that the Client may ask. Their Pods are none: the name says who answers where, and the namespace

@@ -519,10 +519,13 @@ func survey(ctx context.Context, s *story, pl place, c Surveyed, orphans *atomic
 		return "", ctx.Err()
 	case err != nil:
 		return fmt.Sprintf("%s: nobody looked for filters in proxies that nothing explains: %s", pl.name(), problem.Of(err).Details), nil
-	case found.Proxies == 0:
+	case found.Proxies == 0 && found.Files == nil:
 		return "", nil
 	}
 	look = fmt.Sprintf("%s: %s", pl.name(), found)
+	if left := found.Left(); left != "" {
+		look += "\n" + left
+	}
 	if n := len(found.Orphans); n > 0 {
 		orphans.Add(int32(n))
 		lines := texts(found.Orphans[:min(n, maxOrphans)])

@@ -15,6 +15,9 @@ type Survey struct {
 	Looked  int      `json:"looked"`  // of them, how many were looked at
 	// Missed says why not all of them were; empty when all were.
 	Missed string `json:"missed,omitempty"`
+	// Files are modules where proxies read them that nothing names, and that nobody but a person may delete: whether an adapter
+	// has put them there cannot be told.
+	Files []string `json:"files,omitempty"`
 }
 
 // Orphan is a Wasm filter in a proxy, and nothing explains why it is there.
@@ -54,9 +57,23 @@ func (s Survey) String() string {
 	return text
 }
 
+// Left says what Files are, and names them, ten at most; empty where there are none.
+func (s Survey) Left() string {
+	const most = 10
+	if len(s.Files) == 0 {
+		return ""
+	}
+	lines := append([]string{"Nothing names these modules, and whether an adapter has put them there cannot be told; `rm` deletes those that nobody else needs:"},
+		s.Files[:min(len(s.Files), most)]...)
+	if more := len(s.Files) - most; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(lines, "\n  ")
+}
+
 // And is this survey and another one of other proxies.
 func (s Survey) And(other Survey) Survey {
 	missed := slices.DeleteFunc([]string{s.Missed, other.Missed}, func(m string) bool { return m == "" })
 	return Survey{Orphans: slices.Concat(s.Orphans, other.Orphans), Proxies: s.Proxies + other.Proxies, Looked: s.Looked + other.Looked,
-		Missed: strings.Join(missed, "; ")}
+		Missed: strings.Join(missed, "; "), Files: slices.Concat(s.Files, other.Files)}
 }
