@@ -792,6 +792,15 @@ func TestADamagedKeyInConsulIsNamedAndStopsNoOtherTarget(t *testing.T) {
 	if events := r.ok(remove(doc("hello", "mesh: consul"))); !warned(events, problem.ConsulDamaged) {
 		t.Errorf("%v", texts(events))
 	}
+	for name, kind := range map[string]*problem.Kind{"hello": problem.RevisionNotFound, "other": problem.FilterNotFound} {
+		if _, err := r.runner.Submit(t.Context(), undo(name, 1)); !errors.Is(err, kind) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), "[meshery-filters-1163]") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if events := r.ok(undo("hello", 0)); !warned(events, problem.ConsulDamaged) {
+		t.Errorf("%v", texts(events))
+	}
+	r.ok(remove(doc("hello", "mesh: consul")))
 }
 
 func TestWhileConsulIsAwayTheRestIsTold(t *testing.T) {

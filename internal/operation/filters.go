@@ -50,6 +50,9 @@ func (r *Runner) runFilters(ctx context.Context, s *story, j job) (summary, deta
 		}
 	}
 	out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
+		if damage := pl.damage(ctx); damage != nil && j.Undo != nil { // which may have more of the filter's past
+			s.warn(problem.Of(damage))
+		}
 		return r.applyIn(ctx, s, pl, pl.of(filters))
 	})
 	if err != nil {

@@ -136,7 +136,19 @@ func same(a, b filter.Filter) bool {
 // readUndo makes an Undo what it comes to now: applying the filter as it was, or removing it. That is looked up in the
 // clusters, of which the adapter's own Consul may be one, and here, and holds for where the filter has a history. A cluster
 // that does not answer may have one. Those that came with a connection, which are implied, count where there is none here.
-func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied bool) error {
+func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied bool) (err error) {
+	defer func() {
+		if !errors.Is(err, problem.FilterNotFound) && !errors.Is(err, problem.RevisionNotFound) {
+			return
+		}
+		for _, pl := range clusters {
+			if damage := problem.Of(pl.damage(ctx)); damage != nil {
+				p := *problem.Of(err)
+				p.Details += fmt.Sprintf("\nIt may be in what cannot be read: %s [%s]", damage.Details, damage.Kind.Code)
+				err = &p
+			}
+		}
+	}()
 	u := j.Undo
 	here, err := r.here().history(ctx, u.Key)
 	if err != nil {
