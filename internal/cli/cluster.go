@@ -56,12 +56,12 @@ func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error
 	return istiod.Connected(ctx, c.Cluster, p, istiod.Silence)
 }
 
-// Reached asks Consul's proxies.
-func (c operated) Reached(ctx context.Context, p plan.Plan) error {
+// Before asks Consul's proxies.
+func (c operated) Before(ctx context.Context, p plan.Plan) (map[string]plan.Before, error) {
 	if p.Chain.Mesh == (mesh.Consul{}).Name() {
-		return consul.Reached(ctx, c.Cluster, p)
+		return consul.Before(ctx, c.Cluster, p)
 	}
-	return nil
+	return nil, nil
 }
 
 // Loaded asks the proxies and, on Istio, istiod.

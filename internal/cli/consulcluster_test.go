@@ -2,6 +2,7 @@ package cli
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -413,6 +415,29 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
 
+	// The adapter gets the modules, and sidecars get something else, nothing, or no answer.
+	spoiled := map[string]http.HandlerFunc{} // by path
+	var documents []string
+	for i, h := range []http.HandlerFunc{func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "something else") },
+		missing.ServeHTTP, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }} {
+		name := fmt.Sprint("y-", i)
+		module, digest := another(name)
+		spoiled["/modules/"+digest+".wasm"] = h
+		documents = append(documents, strings.Replace(istioDocument(name, "mesh: consul\ntarget: {kind: Service, name: cart}\n"+headers+
+			"delivery: {"+asking+"}\nconfig: {response: {x-there: y}}\nwait: {timeout: 2m}"), headers, "module: {inline: "+module+"}\n", 1))
+	}
+	give(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h := spoiled[r.URL.Path]; h != nil && r.Header.Get("X-Request-Id") != "" {
+			h(w, r)
+			return
+		}
+		answers(w, r)
+	}))
+	a.cli("apply", "-f", put(t, dir, "y.yaml", strings.Join(documents, "---\n")), "--kubeconfig", whole).want(t, exitFailed,
+		"a proxy rejected the configuration", "it could not fetch a module, or got another than was meant", "is in place again")
+	there("two")
+	give(answers)
+
 	load = buyer.Load(ctx, "cart")
 	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "ServiceDefaults/shop/cart updated", "Deployment/shop/cart updated, which restarts its Pods", "removed from")
 	there("")
@@ -452,4 +477,12 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 			t.Fatalf("there are still %v and %v: %v", pods, left, err)
 		}
 	}
+}
+
+// another is the shipped module with another digest, in base64.
+func another(name string) (module, digest string) {
+	data, _ := filters.Builtin("headers")
+	data = slices.Concat(data, []byte{0, byte(len(name) + 1), byte(len(name))}, []byte(name)) // a custom section
+	sum := sha256.Sum256(data)
+	return base64.StdEncoding.EncodeToString(data), hex.EncodeToString(sum[:])
 }

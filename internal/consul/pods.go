@@ -47,7 +47,7 @@ type Cluster interface {
 // The texts of proxies may quote their configuration, resolved secrets included.
 func InPods(ctx context.Context, c Cluster, p plan.Plan) iter.Seq2[plan.Loaded, error] {
 	return func(yield func(plan.Loaded, error) bool) {
-		w := &podWatch{cluster: c, plan: p, begun: time.Now(), sidecars: map[plan.Pod]*sidecar{}}
+		w := newPodWatch(c, p)
 		defer w.close()
 		var last *plan.Loaded
 		failures := 0
@@ -110,6 +110,10 @@ type sidecar struct {
 	client   *http.Client
 	state    plan.ProxyState
 	detail   string
+}
+
+func newPodWatch(c Cluster, p plan.Plan) *podWatch {
+	return &podWatch{cluster: c, plan: p, begun: time.Now(), sidecars: map[plan.Pod]*sidecar{}}
 }
 
 func (w *podWatch) close() {
@@ -216,7 +220,7 @@ func (w *podWatch) list(ctx context.Context) error {
 	for _, pod := range pods {
 		s := w.sidecars[pod]
 		if s == nil {
-			s = &sidecar{pod: pod, expected: first, proof: NewProof(w.plan), client: sidecarClient(w.cluster.Dial, pod), state: plan.Waiting}
+			s = &sidecar{pod: pod, expected: first, proof: NewProof(w.plan, pod.String()), client: sidecarClient(w.cluster.Dial, pod), state: plan.Waiting}
 			w.sidecars[pod] = s
 		}
 		s.there = true
@@ -233,9 +237,7 @@ func (w *podWatch) list(ctx context.Context) error {
 func (w *podWatch) ask(ctx context.Context, s *sidecar) error {
 	asking, cancel := context.WithTimeout(ctx, podTimeout)
 	defer cancel()
-	state, detail, err := s.proof.Look(asking, func(ctx context.Context, path string, most int64) (int, []byte, error) {
-		return get(ctx, s.client, path, most)
-	})
+	state, detail, err := s.proof.Look(asking, s.get)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -247,6 +249,10 @@ func (w *podWatch) ask(ctx context.Context, s *sidecar) error {
 	}
 	s.state, s.detail = state, detail
 	return nil
+}
+
+func (s *sidecar) get(ctx context.Context, path string, most int64) (int, []byte, error) {
+	return get(ctx, s.client, path, most)
 }
 
 func get(ctx context.Context, client *http.Client, path string, most int64) (int, []byte, error) {
@@ -270,9 +276,7 @@ func get(ctx context.Context, client *http.Client, path string, most int64) (int
 func (w *podWatch) loaded() (l plan.Loaded) {
 	for _, s := range w.sidecars {
 		status := plan.ProxyStatus{Proxy: plan.Proxy{ID: s.pod.String()}, State: s.state, Expected: s.expected && s.state != plan.Apart, Detail: s.detail}
-		if s.state == plan.Running {
-			status.Proof = plan.Seen
-		}
+		status.Proof = proofOf(s.state, s.detail)
 		l.Proxies = append(l.Proxies, status)
 	}
 	l.Sort()

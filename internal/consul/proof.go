@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,6 +36,9 @@ const (
 
 	// again is the time in which a proxy refuses once more what it has refused before, which its dump does not tell apart.
 	again = 3 * time.Second
+
+	// settling is the time in which a proxy has made the sandboxes of listeners that take traffic already.
+	settling = 5 * time.Second
 )
 
 // pluginName is what a filter's plugin is called in entries and in proxies.
@@ -50,10 +54,11 @@ type Proof struct {
 	wants  []want   // of all, those that the proxy gets
 	gone   []string // plugins that must not be there
 	err    error
-	before *uint64 // times that the proxy had failed to fetch a module when it was first looked at
+	before *plan.Before // nil until the first look, unless the plan has it
 
 	begun         time.Time // with the first look
 	refusedBefore bool      // the proxy had refused such a chain when it was first looked at
+	there         time.Time // when all plugins were first seen as they are wanted
 }
 
 // want is one plugin that the proxy has to have.
@@ -63,9 +68,12 @@ type want struct {
 	plugin    *wasm.PluginConfig
 }
 
-// NewProof is for one proxy that the plan's objects are for.
-func NewProof(p plan.Plan) *Proof {
+// NewProof is for one proxy that the plan's objects are for, of which the plan's Before speaks by this name.
+func NewProof(p plan.Plan, name string) *Proof {
 	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh}
+	if before, ok := p.Before[name]; ok {
+		x.before = &before
+	}
 	for _, k := range p.Gone {
 		x.gone = append(x.gone, pluginName(k))
 	}
@@ -86,29 +94,64 @@ func NewProof(p plan.Plan) *Proof {
 }
 
 // Look says how far the proxy is, and why it is not further. It runs the plan when the listeners that take its traffic
-// have every plugin, in the plan's order, with the plan's module and configuration, and none that is gone. It has rejected
-// the plan when it says that it refused a listener with one of its plugins, or when it could not fetch a module since the
-// first look: a listener that fetches one takes no traffic until it has it, or has given up. The detail is then the proxy's
-// own text, which may quote its configuration, resolved secrets included. Of the chain of a whole mesh it has to have what is
-// for its service's protocol; when that is nothing, it is apart.
+// have every plugin, in the plan's order, with the plan's module and configuration, and none that is gone, and when the modules
+// that it fetches itself are seen to be loaded: a listener takes traffic without them, too. It has rejected the plan when it
+// says that it refused a listener with one of its plugins, or when it could not fetch a module. The detail is then the proxy's
+// own text, which may quote its configuration, resolved secrets included. A detail of a proxy that runs the plan says what
+// could not be seen of it. Of the chain of a whole mesh it has to have what is for its service's protocol; when that is nothing,
+// it is apart.
 func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detail string, err error) {
 	if x.err != nil {
 		return "", "", x.err
 	}
+	b, listeners, err := look(ctx, get)
+	if err != nil {
+		return "", "", err
+	}
+	s, err := statsOf(ctx, get)
+	if err != nil {
+		return "", "", err
+	}
+	state, detail = x.judge(b, listeners, s)
+	return state, detail, nil
+}
+
+// look asks a proxy what it has. What it says of fetching is not newer than its listeners.
+func look(ctx context.Context, get Get) (b plan.Before, listeners []envoy.Listener, err error) {
+	s, err := statsOf(ctx, get)
+	if err != nil {
+		return b, nil, err
+	}
 	dump, err := page(ctx, get, "/config_dump?resource=dynamic_listeners", maxDump)
 	if err != nil {
-		return "", "", err
+		return b, nil, err
 	}
-	listeners, err := envoy.ParseListeners(dump)
-	if err != nil {
-		return "", "", err
+	if listeners, err = envoy.ParseListeners(dump); err != nil {
+		return b, nil, err
 	}
-	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^wasm\.(wasm_vm_count|remote_load_)`), maxStats)
-	if err != nil {
-		return "", "", err
+	b = plan.Before{Created: s.created, Fetched: s.fetched, Failed: s.failed}
+	for _, l := range listeners {
+		for _, p := range slices.Concat(l.Active...) {
+			b.Sandboxes = append(b.Sandboxes, sandbox(p))
+		}
 	}
-	state, detail = x.judge(listeners, readStats(text))
-	return state, detail, nil
+	return b, listeners, nil
+}
+
+func statsOf(ctx context.Context, get Get) (wasmStats, error) {
+	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^(wasm\.(wasm_vm_count|remote_load_|envoy\.wasm\.runtime\.v8\.)|server\.concurrency)`), maxStats)
+	return readStats(text), err
+}
+
+// proofOf is how it is known that a proxy runs a plan.
+func proofOf(state plan.ProxyState, detail string) plan.Proof {
+	switch {
+	case state != plan.Running:
+		return ""
+	case detail != "":
+		return plan.Acknowledged
+	}
+	return plan.Seen
 }
 
 // fetching says whether a proxy of a plan may be about to fail to fetch a module. That is to be seen soon, since Envoy forgets
@@ -131,8 +174,8 @@ func page(ctx context.Context, get Get, path string, most int64) ([]byte, error)
 	return body, nil
 }
 
-// judge is what the proxy's answers come to.
-func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
+// judge is what the proxy's answers come to: listeners, what it had said of fetching right before it told them, and right after.
+func (x *Proof) judge(b plan.Before, listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
 	if i := slices.IndexFunc(listeners, isPublic); x.wide && i >= 0 && listeners[i].Protocol != "" {
 		x.wants = slices.DeleteFunc(slices.Clone(x.all), func(w want) bool { return w.protocol != listeners[i].Protocol })
 		if len(x.wants) == 0 && len(x.all) > 0 && x.missing(listeners) == "" {
@@ -140,34 +183,87 @@ func (x *Proof) judge(listeners []envoy.Listener, s wasmStats) (plan.ProxyState,
 		}
 	}
 	missing := x.missing(listeners)
-	remote := slices.ContainsFunc(x.wants, func(w want) bool { return w.plugin.GetVmConfig().GetCode().GetRemote() != nil })
 	if x.before == nil {
-		before := s.failures
-		if missing == "" && s.fetched == 0 { // it has all of it already, and never had a module
-			before = 0
+		if missing == "" && b.Fetched == 0 { // it has all of it already, and never had a module
+			b.Failed = 0
 		}
-		x.before = &before
+		x.before = &b
 	}
-	if s.failures < *x.before { // Envoy counts anew when the last listener is gone that had been counted before
-		*x.before = 0
+	// Envoy's counters go with the listener that they were first needed for, and begin anew.
+	if s.failed < x.before.Failed {
+		x.before.Failed = 0
+	}
+	if s.created < x.before.Created {
+		x.before.Created = 0
 	}
 	refused := x.refused(listeners)
 	if x.begun.IsZero() {
 		x.begun, x.refusedBefore = time.Now(), refused != ""
 	}
-	switch {
-	case missing != "" && refused != "" && x.refusedBefore && time.Since(x.begun) < again:
-		return plan.Waiting, "it refused the same before: " + refused
-	case missing != "" && refused != "":
-		return plan.Rejected, refused
-	case missing != "":
+	if missing != "" {
+		x.there = time.Time{}
+		switch {
+		case refused != "" && x.refusedBefore && time.Since(x.begun) < again:
+			return plan.Waiting, "it refused the same before: " + refused
+		case refused != "":
+			return plan.Rejected, refused
+		}
 		return plan.Waiting, missing
-	case remote && s.failures > *x.before:
-		return plan.Rejected, fmt.Sprintf("it could not fetch a module, or got another than was meant (wasm.remote_load_fetch_failures rose from %d to %d)", *x.before, s.failures)
-	case len(x.wants) > 0 && s.vms != nil && *s.vms == 0:
-		return plan.Waiting, "it has no module loaded"
 	}
-	return plan.Running, ""
+	if x.there.IsZero() {
+		x.there = time.Now()
+	}
+	return x.loaded(listeners, s, time.Since(x.there) > settling)
+}
+
+// loaded says whether the plugins, which are all there, have their modules. Those that the proxy reads from files have: else it
+// had refused them. After one that it could not fetch it takes traffic all the same, and answers 503 or, of filters that fail
+// open, as if there were no filter. Its counters tell, unless they went away between two looks. How many sandboxes there are
+// tells in any case, but may count those of listeners that are about to go.
+func (x *Proof) loaded(listeners []envoy.Listener, s wasmStats, settled bool) (plan.ProxyState, string) {
+	var all []string
+	fetches, fetched := uint64(0), map[string]bool{}
+	for _, w := range x.wants {
+		if name := sandbox(w.plugin); !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	for _, l := range listeners {
+		for _, chain := range l.Active {
+			if !slices.ContainsFunc(chain, func(p *wasm.PluginConfig) bool { return x.find(p) >= 0 }) {
+				continue
+			}
+			for _, p := range chain { // all of them anew, whosever they are
+				if p.GetVmConfig().GetCode().GetRemote() != nil {
+					fetches++
+					fetched[sandbox(p)] = true
+				}
+			}
+		}
+	}
+	fresh := slices.ContainsFunc(all, func(name string) bool { return fetched[name] && !slices.Contains(x.before.Sandboxes, name) })
+	const failed = "it could not fetch a module, or got another than was meant"
+	// Each worker has its own, and the main thread two, of which one is not counted for good measure.
+	least := uint64(len(all)) * (s.workers + 1)
+	switch {
+	case len(fetched) > 0 && s.failed > x.before.Failed:
+		return plan.Rejected, fmt.Sprintf("%s (wasm.remote_load_fetch_failures rose from %d to %d)", failed, x.before.Failed, s.failed)
+	case s.sandboxes != nil && *s.sandboxes < least && len(fetched) > 0 && settled:
+		return plan.Rejected, fmt.Sprintf("%s: its listeners take traffic, and it has %d sandboxes where the filters need %d", failed, *s.sandboxes, least)
+	case s.sandboxes != nil && *s.sandboxes < least:
+		return plan.Waiting, fmt.Sprintf("it has %d sandboxes, and the filters need %d", *s.sandboxes, least)
+	case !fresh, s.created >= x.before.Created+uint64(len(fetched))*(s.workers+2), s.fetched >= x.before.Fetched+fetches && s.failed == x.before.Failed:
+		return plan.Running, ""
+	case settled:
+		return plan.Running, "whether it could fetch its modules was not seen, since its counters began anew meanwhile; a request that meets the filters shows it"
+	}
+	return plan.Waiting, "its modules are not seen to be loaded yet"
+}
+
+// sandbox names what a plugin runs in: Envoy shares it among plugins with the same name, configuration and bytes.
+func sandbox(p *wasm.PluginConfig) string {
+	vm := p.GetVmConfig()
+	return fmt.Sprintf("%q %x %s%s", vm.GetVmId(), vm.GetConfiguration().GetValue(), vm.GetCode().GetRemote().GetSha256(), path.Base(vm.GetCode().GetLocal().GetFilename()))
 }
 
 // isPublic says whether a listener is the one that takes what others send to the proxy's service.
@@ -308,8 +404,11 @@ func stringOf(text string) (*anypb.Any, error) {
 
 // wasmStats are a proxy's. It may be told to leave some out.
 type wasmStats struct {
-	vms               *uint64 // running sandboxes
-	failures, fetched uint64  // of modules that the proxy fetches itself
+	workers   uint64  // threads
+	sandboxes *uint64 // that there are
+	created   uint64  // sandboxes so far
+	failed    uint64  // modules that the proxy did not get
+	fetched   uint64  // modules that it got or had
 }
 
 func readStats(text []byte) (s wasmStats) {
@@ -321,10 +420,16 @@ func readStats(text []byte) (s wasmStats) {
 			continue
 		}
 		switch name {
-		case "wasm.wasm_vm_count":
-			s.vms = &n
+		case "server.concurrency":
+			s.workers = n
+		case "wasm.wasm_vm_count", "wasm.envoy.wasm.runtime.v8.active": // older proxies have the second only
+			if s.sandboxes == nil || *s.sandboxes < n {
+				s.sandboxes = &n
+			}
+		case "wasm.envoy.wasm.runtime.v8.created":
+			s.created = n
 		case "wasm.remote_load_fetch_failures":
-			s.failures = n
+			s.failed = n
 		case "wasm.remote_load_fetch_successes", "wasm.remote_load_cache_hits":
 			s.fetched += n
 		}

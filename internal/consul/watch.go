@@ -97,6 +97,8 @@ type proxy struct {
 	detail            string
 }
 
+func (p *proxy) name() string { return p.id + answersAt + p.addr }
+
 // begin finds out which proxies there are, and which of them can be asked.
 func (w *watch) begin(ctx context.Context) error {
 	c := w.client
@@ -138,7 +140,7 @@ func (w *watch) begin(ctx context.Context) error {
 		w.unverified += "; " + silent
 	}
 	for _, p := range w.proxies {
-		p.proof, p.state = NewProof(w.plan), plan.Waiting
+		p.proof, p.state = NewProof(w.plan, p.name()), plan.Waiting
 	}
 	return nil
 }
@@ -293,11 +295,8 @@ func (w *watch) ineffective() bool {
 func (w *watch) loaded() plan.Loaded {
 	l := plan.Loaded{Unverified: w.unverified}
 	for _, p := range w.proxies {
-		s := plan.ProxyStatus{Proxy: plan.Proxy{ID: p.id + " at " + p.addr, Version: p.version}, State: p.state, Expected: p.state != plan.Apart, Detail: p.detail}
-		if p.state == plan.Running {
-			s.Proof = plan.Seen
-		}
-		l.Proxies = append(l.Proxies, s)
+		l.Proxies = append(l.Proxies, plan.ProxyStatus{Proxy: plan.Proxy{ID: p.name(), Version: p.version}, State: p.state, Expected: p.state != plan.Apart,
+			Proof: proofOf(p.state, p.detail), Detail: p.detail})
 	}
 	l.Sort()
 	return l

@@ -285,7 +285,7 @@ func consulExtension(f filter.Filter, c code) map[string]any {
 			"retryPolicy": map[string]any{"numRetries": int64(5), "retryBackOff": map[string]any{"baseInterval": "1s", "maxInterval": "10s"}},
 		}
 	}
-	vm := map[string]any{"vmID": s.VMID, "runtime": "v8", "code": source}
+	vm := map[string]any{"vmID": consulSandbox(f, c), "runtime": "v8", "code": source}
 	if environment := environmentOf(f, "keyValues", "hostEnvKeys"); len(environment) > 0 {
 		vm["environmentVariables"] = environment
 	}
@@ -306,6 +306,17 @@ func consulExtension(f filter.Filter, c code) map[string]any {
 		"arguments": map[string]any{"protocol": string(s.Protocol), "listenerType": string(listener),
 			"proxyType": consulConnected, "pluginConfig": plugin},
 	}
+}
+
+// consulSandbox names a filter's sandbox. Envoy gives a plugin the sandbox that it has when that has the same id and the same
+// bytes, but of a module that it fetches it compares them before it has them (createWasm in
+// source/extensions/common/wasm/wasm.cc, Envoy 1.40): of two such modules with one id the second would never run. So the digest
+// is part of the id.
+func consulSandbox(f filter.Filter, c code) string {
+	if c.path != "" {
+		return f.Spec.VMID
+	}
+	return f.Spec.VMID + "@" + f.Spec.Module.SHA256
 }
 
 // withExtensions copies an entry with these extensions where ours stand, or at the end.

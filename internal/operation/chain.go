@@ -223,7 +223,7 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 	}
 	unchanged = prev.Version == p.Version
 	if !e.removal { // of modules that proxies have; that one cannot be fetched may be why another goes
-		if err := r.check(ctx, b, p); err != nil {
+		if p.Before, err = r.check(ctx, b, p); err != nil {
 			return l, false, err
 		}
 	}
@@ -321,8 +321,8 @@ func (r *Runner) try(ctx context.Context, s *story, pl place, b Backend, held fi
 	return s.holds(ctx)
 }
 
-// check fetches once, as proxies will, what a plan has them fetch, and sees whether they can.
-func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) error {
+// check fetches once, as proxies will, what a plan has them fetch, and sees whether they can, and what they have by now.
+func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) (map[string]plan.Before, error) {
 	checked := map[string]bool{}
 	for _, source := range p.Sources {
 		if checked[source.URL] {
@@ -334,15 +334,15 @@ func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) error {
 		module := filter.Module{URL: source.URL, SHA256: source.SHA256, PullSecret: f.Spec.Module.PullSecret}
 		err := r.Modules.Check(fetching, module, r.secretsOf(fetching, clusterOf(b), f))
 		if end(err); err != nil {
-			return named(filter.Filter{Key: source.Filter}, err)
+			return nil, named(filter.Filter{Key: source.Filter}, err)
 		}
 	}
 	if cluster, ok := b.(*clusterBackend); ok && len(p.Sources) > 0 {
 		if f, ok := cluster.cluster.Cluster.(Fetcher); ok {
-			return f.Reached(ctx, p)
+			return f.Before(ctx, p)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // about says in a span which plan it is about.

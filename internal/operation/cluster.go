@@ -536,10 +536,11 @@ type Surveyed interface {
 	Survey(context.Context) (plan.Survey, error)
 }
 
-// Fetcher is a Cluster that knows whether proxies have a way to what a plan has them fetch.
+// Fetcher is a Cluster whose proxies may fetch modules by themselves.
 type Fetcher interface {
-	// Reached is problem.UpstreamMissing where proxies of the plan lack one. What cannot be looked at is no error.
-	Reached(context.Context, plan.Plan) error
+	// Before is problem.UpstreamMissing where proxies of the plan have no way to what it has them fetch, and else what they
+	// say of fetching by now. What cannot be looked at is no error.
+	Before(context.Context, plan.Plan) (map[string]plan.Before, error)
 }
 
 // Try plans that one proxy runs the plan before the others do. Nil: there is only one, or nobody can see them, or the mesh

@@ -650,6 +650,19 @@ func TestConsulsProxiesFetchAModuleFromAnUpstreamOfTheirs(t *testing.T) {
 		if h := r.header("x-hello"); h != "there" {
 			t.Errorf("the header is %q", h)
 		}
+		// Another module for the same filter: what runs is seen in what it does.
+		probe, err := os.ReadFile(filepath.Join("..", "..", "build", "testfilters", "probe.wasm"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ok(apply(served("hello", "module: {inline: '"+base64.StdEncoding.EncodeToString(probe)+"'}", "config: {stamp: {header: x-probe, value: there}}")))
+		if h := r.header("x-hello") + "," + r.header("x-probe"); h != ",there" {
+			t.Errorf("the headers are %q", h)
+		}
+		r.ok(apply(served("hello")))
+		if h := r.header("x-hello") + "," + r.header("x-probe"); h != "there," {
+			t.Errorf("the headers are %q", h)
+		}
 		r.serve(http.NotFoundHandler())
 		r.fails(problem.SourceUnproved, apply(served("hello", "priority: 3")))
 		if h := r.header("x-hello"); h != "there" {

@@ -75,10 +75,21 @@ type Plan struct {
 	// Back says that the plan held before and is put back: Pods that restart with that may need all of it to get ready, so
 	// that they are waited for at its end, and not for long.
 	Back bool
+	// Before is what the proxies said of fetching modules right before the plan was offered, by their names in Loaded. Whoever
+	// applied the plan sets it, for the proof; it may lack proxies.
+	Before map[string]Before
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.
 	Rollout filter.Rollout
+}
+
+// Before is what a proxy that fetches modules itself said of that before a plan was offered to it.
+type Before struct {
+	Sandboxes []string // those that the filters of its listeners name, each with its module
+	Created   uint64   // sandboxes so far
+	Fetched   uint64   // modules that it got or had
+	Failed    uint64   // modules that it did not get
 }
 
 // Trial has one proxy run a plan before the others do.
