@@ -119,6 +119,16 @@ func (a *application) Start(ctx context.Context) (addr string, started bool, err
 	return a.bound, true, nil
 }
 
+// Addr is where it answers.
+func (a *application) Addr() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.running() {
+		return ""
+	}
+	return a.bound
+}
+
 // running says whether the application answers; a.mu is held.
 func (a *application) running() bool {
 	if a.stop == nil {

@@ -102,7 +102,7 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ports, err := stack.FreePorts(3)
+	ports, err := stack.FreePorts(4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,12 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 		c.Addr, strings.Join(admin, ","), folder, file), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	a := newAdapter(t, "--config", config, "--imagehub-sidecar-addr", "127.0.0.1:"+ports[0])
+	state := t.TempDir()
+	adapter := func(mesh string) *adapter {
+		t.Helper()
+		return newAdapterIn(t, state, "--config", config, "--imagehub-sidecar-addr", "127.0.0.1:"+ports[0], "--imagehub-mesh", mesh, "--xds-addr", "127.0.0.1:"+ports[3])
+	}
+	a := adapter("auto")
 	// The user's own entry, which has nothing to do with it.
 	theirs := map[string]any{"Kind": "service-defaults", "Name": "theirs", "Protocol": "http"}
 	if err := c.Write(t.Context(), theirs); err != nil {
@@ -181,6 +186,37 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 			t.Errorf("%s: there was\n%v\nand is\n%v", method, before, now)
 		}
 	}
+
+	// Where imagehub.mesh was changed, what is left on the other mesh is named, and goes with the rest.
+	restarted := func(mesh string) {
+		t.Helper()
+		a.interrupt()
+		a.wait(t, patience)
+		a = adapter(mesh)
+	}
+	left := func(said result, words ...string) {
+		t.Helper()
+		if n := strings.Count(said.want(t, exitOK, words...).err, "Image Hub's limiter is on another mesh, too"); n != 1 {
+			t.Errorf("it is told %d times:\n%s", n, said.err)
+		}
+	}
+	a.cli("run", "meshery-filters").want(t, exitOK, "1 of 1 proxy")
+	hub.until("the limiter wants a token", answered(http.StatusUnauthorized))
+	restarted("envoy")
+	_, url := a.proxyOf("default", "plain-1", anUpstream(t))
+	plain := hubClient{t, url[strings.LastIndex(url, ":")+1:]}
+	plain.until("nothing limits the plain Envoy", answered(http.StatusOK))
+	left(a.cli("run", "meshery-filters"), "Image Hub is elsewhere, too", "default/imagehub-rate-limit is on Service default/imagehub-api in Consul")
+	plain.until("the plain Envoy's limiter wants a token", answered(http.StatusUnauthorized))
+	hub.until("the sidecar's limiter wants a token still", answered(http.StatusUnauthorized))
+	restarted("consul")
+	left(a.cli("run", "meshery-filters"), "default/imagehub-rate-limit is on ProxyGroup default", "run imagehub_rate_limit --delete")
+	a.cli("run", "meshery-filters", "--delete").want(t, exitOK, "Image Hub's limiter is removed from 2 targets", "Image Hub removed from Consul")
+	plain.until("nothing limits the plain Envoy", answered(http.StatusOK))
+	if now := agentHolds(t, c); !reflect.DeepEqual(now, before) {
+		t.Errorf("there was\n%v\nand is\n%v", before, now)
+	}
+	a.cli("run", "imagehub_rate_limit", "--delete").want(t, exitFailed, "meshery-filters-1010")
 
 	// What is the user's stays, whatever its name.
 	mine := map[string]any{"Name": "imagehub-web", "ID": "imagehub-web", "Port": 1}

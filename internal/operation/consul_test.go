@@ -943,22 +943,35 @@ func TestAFilterThatNoEntryExplainsIsNamed(t *testing.T) {
 }
 
 func TestImageHubThatWasLeftInConsulIsNamedAndTakenAway(t *testing.T) {
-	before := newConsulRigOf(t, func(o *operation.Options) { o.HubSidecar = "127.0.0.1:2" })
-	before.ok(operation.Request{Operation: "imagehub"})
+	limiter, _ := templates.ImageHubLimiter("agent")
+	before := newConsulRigOf(t, func(o *operation.Options) { o.HubSidecar, o.Limiter = "127.0.0.1:2", limiter })
+	before.ok(operation.Request{Operation: operation.ComponentName})
 	after := newConsulRig(t)
-	if events := after.ok(operation.Request{Operation: "imagehub"}); !warned(events, problem.HubLeft) {
+	events := after.ok(operation.Request{Operation: "imagehub"})
+	says(t, events, "Service default/imagehub-api in Consul "+strings.TrimPrefix(after.Addr, "http://"))
+	if !warned(events, problem.HubLeft) || !warned(events, problem.LimiterLeft) {
 		t.Errorf("%v", texts(events))
 	}
-	said := strings.Join(texts(after.ok(operation.Request{Operation: "imagehub", Delete: true})), "\n")
-	if !strings.Contains(said, "service imagehub-api removed") || !strings.Contains(said, "service-defaults/imagehub-api removed") {
-		t.Errorf("%s", said)
+	if events := after.ok(operation.Request{Operation: "imagehub_rate_limit"}); !warned(events, problem.LimiterLeft) || after.order("default") == "" {
+		t.Errorf("%v", texts(events))
 	}
+	says(t, after.ok(operation.Request{Operation: "imagehub_rate_limit", Delete: true}), "removed from ProxyGroup default", "removed from Service default/imagehub-api")
+	says(t, after.ok(operation.Request{Operation: "imagehub", Delete: true}), "service imagehub-api removed", "service-defaults/imagehub-api removed")
 	for _, kind := range []string{"service-defaults", "service-intentions"} {
 		if e := after.entry(kind, "imagehub-api"); e != "" {
 			t.Errorf("%s", e)
 		}
 	}
-	if events := after.ok(operation.Request{Operation: "imagehub"}); warned(events, problem.HubLeft) {
+	if events := after.ok(operation.Request{Operation: operation.ComponentName}); warned(events, problem.HubLeft) || warned(events, problem.LimiterLeft) {
 		t.Errorf("%v", texts(events))
+	}
+	// It is nowhere else, and that is found where it is alone there.
+	before.ok(operation.Request{Operation: "imagehub_rate_limit"})
+	after.ok(operation.Request{Operation: operation.ComponentName, Delete: true})
+	after.fails(problem.FilterNotFound, operation.Request{Operation: "imagehub_rate_limit", Delete: true})
+	before.ok(operation.Request{Operation: "imagehub_rate_limit"})
+	says(t, after.ok(operation.Request{Operation: "imagehub_rate_limit", Delete: true}), "removed from Service default/imagehub-api")
+	if e := after.entry("service-defaults", "imagehub-api"); e != "" {
+		t.Errorf("%s", e)
 	}
 }

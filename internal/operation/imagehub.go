@@ -91,8 +91,89 @@ func (r *Runner) limiter() useCase {
 			return there(ctx, j, q)
 		}
 	}
-	u.apply, u.remove = in(u.apply, r.readApply), in(u.remove, r.readRemove)
+	u.apply, u.remove, u.run = in(u.apply, r.readApply), in(u.remove, r.readRemove), r.runLimiter
 	return u
+}
+
+// limiterName is what the limiter's documents are called.
+const limiterName = "imagehub-rate-limit"
+
+// passed are the adapter's own places that a job of Image Hub is not for, and was before imagehub.mesh or clusters of the
+// configuration was changed. Whoever brings a cluster may have Image Hub here besides.
+func (r *Runner) passed(j job) (places []place) {
+	if len(j.kubeconfigs) > 0 {
+		return nil
+	}
+	own, _ := r.own(j)
+	on := func(consul bool) bool {
+		return slices.ContainsFunc(own, func(pl place) bool { return consul == (pl.cluster != nil) })
+	}
+	if len(r.Backends) > 0 && !on(false) {
+		places = append(places, r.here())
+	}
+	if r.Consul != nil && !on(true) {
+		places = append(places, r.inConsul())
+	}
+	return places
+}
+
+// runLimiter is runFilters for Image Hub's limiter. Where it was left it is named, and a deletion takes it from there, too.
+func (r *Runner) runLimiter(ctx context.Context, s *story, j job) (summary, details string, err error) {
+	if !j.Delete {
+		r.warnOfLimiters(ctx, s, j)
+		return r.runFilters(ctx, s, j)
+	}
+	summary, details, err = r.runFilters(ctx, s, j)
+	if err != nil && !errors.Is(err, problem.FilterNotFound) {
+		return "", "", err
+	}
+	var done outcomes
+	if err == nil {
+		done = outcomes{{summary, details}}
+	}
+	failed := r.leftLimiters(ctx, s, j, func(pl place, c filter.Chain, key filter.Key) error {
+		o, err := r.takeFrom(ctx, s, pl, c, []filter.Key{key}, patience{j.Wait, j.Rollout})
+		if err == nil {
+			done = append(done, outcome{o.line + pl.suffix(), o.detail})
+		}
+		return err
+	})
+	switch {
+	case failed != nil:
+		return "", "", done.partly(failed, 0)
+	case len(done) == 0:
+		return "", "", err
+	}
+	summary, details = done.tell(fmt.Sprintf("Image Hub's limiter is removed from %d targets", len(done)))
+	return summary, details, nil
+}
+
+// warnOfLimiters names where the limiter was left.
+func (r *Runner) warnOfLimiters(ctx context.Context, s *story, j job) {
+	_ = r.leftLimiters(ctx, s, j, func(pl place, c filter.Chain, key filter.Key) error {
+		s.warn(problem.LimiterLeft.New("%s is on %s", key, pl.on(c.Target)))
+		return nil
+	})
+}
+
+// leftLimiters does something for each chain that has the limiter where it was left. That a place cannot be asked is a
+// warning.
+func (r *Runner) leftLimiters(ctx context.Context, s *story, j job, each func(place, filter.Chain, filter.Key) error) error {
+	key := filter.Key{Namespace: cmp.Or(j.Namespace, "default"), Name: limiterName}
+	for _, pl := range r.passed(j) {
+		looking, cancel := context.WithTimeout(ctx, lookTimeout)
+		chains, err := pl.holding(looking, key)
+		cancel()
+		if err != nil {
+			s.warn(problem.Of(err))
+		}
+		for _, c := range chains {
+			if err := each(pl, c, key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // readImageHub says where Image Hub is to run.
@@ -118,7 +199,13 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 	if err != nil {
 		return "", "", err
 	}
+	r.warnOfLimiters(ctx, s, j)
 	if places[0].cluster != nil && places[0].agent == nil {
+		if r.Own != nil {
+			if err := r.leftHere(ctx, s, j.Delete); err != nil {
+				return "", "", err
+			}
+		}
 		out, err := r.each(ctx, s, places, func(ctx context.Context, s *story, pl place) (outcomes, error) {
 			o, err := r.deploy(ctx, s, pl, j)
 			return outcomes{o}, err
@@ -153,6 +240,28 @@ func (r *Runner) runImageHub(ctx context.Context, s *story, j job) (summary, det
 		return "Image Hub is running already at http://" + addr, "nothing was changed", nil
 	}
 	return "Image Hub runs at http://" + addr, "nothing limits pulls until imagehub_rate_limit is applied to the proxies in front of it", nil
+}
+
+// leftHere stops Image Hub inside the adapter and takes it away from the adapter's own Consul, where it was deployed before
+// clusters was set to own, or warns that it is there.
+func (r *Runner) leftHere(ctx context.Context, s *story, remove bool) error {
+	ctx, cancel := context.WithTimeout(ctx, applicationTimeout)
+	defer cancel()
+	r.leftInConsul(ctx, s, remove)
+	if !remove {
+		if addr := r.ImageHub.Addr(); addr != "" {
+			s.warn(problem.HubLeft.New("it runs inside the adapter, at http://%s", addr))
+		}
+		return nil
+	}
+	stopped, err := r.ImageHub.Stop(ctx)
+	if err != nil {
+		return problem.ImageHubFailed.New("stop: %w", err)
+	}
+	if stopped {
+		s.info("Image Hub inside the adapter is stopped", "its users and tokens are gone with it")
+	}
+	return nil
 }
 
 // leftInConsul takes Image Hub away from the adapter's own Consul, where it was deployed before imagehub.mesh was changed, or
@@ -387,12 +496,12 @@ func (r *Runner) hubKey(c Cluster, namespace string) (string, error) {
 // runInstall is Image Hub and its limiter, one after the other; deleting takes the limiter away first.
 func (r *Runner) runInstall(ctx context.Context, s *story, j job) (summary, details string, err error) {
 	if j.Delete {
-		limiter, _, err := r.remove(ctx, s, j)
+		limiter, about, err := r.runLimiter(ctx, s, j)
 		if err != nil && !errors.Is(err, problem.FilterNotFound) {
 			return "", "", err
 		}
 		if err == nil {
-			s.info(limiter, "")
+			s.info(limiter, about)
 		}
 		app, _, err := r.runImageHub(ctx, s, j)
 		if err != nil {

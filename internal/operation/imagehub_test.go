@@ -580,7 +580,23 @@ func TestImageHubRunsInACluster(t *testing.T) {
 		}
 		c.ok(operation.Request{Operation: "remove_filter", Namespace: c.ns, Body: onAPI("routed")})
 
-		c.ok(c.imagehub(op("meshery-filters"), deletion))
+		// What is here from before the cluster was the adapter's own is named, and goes along.
+		limiter, _ := templates.ImageHubLimiter("agent")
+		before := newConsulRigOf(t, func(o *operation.Options) { o.HubSidecar, o.Limiter = "127.0.0.1:2", limiter })
+		before.ok(operation.Request{Operation: "meshery-filters", Namespace: c.ns})
+		c.ok(operation.Request{Operation: "apply_filter", Namespace: c.ns, Body: doc("imagehub-rate-limit", "mesh: envoy")})
+		if _, _, err := c.app.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		said := strings.Join(texts(c.ok(c.imagehub(op("meshery-filters")))), "\n")
+		if strings.Count(said, problem.HubLeft.Code) != 2 || strings.Count(said, problem.LimiterLeft.Code) != 2 {
+			t.Errorf("%s", said)
+		}
+		says(t, c.ok(c.imagehub(op("meshery-filters"), deletion)), "ServiceDefaults/"+c.ns+"/imagehub-api updated", "service imagehub-api removed",
+			"Image Hub inside the adapter is stopped", "Image Hub and its rate limit removed")
+		if entry, chain := other.entry("service-defaults", "imagehub-api"), c.order("default"); entry != "" || chain != "" || c.app.Addr() != "" {
+			t.Errorf("there are still %s and %s", entry, chain)
+		}
 		if names := c.names(); len(names) > 0 || len(c.inventories()) > 0 {
 			t.Errorf("%v and %d inventories are left", names, len(c.inventories()))
 		}

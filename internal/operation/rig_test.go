@@ -72,6 +72,15 @@ func (a *hubApp) Start(context.Context) (string, bool, error) {
 	return "127.0.0.1:1", started, a.fail
 }
 
+func (a *hubApp) Addr() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.running {
+		return ""
+	}
+	return "127.0.0.1:1"
+}
+
 func (a *hubApp) Stop(context.Context) (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

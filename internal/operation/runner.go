@@ -46,6 +46,8 @@ type Application interface {
 	// Start returns the address it answers on, and whether it was started just now. It is bounded by ctx, and the
 	// application lives on after it.
 	Start(ctx context.Context) (addr string, started bool, err error)
+	// Addr is the address that it answers on; empty while it does not run.
+	Addr() string
 	// Stop reports whether it was running.
 	Stop(ctx context.Context) (stopped bool, err error)
 }
@@ -387,6 +389,9 @@ func (r *Runner) touches(ctx context.Context, j job) (keys, targets []string, er
 	places, err := r.places(j)
 	if err != nil {
 		return nil, nil, err
+	}
+	if j.Operation == opImageHub || j.Operation == opLimiter || j.Operation == ComponentName {
+		places = append(places, r.passed(j)...)
 	}
 	for _, pl := range places {
 		touch := func(mesh string, t filter.Target) {

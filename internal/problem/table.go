@@ -289,9 +289,12 @@ var (
 	ConsulDamaged = &Kind{"meshery-filters-1163", codes.DataLoss, "what the adapter keeps in Consul of a target cannot be read",
 		"The key that is named was changed by somebody else. Operations on its target are refused; those on others go on.",
 		"`consul kv get KEY` shows it. Bring it back from a snapshot; or delete it with `consul kv delete KEY` and apply the target's filters again, which takes over what stands in the entry under their names. What is not applied again is taken out of the entry by hand: extensions with the plugins meshery.filters/NAMESPACE.NAME."}
-	HubLeft = &Kind{"meshery-filters-1164", codes.OK, "Image Hub is registered with Consul, too",
-		"imagehub.mesh of the adapter's configuration was changed while Image Hub was there, or another adapter has deployed it.",
+	HubLeft = &Kind{"meshery-filters-1164", codes.OK, "Image Hub is elsewhere, too",
+		"imagehub.mesh or clusters of the adapter's configuration was changed while Image Hub was there, or another adapter has deployed it.",
 		"`meshery-filters run imagehub --delete` takes it away here and there; then deploy it again."}
+	LimiterLeft = &Kind{"meshery-filters-1180", codes.OK, "Image Hub's limiter is on another mesh, too",
+		"imagehub.mesh or clusters of the adapter's configuration was changed while the limiter was applied, or another adapter has applied it there. It stays in front of whatever its proxies serve.",
+		"`meshery-filters run imagehub_rate_limit --delete` takes it away here and there; then apply it again."}
 )
 
 // All lists the table in the order of its codes.
@@ -309,5 +312,5 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken, LimiterLeft}
 }
