@@ -82,7 +82,7 @@ func (s schema) object() schema {
 var index = regexp.MustCompile(`\[[0-9]*\]`)
 
 // Explain describes the field at a path such as spec.module, and lists the fields below it. The empty path is the
-// document. The error for a path that does not exist names the nearest one.
+// document, of which every field is listed. The error for a path that does not exist names the nearest one.
 func Explain(path string) (string, error) {
 	var at property
 	if err := json.Unmarshal(filterSchema, &at.schema); err != nil {
@@ -115,23 +115,26 @@ func Explain(path string) (string, error) {
 		}
 	}
 	fmt.Fprintf(&b, "\n%s", wrap(at.Description, "  "))
-	in := at.object()
-	if len(in.Properties) > 0 {
-		b.WriteString("\nFIELDS:\n")
-	}
-	for i, p := range in.Properties {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		fmt.Fprintf(&b, "  %s <%s>", p.name, p.typeName())
-		for _, f := range p.facts(slices.Contains(in.Required, p.name)) {
-			fmt.Fprintf(&b, " %s: %s;", f.name, f.value)
-		}
-		text := strings.TrimSuffix(b.String(), ";")
-		b.Reset()
-		b.WriteString(text + "\n" + wrap(p.Description, "      "))
+	if fields := at.fields("", path == ""); len(fields) > 0 {
+		b.WriteString("\nFIELDS:\n" + strings.Join(fields, "\n"))
 	}
 	return b.String(), nil
+}
+
+// fields describes each field of s, or with all also what is below them.
+func (s schema) fields(prefix string, all bool) (out []string) {
+	in := s.object()
+	for _, p := range in.Properties {
+		facts := ""
+		for _, f := range p.facts(slices.Contains(in.Required, p.name)) {
+			facts += fmt.Sprintf(" %s: %s;", f.name, f.value)
+		}
+		out = append(out, fmt.Sprintf("  %s <%s>%s\n%s", prefix+p.name, p.typeName(), strings.TrimSuffix(facts, ";"), wrap(p.Description, "      ")))
+		if all {
+			out = append(out, p.fields(prefix+p.name+".", all)...)
+		}
+	}
+	return out
 }
 
 type fact struct{ name, value string }

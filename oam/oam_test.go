@@ -259,7 +259,7 @@ func TestTheSchemaRefusesWhatTheAdapterRefuses(t *testing.T) {
 
 func TestExplainShowsAFieldAndWhatIsBelow(t *testing.T) {
 	for path, words := range map[string][]string{
-		"":                         {"KIND:     Filter", "apiVersion <text> required: yes; value: filters.meshery.io/v1alpha1\n", "spec <object>"},
+		"":                         {"KIND:     Filter", "apiVersion <text> required: yes; value: filters.meshery.io/v1alpha1\n", "spec <object>", "  spec.module.builtin <text>\n", "  spec.environment.valueFrom <text>"},
 		"spec.module":              {"FIELD:    spec.module", "TYPE:     object", "REQUIRED: yes", "exactly one of", "  builtin <text>\n", "  sha256 <text>\n"},
 		"spec.failurePolicy":       {"TYPE:     text", "ONE OF:   closed, open, reload", "DEFAULT:  closed", "503"},
 		"spec.wait":                {"timeout <text> default: 30s\n", "for <text> one of: all, some, none; default: all\n"},

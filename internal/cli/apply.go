@@ -27,7 +27,7 @@ and the result to standard output; with -o json or yaml every event is one line 
   meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --context staging
   meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --no-adapter
   sed s/edge/canary/ filter.yaml | meshery-filters apply -f -`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
 				return usage("say what to apply with -f FILE")

@@ -25,7 +25,7 @@ It writes what it saw to a report, exits with 1 when a step does not hold, and s
 filter is never applied), nack (the Envoys cannot load the module).`,
 		Example: `  meshery-filters demo
   meshery-filters demo --keep`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Break != "" && !slices.Contains(demo.Breaks, o.Break) {
 				return usage("--break is %q; use digest, nofilter or nack", o.Break)

@@ -77,7 +77,7 @@ With --consul the adapter is asked what it would change in its own Consul, in wh
 		Example: `  meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config
   meshery-filters diff -f filter.yaml --mesh istio --kubeconfig ~/.kube/config --context staging
   meshery-filters diff -f filter.yaml --consul`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
 				return usage("say what to compare with -f FILE")

@@ -178,7 +178,7 @@ func TestFiltersGoToRealProxiesAndBackFromTheCommandLine(t *testing.T) {
 		}
 	}
 	a.cli("list").want(t, exitOK, "shop/audit", "2 of 2 proxies", "inline")
-	a.cli("list", "-n", "other").want(t, exitOK, "No filter is applied.")
+	a.cli("list", "-n", "other").want(t, exitOK, "No filter of namespace other is applied.")
 	a.cli("status").want(t, exitOK, "as applied", "2 of 2 proxies")
 
 	// Another filter, from standard input, as lines of JSON.
@@ -204,6 +204,10 @@ func TestFiltersGoToRealProxiesAndBackFromTheCommandLine(t *testing.T) {
 		list.Filters[1].Name != "later" || list.Filters[1].Position != 2 || *list.Filters[1].Running != 2 {
 		t.Errorf("%v: %+v", err, list)
 	}
+	a.cli("events", "--operation", "NOSUCH").want(t, exitOK, "No event of operation NOSUCH is held.")
+	misspelled := start(t, a.env, "events", "--operation", "NOSUCH", "--follow")
+	misspelled.err.waitFor(t, 20*time.Second, "No event of operation NOSUCH is held; it is waited for.")
+	misspelled.interrupt()
 	a.cli("events", "--operation", last.Operation, "--follow", "-o", "yaml").want(t, exitOK, "last: true")
 	a.cli("events").want(t, exitOK, "shop/audit", "shop/later")
 

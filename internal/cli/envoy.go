@@ -16,13 +16,8 @@ func newEnvoy(a *app) *cobra.Command {
 		Short:   "Prepare a plain Envoy for filters",
 		Long:    `Prepare a plain Envoy for filters: with a configuration of its own, or with an addition to one that you have.`,
 		Example: `  meshery-filters envoy bootstrap --upstream 127.0.0.1:10017 > edge.yaml`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usage("say which: bootstrap or slot")
-		},
 	}
-	cmd.AddCommand(newBootstrap(a), newSlot(a))
-	return cmd
+	return parent(cmd, newBootstrap(a), newSlot(a))
 }
 
 func newBootstrap(a *app) *cobra.Command {
@@ -37,7 +32,7 @@ filters from the adapter. It needs Envoy ` + envoy.MinVersion + ` or later.
 Every Envoy of a group runs the filters whose target is {kind: ProxyGroup, name: GROUP}.`,
 		Example: `  meshery-filters envoy bootstrap --group edge --listen 0.0.0.0:8080 --upstream 127.0.0.1:10017 > edge.yaml
   envoy -c edge.yaml`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if t != (envoy.TLS{}) {
 				b.XDSTLS = &t
@@ -80,7 +75,7 @@ func newSlot(a *app) *cobra.Command {
 		Long: `Write what to add to an Envoy configuration that you have, so that the adapter can fill filters into one of its
 listeners. Comments say where each part goes.`,
 		Example: `  meshery-filters envoy slot --group edge`,
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := io.WriteString(a.Out, envoy.Slot(group))
 			return err

@@ -25,8 +25,8 @@ With --operation they are those of one operation; following ends with its last e
 line, with -o yaml one document.`,
 		Example: `  meshery-filters events
   meshery-filters events --follow -o json
-  meshery-filters events --operation 7XKQ2B --follow`,
-		Args: cobra.NoArgs,
+  meshery-filters events --operation DETHPVZOD2GWPZNVQKMAS7ZDOP --follow`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -35,6 +35,9 @@ line, with -o yaml one document.`,
 			defer c.close()
 			q := &filterspb.WatchRequest{OperationId: operation}
 			if follow {
+				if err := a.begun(cmd.Context(), c, operation); err != nil {
+					return err
+				}
 				return a.follow(cmd.Context(), c, q)
 			}
 			return a.held(cmd.Context(), c, q)
@@ -54,6 +57,23 @@ const columns = "%-20s  %-26s  %-3s  %-7s  %s\n"
 
 func (e eventView) row() []string {
 	return []string{e.Time.UTC().Format(time.RFC3339), e.Operation, fmt.Sprint(e.Sequence), e.Type, e.Summary}
+}
+
+// begun says so when no event of an operation is held, which may be one that is still to begin or is misspelled: whoever
+// follows it waits.
+func (a *app) begun(ctx context.Context, c *client, operation string) error {
+	if operation == "" {
+		return nil
+	}
+	some := false
+	err := a.watch(ctx, c, &filterspb.WatchRequest{OperationId: operation, UntilNow: true}, nil, func(eventView) error {
+		some = true
+		return nil
+	})
+	if err == nil && !some {
+		fmt.Fprintf(a.Err, "No event of operation %s is held; it is waited for.\n", operation)
+	}
+	return err
 }
 
 // follow prints events until they end. Interrupting it is how it is used, and no failure.
@@ -92,6 +112,9 @@ func (a *app) held(ctx context.Context, c *client, q *filterspb.WatchRequest) er
 	})
 	switch {
 	case err != nil || a.output != formTable:
+		return err
+	case len(rows) == 0 && q.OperationId != "":
+		_, err := fmt.Fprintf(a.Out, "No event of operation %s is held.\n", q.OperationId)
 		return err
 	case len(rows) == 0:
 		_, err := io.WriteString(a.Out, "No events are held.\n")

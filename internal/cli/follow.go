@@ -42,6 +42,9 @@ const maxMisses = 5
 
 // start sends an operation and tells its events until the last. The error is the operation's own if that failed.
 func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) error {
+	if w.timeout < 0 {
+		return usage("--timeout: %s is less than nothing; write a time such as 2m", w.timeout)
+	}
 	if a.servedAt != "" && !w.alone {
 		return usage("--modules-url is for --no-adapter; an adapter knows where it serves modules")
 	}

@@ -30,7 +30,7 @@ cluster have.`,
 		Example: `  meshery-filters history shop/rate-limit
   meshery-filters history rate-limit -n shop -o json
   meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {
@@ -48,7 +48,7 @@ cluster have.`,
 				}
 				history := operation.HistoryOf(all.Revisions(), key)
 				if len(history) == 0 {
-					return problem.FilterNotFound.New("%s in %s", key, c)
+					return problem.FilterNotFound.New("%s: no change of it is kept in %s", key, c)
 				}
 				return a.printHistory(server.Revisions(history))
 			}
@@ -116,7 +116,7 @@ With --kubeconfig it is brought back in that cluster, if it has a history there,
 		Example: `  meshery-filters undo shop/rate-limit
   meshery-filters undo shop/rate-limit --to 12
   meshery-filters undo shop/rate-limit --kubeconfig ~/.kube/config --no-adapter`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {

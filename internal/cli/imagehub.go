@@ -27,7 +27,7 @@ Tokens are signed with a key of at least 32 bytes that the filter must know too.
 public images instead, which anybody can forge. Users are kept in memory. It runs until interrupted.`,
 		Example: `  IMAGEHUB_KEY=$(openssl rand -hex 32) meshery-filters imagehub --key-env IMAGEHUB_KEY
   meshery-filters imagehub --addr 127.0.0.1:10017 --unsigned`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			key, err := a.readKey(keyEnv, keyFile, unsigned)
 			if err != nil {

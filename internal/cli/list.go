@@ -41,7 +41,7 @@ something is found up to a minute longer; then it says how many proxies it looke
   meshery-filters list --kubeconfig ~/.kube/config --context staging
   meshery-filters list --kubeconfig ~/.kube/config --proxies -n shop
   meshery-filters list -n shop -o json`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if proxies && !k.given() {
 				return usage("--proxies goes with --kubeconfig or --context")
@@ -110,9 +110,12 @@ func (o *listing) add(l listed, state string) {
 func (a *app) printListing(o listing, state string) error {
 	return a.print(o, func(w io.Writer) error {
 		var err error
-		if len(o.rows) == 0 {
+		switch {
+		case len(o.rows) == 0 && a.namespace != "":
+			_, err = fmt.Fprintf(w, "No filter of namespace %s is applied.\n", a.namespace)
+		case len(o.rows) == 0:
 			_, err = io.WriteString(w, "No filter is applied.\n")
-		} else {
+		default:
 			err = table(w, []string{"FILTER", "MESH", "TARGET", "MODULE", "SHA256", "PHASE", "PRIORITY", state}, o.rows)
 		}
 		for _, orphan := range o.Orphans {

@@ -24,7 +24,7 @@ runs in, for callers with a client certificate or through kubectl port-forward; 
 		Example: `  meshery-filters manifests --image registry.example/meshery-filters:v1 | kubectl apply -f -
   meshery-filters manifests --namespace filters --proof > adapter.yaml
   meshery-filters manifests --clusters kubeconfigs > adapter.yaml`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if m.Storage == "none" {
 				m.Storage = ""

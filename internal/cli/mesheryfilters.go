@@ -43,9 +43,7 @@ configuration signs in.`,
 		Example: `  meshery-filters meshery filters list
   meshery-filters meshery filters push target/wasm32-unknown-unknown/release/audit.wasm`,
 	}
-	filters.AddCommand(newMesheryList(a), newMesheryPull(a), newMesheryPush(a))
-	cmd.AddCommand(filters)
-	return cmd
+	return parent(cmd, parent(filters, newMesheryList(a), newMesheryPull(a), newMesheryPush(a)))
 }
 
 // mesheryFlags are where Meshery Server is, and who asks.

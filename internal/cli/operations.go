@@ -15,7 +15,7 @@ func newOperations(a *app) *cobra.Command {
 		Short:   "List what the adapter can be asked to do",
 		Long:    `List what the adapter can be asked to do, from Meshery or with "run".`,
 		Example: `  meshery-filters operations -o json`,
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {

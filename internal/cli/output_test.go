@@ -67,6 +67,7 @@ func TestOutputIsGoldenInEveryForm(t *testing.T) {
 		"list":       func(a *app) error { return a.printList(someChains()) },
 		"list-shop":  func(a *app) error { a.namespace = "shop"; return a.printList(someChains()) },
 		"list-none":  func(a *app) error { return a.printList(nil) },
+		"list-other": func(a *app) error { a.namespace = "other"; return a.printList(someChains()) },
 		"status":     func(a *app) error { return drift(a.printStatus(someChains())) },
 		"status-ok":  func(a *app) error { return a.printStatus(someChains()[1:]) },
 		"render":     func(a *app) error { return a.printPreviews(previews) },

@@ -43,7 +43,7 @@ With --consul the adapter is asked what it would write to its own Consul: one co
   kubectl get crd,namespaces,services,deployments -A -o yaml > cluster.yaml
   meshery-filters render -f filter.yaml --mesh istio --cluster cluster.yaml
   meshery-filters render -f filter.yaml --consul | consul config write -`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
 				return usage("say what to render with -f FILE")

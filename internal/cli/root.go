@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"fmt"
+	"strings"
+
 	"github.com/spf13/cobra"
 )
 
@@ -58,7 +61,16 @@ Exit codes:
 	// The root takes serve's flags and its help does not repeat them.
 	root.Flags().AddFlagSet(serve.Flags())
 	root.SetUsageTemplate(usageTemplate)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if flag, parsing, ok := strings.Cut(err.Error(), ": strconv."); ok { // of which the user knows nothing
+			want := "write a whole number"
+			if strings.HasPrefix(parsing, "ParseBool") {
+				want = "write true or false"
+			}
+			err = fmt.Errorf("%s: %s", flag, want)
+		}
+		return usageError{err}
+	})
 	return root
 }
 
@@ -75,8 +87,40 @@ func oneArg(missing string) cobra.PositionalArgs {
 	}
 }
 
+// noArgs takes no argument. The one that is given is most likely a document, so it says how that is named.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.Flags().Lookup("filename") != nil:
+		return usage("%q is no argument of %q; a file is named with -f", args[0], cmd.CommandPath())
+	}
+	return usage("%q takes no arguments, and there is %q", cmd.CommandPath(), args[0])
+}
+
+// parent makes a command of which only those below it can be run: alone, or with another word, it says which they are.
+func parent(cmd *cobra.Command, below ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(below...)
+	names := make([]string, len(below))
+	for i, c := range below {
+		names[i] = c.Name()
+	}
+	which := strings.Join(names, ", ")
+	if i := strings.LastIndex(which, ", "); i >= 0 {
+		which = which[:i] + " or " + which[i+2:]
+	}
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usage("unknown command %q for %q; say which: %s", args[0], cmd.CommandPath(), which)
+		}
+		return usage("say which: %s", which)
+	}
+	return cmd
+}
+
 // usageTemplate is cobra's, less the root's own flags and with the example before lists.
-const usageTemplate = `Usage:{{if .Runnable}}
+const usageTemplate = `Usage:{{if or (not .HasParent) (not .HasAvailableSubCommands)}}
   {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}
   {{.CommandPath}} [command]{{end}}{{if .HasExample}}
 

@@ -71,7 +71,7 @@ What it keeps is in the state directory: an adapter that is started again on it 
 		Example: `  meshery-filters serve
   meshery-filters serve --config adapter.yaml --debug
   MESHERY_FILTERS_GRPC_ADDR=127.0.0.1:20014 meshery-filters serve --state-dir ./state`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	load := configFlags(a, cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

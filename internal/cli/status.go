@@ -35,7 +35,7 @@ cluster.`,
   meshery-filters status --kubeconfig ~/.kube/config --context staging
   meshery-filters status -o json
   meshery-filters status > /dev/null || echo "look at the proxies"`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if k.given() {
 				return a.statusAlone(cmd.Context(), &k)

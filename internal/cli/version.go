@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -19,12 +18,11 @@ import (
 // newVersion makes `version`.
 func newVersion(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Show this program's version, and the meshes and modules that it knows",
-		Long: `Show this program's version, the meshes it drives and those it only renders documents for, the Envoys it works with
-and the modules it ships.`,
+		Use:     "version",
+		Short:   "Show this program's version, and the meshes and modules that it knows",
+		Long:    `Show this program's version, the meshes it drives, the Envoys it works with and the modules it ships.`,
 		Example: `  meshery-filters version -o json`,
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := struct {
 				Version  string   `json:"version"`
@@ -32,16 +30,15 @@ and the modules it ships.`,
 				Go       string   `json:"go"`
 				Platform string   `json:"platform"`
 				Schema   string   `json:"schema"`
-				Meshes   []string `json:"meshes"`   // that an adapter drives
-				Rendered []string `json:"rendered"` // that documents can only be rendered for
+				Meshes   []string `json:"meshes"`
 				MinEnvoy string   `json:"minEnvoy"`
 				Modules  []string `json:"modules"`
 			}{a.build.Version, a.build.Commit, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, filter.APIVersion,
-				driven, renderedOnly(), envoy.MinVersion, filters.Names()}
+				mesh.Names(), envoy.MinVersion, filters.Names()}
 			return a.print(v, func(w io.Writer) error {
 				tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 				for _, l := range [][2]string{{"Version", v.Version}, {"Commit", v.Commit}, {"Go", v.Go}, {"Platform", v.Platform},
-					{"Schema", v.Schema}, {"Meshes", strings.Join(v.Meshes, ", ")}, {"Rendered", strings.Join(v.Rendered, ", ")}, {"Envoy", v.MinEnvoy + " or later"},
+					{"Schema", v.Schema}, {"Meshes", strings.Join(v.Meshes, ", ")}, {"Envoy", v.MinEnvoy + " or later"},
 					{"Modules", strings.Join(v.Modules, ", ")}} {
 					if l[1] != "" {
 						fmt.Fprintf(tw, "%s:\t%s\n", l[0], l[1])
@@ -53,9 +50,4 @@ and the modules it ships.`,
 	}
 	a.outputFlag(cmd)
 	return cmd
-}
-
-// renderedOnly lists the meshes that documents can be rendered for and not applied to.
-func renderedOnly() []string {
-	return slices.DeleteFunc(mesh.Names(), func(name string) bool { return slices.Contains(driven, name) })
 }

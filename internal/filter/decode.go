@@ -80,6 +80,7 @@ func Read(body []byte, namespace string) ([]Filter, error) {
 // Filter or stop after metadata.
 func ReadKeys(body []byte, namespace string) ([]Filter, error) {
 	docs, mistakes := decode(body)
+	decoded := len(mistakes)
 	var filters []Filter
 	for i, d := range docs {
 		if len(mistakes) >= maxMistakes {
@@ -90,7 +91,9 @@ func ReadKeys(body []byte, namespace string) ([]Filter, error) {
 			if len(docs) > 1 {
 				m.Path = fmt.Sprintf("documents[%d].%s", i, m.Path)
 			}
-			mistakes = append(mistakes, m)
+			if !slices.ContainsFunc(mistakes[:decoded], func(e problem.Field) bool { return related(e.Path, m.Path) }) {
+				mistakes = append(mistakes, m)
+			}
 		}
 		if !slices.ContainsFunc(filters, func(o Filter) bool { return o.Key == f.Key }) {
 			filters = append(filters, f)
@@ -102,12 +105,12 @@ func ReadKeys(body []byte, namespace string) ([]Filter, error) {
 	return filters, nil
 }
 
-// related says whether one path is the other or lies inside it.
+// related says whether one path is the other or lies inside it. The empty path is the one document.
 func related(a, b string) bool {
 	if len(a) > len(b) {
 		a, b = b, a
 	}
-	return strings.HasPrefix(b, a) && (len(a) == len(b) || b[len(a)] == '.' || b[len(a)] == '[')
+	return strings.HasPrefix(b, a) && (a == "" || len(a) == len(b) || b[len(a)] == '.' || b[len(a)] == '[')
 }
 
 func decode(body []byte) ([]Document, []problem.Field) {

@@ -74,7 +74,7 @@ func (r *Runner) History(ctx context.Context, namespace, name string) ([]Revisio
 	history := append([]Revision{}, slices.Concat(in...)...)
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(history) == 0 && len(errs) == 0 {
-		return nil, problem.FilterNotFound.New("%s", key)
+		return nil, problem.FilterNotFound.New("%s: no change of it is kept", key)
 	}
 	return history, joined(errs)
 }
@@ -165,7 +165,7 @@ func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied
 	case len(found) > 0 && len(here) > 0:
 		return problem.UndoAmbiguous.New("%s has a history on plain Envoys and in %s", u.Key, found[0].name())
 	case len(found) == 0 && len(here) == 0:
-		return problem.FilterNotFound.New("%s", u.Key)
+		return problem.FilterNotFound.New("%s: no change of it is kept", u.Key)
 	case len(found) == 0:
 		found, histories = []place{r.here()}, [][]Revision{here}
 	case len(j.kubeconfigs) == 0 && !r.AllowWideTargets && j.Namespace != "" && u.Key.Namespace != j.Namespace:
