@@ -139,7 +139,8 @@ func (Istio) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		if err != nil {
 			return plan.Plan{}, err
 		}
-		order := priorities(c.Filters, carrier.GroupKind() != envoyPatch)
+		p.Unnamed = carrier.GroupKind() != envoyPatch
+		order := priorities(c.Filters, p.Unnamed)
 		for i, f := range c.Filters {
 			name := objectName(f.Key, c.Target)
 			var spec map[string]any

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
+	"github.com/meshery/meshery-filters/internal/wasm"
 )
 
 // plan makes the plan of a chain in the backend's world now. The plan's Chain keeps its references.
@@ -222,6 +224,11 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 		}
 	}
 	unchanged = prev.Version == p.Version
+	if !unchanged {
+		if err := r.share(ctx, b, prev.Chain, p, e.touched); err != nil {
+			return l, false, err
+		}
+	}
 	if !e.removal { // of modules that proxies have; that one cannot be fetched may be why another goes
 		if p.Before, err = r.check(ctx, b, p); err != nil {
 			return l, false, err
@@ -271,6 +278,62 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 		s.warn(problem.WaitNotMet.New("%s of %s have accepted so far", l, target))
 	}
 	return l, unchanged, nil
+}
+
+// share runs filters in the sandboxes that proxies will put them into, beside what runs there: those of the chain with the same
+// module, and what they were configured with in the chain that held.
+func (r *Runner) share(ctx context.Context, b Backend, held filter.Chain, p plan.Plan, touched []filter.Key) error {
+	for _, f := range p.Chain.Filters {
+		if !slices.Contains(touched, f.Key) {
+			continue
+		}
+		var beside []wasm.Plugin
+		var secrets []string
+		seen := []filter.Filter{f}
+		for i, o := range slices.Concat(held.Filters, p.Chain.Filters) {
+			self := o.Key == f.Key && i >= len(held.Filters)
+			if self || !sameSandbox(f, o, p.Unnamed) || slices.ContainsFunc(seen, func(s filter.Filter) bool { return samePlugin(s, o) }) {
+				continue
+			}
+			seen = append(seen, o)
+			resolved, hidden, err := r.resolved(ctx, clusterOf(b), o)
+			if err != nil { // of what held: its secret may be gone
+				continue
+			}
+			beside = append(beside, wasm.Plugin{RootID: o.Spec.RootID, Configuration: []byte(resolved.Spec.Config.Text())})
+			secrets = append(secrets, hidden...)
+		}
+		if beside == nil {
+			continue
+		}
+		_, data, err := r.Modules.Resolve(ctx, filter.Module{SHA256: f.Spec.Module.SHA256})
+		if errors.Is(err, problem.ModuleUnavailable) {
+			continue // an undo does without the bytes where proxies have them already
+		} else if err != nil {
+			return named(f, err)
+		}
+		resolved, hidden, err := r.resolved(ctx, clusterOf(b), f)
+		if err != nil {
+			return named(f, err)
+		}
+		o := Sandbox(resolved, append(secrets, hidden...))
+		o.Beside = beside
+		if err := r.dryRun(ctx, f, data, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameSandbox says whether a proxy has one sandbox for both.
+func sameSandbox(a, b filter.Filter, unnamed bool) bool {
+	return a.Spec.Module.SHA256 == b.Spec.Module.SHA256 && (unnamed || a.Spec.VMID == b.Spec.VMID) &&
+		reflect.DeepEqual(a.Spec.Environment, b.Spec.Environment)
+}
+
+// samePlugin says whether a sandbox that runs one has nothing to do for the other. What a secret was is not known any more.
+func samePlugin(a, b filter.Filter) bool {
+	return a.Key == b.Key && a.Spec.RootID == b.Spec.RootID && a.Spec.Config.Text() == b.Spec.Config.Text() && len(filter.Chain{Filters: []filter.Filter{a}}.Secrets()) == 0
 }
 
 // offer applies a plan, and tells what that changed in a cluster.

@@ -821,6 +821,18 @@ func TestWhatIsNotProvedIsTakenBackAndTheChainBeforeHoldsAgain(t *testing.T) {
 	says(t, c.ok(c.apply(on("web", "a"))), "is unchanged")
 }
 
+func TestObjectsThatDoNotNameTheirSandboxShareOne(t *testing.T) {
+	c := newClusterRig(t)
+	inline := "module: {inline: " + base64.StdEncoding.EncodeToString(probe(t)) + "}"
+	const first, second = "config: {once: sandbox}", "config: {once: sandbox, trapPath: /x}"
+	c.ok(c.apply(on("web", "a", inline, first)))
+	c.ok(c.apply(on("web", "b", inline, second)))
+	const plugin = "delivery: {mode: local, localPath: /modules}"
+	c.ok(c.apply(on("api", "c", inline, first, plugin)))
+	c.fails(problem.SandboxSpoiled, c.apply(on("api", "d", inline, second, plugin)))
+	c.holds("TrafficExtension", "c")
+}
+
 func TestATrialGoesWhereTheOthersCannotFollow(t *testing.T) {
 	c := newClusterRig(t, func(o *operation.Options) {
 		open := o.Clusters

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -199,28 +197,40 @@ func (o outcomes) partly(err error, left int) error {
 // there is one.
 func (r *Runner) prove(ctx context.Context, s *story, c Cluster, f filter.Filter, bytes []byte) error {
 	module := f.Spec.Module
-	about := []attribute.KeyValue{attrFilter.String(f.Key.String()), attrDigest.String(module.SHA256)}
-	var secrets []string
-	lookup := r.lookup(ctx, c, f)
-	resolved, err := f.Resolved(func(ref filter.SecretRef) (string, error) {
-		v, err := lookup(ref)
-		secrets = append(secrets, v)
-		return v, err
-	})
+	resolved, secrets, err := r.resolved(ctx, c, f)
 	if err != nil {
 		return named(f, err)
 	}
-	begun := time.Now()
-	running, end := r.step(ctx, "dry run", about...)
-	_, err = wasm.DryRun(running, bytes, Sandbox(resolved, secrets))
-	r.Observer.DryRun(err, time.Since(begun))
-	if end(err); err != nil {
-		return named(f, err)
+	if err := r.dryRun(ctx, f, bytes, Sandbox(resolved, secrets)); err != nil {
+		return err
 	}
 	s.info(fmt.Sprintf("Module of %s accepted its configuration in a dry run", f.Key),
 		fmt.Sprintf("%s, %d bytes, sha256 %s", module.Source(), len(bytes), module.SHA256))
 	if r.unsigned(ctx, f) {
 		s.warn(problem.UnsignedTokens.New("%s", f.Key))
+	}
+	return nil
+}
+
+// resolved is a filter with its references resolved, and the values that they stand for. They are those of the cluster, if
+// there is one.
+func (r *Runner) resolved(ctx context.Context, c Cluster, f filter.Filter) (resolved filter.Filter, secrets []string, err error) {
+	lookup := r.lookup(ctx, c, f)
+	resolved, err = f.Resolved(func(ref filter.SecretRef) (string, error) {
+		v, err := lookup(ref)
+		secrets = append(secrets, v)
+		return v, err
+	})
+	return resolved, secrets, err
+}
+
+func (r *Runner) dryRun(ctx context.Context, f filter.Filter, bytes []byte, o wasm.Options) error {
+	begun := time.Now()
+	running, end := r.step(ctx, "dry run", attrFilter.String(f.Key.String()), attrDigest.String(f.Spec.Module.SHA256))
+	_, err := wasm.DryRun(running, bytes, o)
+	r.Observer.DryRun(err, time.Since(begun))
+	if end(err); err != nil {
+		return named(f, err)
 	}
 	return nil
 }

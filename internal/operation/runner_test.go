@@ -292,6 +292,29 @@ func TestNothingReachesAProxyThatTheDryRunRefuses(t *testing.T) {
 	}
 }
 
+func TestAConfigurationThatASharedSandboxDoesNotTakeReachesNoProxy(t *testing.T) {
+	r := newRig(t)
+	taken := atomic.Int64{}
+	r.proxy("a", "default", func(int) answer { taken.Add(1); return accept })
+	inline := "module: {inline: " + base64.StdEncoding.EncodeToString(probe(t)) + "}"
+	const once, again = "config: {once: sandbox}", "config: {once: sandbox, stamp: {header: x-a, value: again}}"
+	last := r.fails(problem.SandboxSpoiled, apply(doc("x", inline, "config: {once: shared}")))
+	if !strings.Contains(last.Details, "default/x: in a second sandbox") {
+		t.Errorf("details: %s", last.Details)
+	}
+	r.ok(apply(doc("x", inline, once)))
+	before := taken.Load()
+	r.ok(apply(doc("x", inline, once, "priority: 1"))) // nothing is configured
+	r.fails(problem.SandboxSpoiled, apply(doc("x", inline, again)))
+	r.fails(problem.SandboxSpoiled, apply(doc("y", inline, "vmID: default/x", again)))
+	if now := taken.Load(); now != before {
+		t.Errorf("the proxy was asked %d times more", now-before)
+	}
+	r.ok(apply(doc("x", inline, again, "vmID: other")))
+	r.ok(apply(doc("x", inline, again, "vmID: other", "environment: [{name: A, value: b}]"))) // has another sandbox, too
+	r.ok(apply(doc("y", inline, "vmID: other", "config: {once: sandbox, trapPath: /x}")))
+}
+
 func TestSecretsReachTheProxyAndNothingElse(t *testing.T) {
 	r := newRig(t)
 	r.proxy("a", "default", func(nth int) answer {

@@ -78,6 +78,8 @@ type Plan struct {
 	// Before is what the proxies said of fetching modules right before the plan was offered, by their names in Loaded. Whoever
 	// applied the plan sets it, for the proof; it may lack proxies.
 	Before map[string]Before
+	// Unnamed says that proxies are not told which sandbox a filter is for: all of the same module share one.
+	Unnamed bool
 	// Losses are the fields that the user set and the mesh cannot say.
 	Losses []Loss
 	// Rollout says whether all proxies are offered the plan at once, or one first.

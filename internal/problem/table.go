@@ -295,6 +295,9 @@ var (
 	LimiterLeft = &Kind{"meshery-filters-1180", codes.OK, "Image Hub's limiter is on another mesh, too",
 		"imagehub.mesh or clusters of the adapter's configuration was changed while the limiter was applied, or another adapter has applied it there. It stays in front of whatever its proxies serve.",
 		"`meshery-filters run imagehub_rate_limit --delete` takes it away here and there; then apply it again."}
+	SandboxSpoiled = &Kind{"meshery-filters-1185", codes.FailedPrecondition, "the module cannot be configured as often as Envoy does it",
+		"Envoy judges a configuration by a sandbox that it throws away. Then each of its threads has one of its own with the same shared data, and one that runs already gets the next configuration, too. The module fails there: Envoy would have accepted it, and would let requests pass the filter by, whatever its failure policy.",
+		"Mend the module: it has to accept its configuration with shared data that is there already, and more than once in a sandbox. Where the details speak of a sandbox that runs another configuration, another spec.vmID gives the filter a sandbox of its own; for a TrafficExtension or WasmPlugin, which do not name sandboxes, remove the filter and apply it again."}
 )
 
 // All lists the table in the order of its codes.
@@ -312,5 +315,5 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken, LimiterLeft}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken, LimiterLeft, SandboxSpoiled}
 }

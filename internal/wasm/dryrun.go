@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,10 @@ type Options struct {
 	VMConfiguration []byte            // of the VM
 	Environment     map[string]string // the VM's variables; there are no others
 
+	// Beside is what runs in the VM already: filters of the same module that share it, and what this one was configured with
+	// before.
+	Beside []Plugin
+
 	// Connections says that the module is to see connections (protocol tcp) and not requests, so it is given one.
 	Connections bool
 
@@ -41,6 +46,12 @@ type Options struct {
 	// where they stand as JSON or base64 and where several lines hold one in pieces. Values of less than
 	// four bytes are left alone. A filter that transforms a secret in another way gets it through.
 	Redact []string
+}
+
+// Plugin is one configuration of a module in a VM.
+type Plugin struct {
+	RootID        string
+	Configuration []byte
 }
 
 // Outcome is what a run showed.
@@ -60,10 +71,15 @@ type Log struct {
 // behind that: proxy_on_context_create, proxy_on_new_connection. A module that traps there before it has asked anything of
 // the connection would end every one of them. One that has asked is not judged: here there is nothing to answer with.
 //
+// Envoy judges by a sandbox that it throws away, and then makes one for each of its threads, with the same shared data; one
+// that runs already gets a new configuration in a root context of its own. When that fails, Envoy has accepted long since,
+// and lets requests pass the filter by, whatever its failure policy. So it is tried, too: in a second sandbox, behind what is
+// Beside.
+//
 // A module that Envoy would not load gives problem.ModuleInvalid. One that refuses its configuration gives
 // problem.ConfigRefused with the filter's own last words in the details. One that traps, runs into the timeout
-// or wants more memory than it may have gives problem.ModuleMisbehaved. A ctx that ends first gives ctx's error.
-// The Outcome is valid in all cases.
+// or wants more memory than it may have gives problem.ModuleMisbehaved, and one that does any of this only in the second
+// sandbox problem.SandboxSpoiled. A ctx that ends first gives ctx's error. The Outcome is valid in all cases.
 //
 // Calls to other services are accepted and never answered; the foreign functions for signatures and
 // compression answer that they are not implemented. The module is interpreted: its calls may nest 2000 deep, and
@@ -94,6 +110,14 @@ type refusal struct{ step string }
 
 func (r refusal) Error() string { return r.step + " answered false" }
 
+// spoiled is what went wrong in the second sandbox only.
+type spoiled struct {
+	err  error
+	used bool // there were others in it
+}
+
+func (s spoiled) Error() string { return s.err.Error() }
+
 var errTooLittleMemory = errors.New("not enough memory")
 
 // failure is a callback that did not come to its end.
@@ -115,7 +139,25 @@ func (h *host) run(ctx context.Context, l *layout) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := h.link(ctx, p.runtime, l); err != nil {
+		return fmt.Errorf("link the module: %w", err)
+	}
+	own := Plugin{h.options.RootID, h.options.Configuration}
+	if err := h.live(ctx, l, p, h.options.Connections, own); err != nil {
+		return err
+	}
+	said := h.logs[:len(h.logs):len(h.logs)]
+	err = h.live(ctx, l, p, false, append(slices.Clone(h.options.Beside), own)...)
+	if err == nil || h.roots <= len(h.options.Beside) { // what the others do is not this one's fault
+		h.logs = said
+		return nil
+	}
+	return spoiled{err, len(h.options.Beside) > 0}
+}
 
+// live starts a sandbox and configures the plugins in it, one after another; with connect it opens a connection to the last.
+func (h *host) live(ctx context.Context, l *layout, p prepared, connect bool, plugins ...Plugin) (err error) {
+	h.phase, h.roots, h.allocates, h.asked, h.wanted = initializing, 0, false, false, 0
 	ctx, cancel := context.WithTimeout(ctx, h.options.Timeout)
 	defer cancel()
 	ctx = experimental.WithMemoryAllocator(ctx, h)
@@ -125,13 +167,11 @@ func (h *host) run(ctx context.Context, l *layout) (err error) {
 			err = failure{step, fmt.Errorf("the sandbox failed: %v", r)}
 		}
 	}()
-	if err := h.link(ctx, p.runtime, l); err != nil {
-		return fmt.Errorf("link the module: %w", err)
-	}
 	instance, err := p.runtime.InstantiateModule(ctx, p.module, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
 		return failure{step, err}
 	}
+	defer func() { _ = instance.Close(context.WithoutCancel(ctx)) }() // only close hooks fail, and there are none
 	call := func(name string, args ...uint64) (uint64, error) {
 		step = name
 		results, err := instance.ExportedFunction(name).Call(ctx, args...)
@@ -162,39 +202,44 @@ func (h *host) run(ctx context.Context, l *layout) (err error) {
 	}
 
 	h.phase = running
-	if has("proxy_on_context_create") {
-		h.plugin = true
-		_, err := call("proxy_on_context_create", rootContext, 0)
-		h.plugin = false
-		if err != nil {
-			return err
+	for _, plugin := range plugins {
+		h.roots++
+		h.options.RootID, h.options.Configuration = plugin.RootID, plugin.Configuration
+		if has("proxy_on_context_create") {
+			h.plugin = true
+			_, err := call("proxy_on_context_create", uint64(h.roots), 0)
+			h.plugin = false
+			if err != nil {
+				return err
+			}
+		}
+		if has("proxy_on_vm_start") {
+			ok, err := call("proxy_on_vm_start", uint64(h.roots), uint64(len(h.options.VMConfiguration)))
+			if err == nil && ok == 0 {
+				err = refusal{"proxy_on_vm_start"}
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if has("proxy_on_configure") {
+			h.plugin = true
+			ok, err := call("proxy_on_configure", uint64(h.roots), uint64(len(h.options.Configuration)))
+			h.plugin = false
+			if err == nil && ok == 0 {
+				err = refusal{"proxy_on_configure"}
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
-	if has("proxy_on_vm_start") {
-		ok, err := call("proxy_on_vm_start", rootContext, uint64(len(h.options.VMConfiguration)))
-		if err == nil && ok == 0 {
-			err = refusal{"proxy_on_vm_start"}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if has("proxy_on_configure") {
-		h.plugin = true
-		ok, err := call("proxy_on_configure", rootContext, uint64(len(h.options.Configuration)))
-		if err == nil && ok == 0 {
-			err = refusal{"proxy_on_configure"}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if !h.options.Connections {
+	if !connect {
 		return nil
 	}
-	h.plugin, h.phase = false, connecting
+	h.phase = connecting
 	if has("proxy_on_context_create") {
-		_, err = call("proxy_on_context_create", connectionContext, rootContext)
+		_, err = call("proxy_on_context_create", connectionContext, uint64(h.roots))
 	}
 	if err == nil && has("proxy_on_new_connection") {
 		_, err = call("proxy_on_new_connection", connectionContext)
@@ -245,6 +290,7 @@ func valueTypes(letters string) []api.ValueType {
 // explain makes a problem of what ended a run.
 func (h *host) explain(ctx context.Context, err error, logs []Log) error {
 	var p *problem.Problem
+	var again spoiled
 	var refused refusal
 	var failed failure
 	switch {
@@ -252,6 +298,12 @@ func (h *host) explain(ctx context.Context, err error, logs []Log) error {
 		return err
 	case ctx.Err() != nil:
 		return fmt.Errorf("dry run: %w", context.Cause(ctx))
+	case errors.As(err, &again):
+		where := "in a second sandbox"
+		if again.used {
+			where = "in a sandbox that runs another configuration"
+		}
+		return problem.SandboxSpoiled.New("%s: %s", where, problem.Of(h.explain(ctx, again.err, logs)).Details)
 	case errors.As(err, &refused):
 		what := ""
 		if refused.step == "proxy_on_vm_start" {

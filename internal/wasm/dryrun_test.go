@@ -119,6 +119,29 @@ func TestATrapIsReportedWithItsReason(t *testing.T) {
 	}
 }
 
+// Envoy accepts all of these, and then lets requests pass them by.
+func TestAModuleIsConfiguredAsOftenAsEnvoyDoesIt(t *testing.T) {
+	const once = `{"once": "sandbox"}`
+	for config, c := range map[string]struct {
+		beside []Plugin
+		reason string // empty: it is taken
+	}{
+		`{"once": "shared"}`: {nil, `in a second sandbox: the filter said: "probe: another sandbox was first"`},
+		once:                 {[]Plugin{{"", []byte("{}")}}, "in a sandbox that runs another configuration: proxy_on_configure trapped: unreachable"},
+		once + " ":           {nil, ""},
+		`{}`:                 {[]Plugin{{"", []byte(once)}, {"root", nil}}, ""},
+		`{ }`:                {[]Plugin{{"", []byte(`{"refuse": "I am not asked"}`)}}, ""},
+	} {
+		o, err := DryRun(t.Context(), read(t, probe), Options{Configuration: []byte(config), Beside: c.beside})
+		switch {
+		case c.reason == "" && (err != nil || len(o.Logs) > 0):
+			t.Errorf("%s: %v, %v", config, err, o.Logs)
+		case c.reason != "" && (!errors.Is(err, problem.SandboxSpoiled) || !strings.Contains(err.Error(), c.reason)):
+			t.Errorf("%s: want %q, got: %v", config, c.reason, err)
+		}
+	}
+}
+
 func TestAModuleThatIsMadeForRequestsAloneIsNotPutBeforeConnections(t *testing.T) {
 	connection := func(code ...[]byte) []byte {
 		m := configured(i32(1))

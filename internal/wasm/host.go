@@ -33,11 +33,8 @@ const (
 	maxKeptEntries = 10_000   // of each kind
 )
 
-// The root context's id. Envoy counts from 1; 0 is the VM's own.
-const (
-	rootContext       = 1
-	connectionContext = 2
-)
+// connectionContext is the id of a connection's context. Root contexts have 1, 2 and so on; 0 is the VM's own.
+const connectionContext = 1000
 
 type phase int
 
@@ -57,6 +54,7 @@ type host struct {
 	start    time.Time
 
 	phase     phase
+	roots     int  // root contexts in the sandbox, the last of which runs
 	allocates bool // the module's own allocator is running
 	asked     bool // while connecting, for what only a real connection has
 	plugin    bool // a callback runs that may see the plugin's configuration
@@ -569,8 +567,8 @@ var envFunctions = map[string]hostFunction{
 		}
 		return statusOK
 	}},
-	"proxy_set_effective_context": {signature: "i:i", call: func(_ *host, a args) uint32 {
-		if a.u32(0) > rootContext {
+	"proxy_set_effective_context": {signature: "i:i", call: func(h *host, a args) uint32 {
+		if int(a.u32(0)) > h.roots {
 			return statusBadArgument
 		}
 		return statusOK

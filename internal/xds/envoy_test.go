@@ -332,3 +332,29 @@ func TestRealEnvoysRefuseTheSameChainEveryTimeItIsOffered(t *testing.T) {
 	r.await(good, "a=running")
 	a.runs(good)
 }
+
+// This is why a dry run configures modules more than once.
+func TestARealEnvoyAcceptsWhatItsWorkersCannotConfigure(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer upstream.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	r := newRig(t)
+	a := r.startEnvoy("a", strings.TrimPrefix(upstream.URL, "http://"))
+	a.ready()
+	put := func(once, header, value string) {
+		t.Helper()
+		probe := r.wasm("build/testfilters/probe.wasm", "probe", fmt.Sprintf(`{"once": %q, "stamp": {"header": %q, "value": "1"}}`, once, header))
+		p := r.put(r.planOf(filter.Chain{Mesh: "envoy", Target: edge}.With(probe), all))
+		r.await(p, "a=running")
+		a.runs(p)
+		eventually(t, header+" is "+value, func() bool { return a.header(header) == value })
+	}
+	put("sandbox", "x-first", "1")
+	put("sandbox", "x-second", "")
+	if a.header("x-first") != "" {
+		t.Error("the chain before acts still")
+	}
+	p := r.put(r.plan(all))
+	r.await(p, "a=running")
+	put("shared", "x-third", "")
+}

@@ -10,6 +10,7 @@ use json::{header_name, header_value, integer, object, string, Refusal, Value};
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel};
+use std::cell::Cell;
 use std::rc::Rc;
 
 proxy_wasm::main! {{
@@ -24,12 +25,13 @@ struct Config {
     refuse: Option<String>,
     spin: bool,
     grow: bool,
+    once: Option<String>,
     reply: Option<(String, u32)>,
     log_on_request: Option<String>,
 }
 
-const FIELDS: [&str; 8] =
-    ["stamp", "trapPath", "refuse", "spin", "grow", "localReply", "logOnRequest", "env"];
+const FIELDS: [&str; 9] =
+    ["stamp", "trapPath", "refuse", "spin", "grow", "once", "localReply", "logOnRequest", "env"];
 
 fn parse(bytes: &[u8]) -> Result<Config, Refusal> {
     let mut config = Config::default();
@@ -50,6 +52,7 @@ fn parse(bytes: &[u8]) -> Result<Config, Refusal> {
             "refuse" => config.refuse = Some(string(name, value)?.to_string()),
             "spin" => config.spin = *value == Value::Bool(true),
             "grow" => config.grow = *value == Value::Bool(true),
+            "once" => config.once = Some(string(name, value)?.to_string()),
             "localReply" => {
                 object(name, value, &["path", "status"])?;
                 let path = value.get("path").unwrap_or(&Value::Null);
@@ -92,6 +95,10 @@ fn variable(name: &str) -> Option<String> {
     })
 }
 
+thread_local! {
+    static CONFIGURED: Cell<u32> = const { Cell::new(0) };
+}
+
 struct Root {
     config: Rc<Config>,
 }
@@ -126,6 +133,15 @@ impl RootContext for Root {
             loop {
                 hoard.push(std::hint::black_box(vec![1; 1 << 20]));
             }
+        }
+        let before = CONFIGURED.with(|n| n.replace(n.get() + 1));
+        match config.once.as_deref() {
+            Some("sandbox") if before > 0 => panic!("probe: configured a second time"),
+            Some("shared") if self.set_shared_data("once", Some(b"1"), Some(u32::MAX)).is_err() => {
+                let _ = hostcalls::log(LogLevel::Error, "probe: another sandbox was first");
+                return false;
+            }
+            _ => {}
         }
         self.config = Rc::new(config);
         true
