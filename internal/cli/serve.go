@@ -346,7 +346,7 @@ func serve(ctx context.Context, c config.Config, env []string, build Build, out 
 		return nil
 	})
 	if kept.Shared() {
-		g.Go(func() error { return follow(running, kept.Records(), runner, log) })
+		g.Go(func() error { return runner.Follow(running) })
 	}
 	for _, b := range brokers {
 		g.Go(func() error { return b.Run(outlive) })
@@ -419,19 +419,6 @@ func openAudit(c config.Config, out io.Writer, log *slog.Logger) (*audit.Log, er
 		o.File = filepath.Join(c.StateDir, "audit.jsonl")
 	}
 	return audit.Open(o)
-}
-
-// follow brings what other adapters commit to this one's proxies.
-func follow(ctx context.Context, records store.Records, runner *operation.Runner, log *slog.Logger) error {
-	for _, err := range records.Changes(ctx) {
-		if err == nil {
-			err = runner.CatchUp(ctx)
-		}
-		if err != nil && ctx.Err() == nil {
-			log.Warn("what another adapter has done is not taken over", "err", err)
-		}
-	}
-	return nil
 }
 
 // syncInterval is how much a power cut can take with `sync: interval`.

@@ -61,7 +61,7 @@ type Options struct {
 	Own Cluster
 	// Consul, when set, keeps the entries of the mesh consul, for requests without kubeconfigs. It is the adapter's own.
 	Consul      Cluster
-	Records     store.Records // of which modules chains in clusters use
+	Records     store.Records // of chains, and of which modules chains in clusters use
 	Modules     Modules
 	ModuleNames []string // those that builtin can name
 	// StoredFilters says that Modules knows a Meshery Server, and fetches what users have stored there.
@@ -609,6 +609,34 @@ func (r *Runner) CatchUp(ctx context.Context) error {
 			})
 		}); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Follow makes the backends hold what other adapters commit, soon after they did, until ctx ends. What cannot be taken over
+// at the moment is tried again until it is, since nobody may change anything more. The error is that of a store whose
+// records are gone.
+func (r *Runner) Follow(ctx context.Context) error {
+	for _, err := range r.Records.Changes(ctx) {
+		if err != nil {
+			return fmt.Errorf("follow what other adapters do: %w", err)
+		}
+		for told := ""; ; {
+			err := r.CatchUp(ctx)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			if text := err.Error(); text != told {
+				told = text
+				r.Log.Warn("what another adapter has done is not taken over yet", "err", err)
+			}
+			wait := time.NewTimer(time.Second)
+			select {
+			case <-wait.C:
+			case <-ctx.Done():
+			}
+			wait.Stop()
 		}
 	}
 	return nil

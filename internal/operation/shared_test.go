@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/meshery/meshery-filters/internal/event"
+	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/store"
@@ -84,6 +85,52 @@ func TestAdaptersThatShareAStoreShareTheirWorkAndItsResult(t *testing.T) {
 		} else if got != want {
 			t.Errorf("adapter %d keeps %s, and adapter 0 %s", i, got, want)
 		}
+	}
+}
+
+// unread is a backend that cannot see a few times what other adapters have done, as when the store elects a leader.
+type unread struct {
+	operation.Backend
+	times atomic.Int32
+}
+
+func (b *unread) Behind(ctx context.Context) ([]filter.Chain, error) {
+	if b.times.Add(-1) >= 0 {
+		return nil, problem.StoreAway.New("tested: %w", store.ErrAway)
+	}
+	return b.Backend.Behind(ctx)
+}
+
+func TestTheLastChangeOfAnotherAdapterIsTakenOverThoughTheStoreWasAway(t *testing.T) {
+	url := external(t)
+	b := &unread{}
+	r := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url}, func(o *operation.Options) {
+		b.Backend = o.Backends["envoy"]
+		o.Backends = map[string]operation.Backend{"envoy": b}
+		o.Queue = idle{o.Queue, make(chan struct{})}
+	})
+	other := startRigOn(t, store.Options{StateDir: t.TempDir(), URL: url})
+	b.times.Store(2)
+	other.ok(apply(doc("x")))
+	if _, err := r.dir.Records().All(t.Context()); err != nil { // as the sweep of modules reads them
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	followed := make(chan error)
+	go func() { followed <- r.runner.Follow(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-followed; err != nil {
+			t.Error(err)
+		}
+	}()
+	for deadline := time.Now().Add(30 * time.Second); r.order("default") != "default/x"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it holds %q", r.order("default"))
+		}
+	}
+	if b.times.Load() >= 0 {
+		t.Error("the store was not away")
 	}
 }
 

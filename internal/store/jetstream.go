@@ -234,7 +234,11 @@ func (s *Store) open(ctx context.Context, length int) error {
 	}
 	info := events.CachedInfo()
 	s.id = strconv.FormatInt(info.Created.UnixNano(), 36)
-	s.records = &recordsInKV{store: s, kv: records, revisions: map[string]uint64{}}
+	values, err := try(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, "KV_"+recordsBucket) })
+	if err != nil {
+		return s.missing(recordsBucket, err)
+	}
+	s.records = &recordsInKV{store: s, kv: records, stream: values, revisions: map[string]uint64{}, own: map[string]uint64{}, opened: values.CachedInfo().State.LastSeq}
 	held, err := try(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, "OBJ_"+blobsBucket) })
 	if err != nil {
 		return s.missing(blobsBucket, err)

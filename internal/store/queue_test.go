@@ -250,13 +250,14 @@ func TestWhatIsSecretIsOverwrittenAtTheEnd(t *testing.T) {
 
 func TestAClaimWhoseHolderIsNotHeardOfGoesToAnother(t *testing.T) {
 	url := external(t)
-	on := func(o *Options) { o.URL, o.Lease = url, 400*time.Millisecond }
+	const lease = 2 * time.Second // long enough that a busy machine comes to renewing it
+	on := func(o *Options) { o.URL, o.Lease = url, lease }
 	a, b := openStore(t, t.TempDir(), on), openStore(t, t.TempDir(), on)
 	mustPut(t, a.Queue(), "a", "x")
 	mustPut(t, b.Queue(), "b", "x")
 	held := mustNext(t, a.Queue())
 	// While it is renewed nobody else has it.
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), lease*3/2)
 	if c, err := b.Queue().Next(ctx); err == nil {
 		t.Fatalf("%s has two claims", c.Entry().ID)
 	}

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
@@ -23,12 +24,14 @@ const (
 
 // recordsInKV writes only over the revision that it knows of, so that a writer who was cut off finds out.
 type recordsInKV struct {
-	store *Store
-	kv    jetstream.KeyValue
+	store  *Store
+	kv     jetstream.KeyValue
+	stream jetstream.Stream // of the bucket
+	opened uint64           // the last revision of any key when the store was opened
 
 	mu        sync.Mutex
-	stream    jetstream.Stream  // of the bucket
 	revisions map[string]uint64 // by key, as last read or written
+	own       map[string]uint64 // by key, as last written by this process
 }
 
 var _ Records = (*recordsInKV)(nil)
@@ -81,15 +84,6 @@ func subjectOf(key string) string { return "$KV." + recordsBucket + "." + encode
 
 // current reads a key and notes its revision. The lock is held.
 func (r *recordsInKV) current(ctx context.Context, key string) ([]byte, error) {
-	if r.stream == nil {
-		stream, err := try(ctx, r.store, func(ctx context.Context) (jetstream.Stream, error) {
-			return r.store.js.Stream(ctx, "KV_"+recordsBucket)
-		})
-		if err != nil {
-			return nil, storeFailed("opening the records", err)
-		}
-		r.stream = stream
-	}
 	m, err := r.store.last(ctx, r.stream, subjectOf(key))
 	if err != nil || m == nil {
 		r.revisions[key] = 0
@@ -129,13 +123,10 @@ func (r *recordsInKV) set(ctx context.Context, key string, m *nats.Msg) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	revision, known := r.revisions[key]
-	if !known || r.stream == nil {
+	if !known {
 		value, err := r.current(ctx, key)
 		if err != nil {
 			return err
-		}
-		if known && revision != r.revisions[key] {
-			return r.changed(key)
 		}
 		if revision = r.revisions[key]; value == nil && m.Header.Get(operationKey) == deleted {
 			return nil
@@ -149,7 +140,7 @@ func (r *recordsInKV) set(ctx context.Context, key string, m *nats.Msg) error {
 	if err != nil {
 		return err
 	}
-	r.revisions[key] = sequence
+	r.revisions[key], r.own[key] = sequence, sequence
 	return nil
 }
 
@@ -181,7 +172,7 @@ func (r *recordsInKV) History(ctx context.Context, prefix string) ([]Revision, e
 
 func (r *recordsInKV) Changes(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for m, err := range r.store.follow(ctx, "KV_"+recordsBucket, 1) {
+		for m, err := range r.store.follow(ctx, "KV_"+recordsBucket, r.opened+1) {
 			if err != nil {
 				if ctx.Err() == nil {
 					yield("", err)
@@ -196,10 +187,11 @@ func (r *recordsInKV) Changes(ctx context.Context) iter.Seq2[string, error] {
 			if err != nil {
 				continue
 			}
+			// What was read only may be unknown to those who follow.
 			r.mu.Lock()
-			known := r.revisions[key] >= meta.Sequence.Stream
+			own := r.own[key] >= meta.Sequence.Stream
 			r.mu.Unlock()
-			if !known && !yield(key, nil) {
+			if !own && !yield(key, nil) {
 				return
 			}
 		}
@@ -216,9 +208,12 @@ func (r *recordsInKV) each(ctx context.Context, visit func(Revision), o ...jetst
 		return storeFailed("reading the records", err)
 	}
 	defer w.Stop()
+	silence := time.NewTimer(patience) // of a server that is gone; others wait behind the lock
+	defer silence.Stop()
 	for {
 		select {
 		case e := <-w.Updates():
+			silence.Reset(patience)
 			if e == nil {
 				return nil
 			}
@@ -231,6 +226,8 @@ func (r *recordsInKV) each(ctx context.Context, visit func(Revision), o ...jetst
 				rev.Value = append([]byte{}, e.Value()...)
 			}
 			visit(rev)
+		case <-silence.C:
+			return r.store.unanswered(fmt.Errorf("reading the records: nothing came for %s", patience))
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -30,8 +30,8 @@ type Records interface {
 	Delete(ctx context.Context, key string) error
 	// All returns every record by key.
 	All(ctx context.Context) (map[string][]byte, error)
-	// Changes yields the keys that other adapters change, soon after they did, until ctx ends; some may be yielded that
-	// nobody has changed.
+	// Changes yields the keys that other adapters have changed since the store was opened, soon after they did, until ctx
+	// ends; some may be yielded that nobody has changed.
 	Changes(ctx context.Context) iter.Seq2[string, error]
 	// History returns what the keys that begin with the prefix held, oldest first: the last 10 values of each.
 	History(ctx context.Context, prefix string) ([]Revision, error)

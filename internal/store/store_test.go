@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -388,6 +389,41 @@ func TestBlobsAreVerifiedAndShared(t *testing.T) {
 	}
 	if _, err := b.Put(t.Context(), nil); !errors.Is(err, problem.StoreFailed) {
 		t.Errorf("nothing: %v", err)
+	}
+}
+
+// Whatever else an adapter reads of a record, those who follow the others' changes hear of it.
+func TestChangesAreThoseOfOthers(t *testing.T) {
+	url := external(t)
+	on := func(o *Options) { o.URL = url }
+	other := openStore(t, t.TempDir(), on)
+	put := func(s *Store, key string) {
+		t.Helper()
+		if err := s.Records().Put(t.Context(), key, []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(other, "before")
+	s := openStore(t, t.TempDir(), on)
+	put(other, "one")
+	put(s, "own")
+	put(other, "two")
+	if all, err := s.Records().All(t.Context()); err != nil || len(all) != 4 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var keys []string
+	for key, err := range s.Records().Changes(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keys = append(keys, key); key == "two" {
+			break
+		}
+	}
+	if !slices.Equal(keys, []string{"one", "two"}) {
+		t.Errorf("%q", keys)
 	}
 }
 
