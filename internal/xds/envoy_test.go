@@ -333,6 +333,28 @@ func TestRealEnvoysRefuseTheSameChainEveryTimeItIsOffered(t *testing.T) {
 	a.runs(good)
 }
 
+func TestARealEnvoyWhoseFirstChainIsRefusedIsNotTakenForRunningByTheNextAdapter(t *testing.T) {
+	r := newRig(t)
+	bad := r.put(r.planOf(filter.Chain{Mesh: "envoy", Target: edge}.With(r.wasm("build/testfilters/probe.wasm", "probe", `{"refuse":"not today"}`)), all))
+	a := r.startEnvoy("a", "127.0.0.1:1")
+	r.await(bad, "a=rejected")
+	for n := range uint64(2) {
+		r.stop()
+		r.start()
+		eventually(t, "the Envoy is back", func() bool { return r.has("a") })
+		stored, err := r.committed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.put(r.planOf(stored, all))
+		r.await(bad, "a=rejected")
+		eventually(t, "Envoy counts one more rejection", func() bool { return a.rejected() == n+2 })
+	}
+	good := r.put(r.plan(all))
+	r.await(good, "a=running")
+	a.ready()
+}
+
 // This is why a dry run configures modules more than once.
 func TestARealEnvoyAcceptsWhatItsWorkersCannotConfigure(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

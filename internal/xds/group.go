@@ -355,15 +355,10 @@ func (p *proxy) push() {
 }
 
 // suspect says whether the proxy may have rejected the version before. Envoy accepts bytes that it has just rejected
-// without looking at them again, and then seems to run what it does not: it must be sent others. One that connects with
-// a version of its own may have rejected this one in an earlier life of the adapter; one that connects with none has
-// most likely just started.
+// without looking at them again, and then seems to run what it does not: it must be sent others. One that connects and has
+// not accepted this version may have rejected it in an earlier life of the adapter, or by the word of another adapter.
 func (p *proxy) suspect(v *version) bool {
-	if p.group.refusals[p.nodeID].version == v.id {
-		return true
-	}
-	accepted := p.request.GetVersionInfo()
-	return p.nonce == "" && accepted != "" && accepted != v.id
+	return p.group.refusals[p.nodeID].version == v.id || p.nonce == "" && p.request.GetVersionInfo() != v.id
 }
 
 // other returns the version in bytes that the node did not reject last.

@@ -243,13 +243,13 @@ func TestOffers(t *testing.T) {
 		{"a proxy that joins during an offer gets the committed chain until the commit and is not waited for", func(t *testing.T, r *rig) {
 			good := r.put(r.plan(all, "one"))
 			a := r.join("a")
-			a.ack(a.want(good))
+			a.ack(a.wantVersion(good))
 			r.await(good, "a=running")
 			p := r.plan(all, "two")
 			r.apply(p)
 			am := a.want(p)
 			b := r.join("b")
-			b.ack(b.want(good))
+			b.ack(b.wantVersion(good))
 			r.await(p, "a=waiting (b=held)")
 			a.ack(am)
 			r.await(p, "a=running (b=held)")
@@ -266,7 +266,7 @@ func TestOffers(t *testing.T) {
 			a.leave()
 			r.await(p, "a=gone b=running")
 			a = r.join("a")
-			a.ack(a.want(p))
+			a.ack(a.wantVersion(p))
 			r.await(p, "a=running b=running")
 		}},
 		{"an offer without a proxy is committed for those that come", func(t *testing.T, r *rig) {
@@ -319,14 +319,9 @@ func TestOffers(t *testing.T) {
 		{"a rejection after the commit is reported once for the proxy and version, however often it comes back", func(t *testing.T, r *rig) {
 			p := r.put(r.plan(all, "one"))
 			var seen []byte // last
-			for n := range 3 {
+			for range 3 {
 				a := r.join("a")
-				m := &discovery.DiscoveryResponse{}
-				if n == 0 {
-					m = a.want(p)
-				} else {
-					m = a.wantOther(p, seen)
-				}
+				m := a.wantOther(p, seen)
 				seen = m.GetResources()[0].GetValue()
 				a.nack(m, "no such runtime")
 				r.await(p, "a=rejected")
@@ -557,7 +552,7 @@ func TestARestartHoldsProxiesUntilTheirChainIsThereAgain(t *testing.T) {
 	r.put(r.planOf(r.chain(blue, "three"), all))
 	r.put(r.planOf(r.chain(blue), all)) // and away again
 	a := r.join("a")
-	a.ack(a.want(p))
+	a.ack(a.wantVersion(p))
 	r.await(p, "a=running")
 	r.stop()
 	<-a.ended
@@ -591,7 +586,7 @@ func TestARestartHoldsProxiesUntilTheirChainIsThereAgain(t *testing.T) {
 		t.Fatalf("the stored chain has version %s and had %s", again.Version, p.Version)
 	}
 	r.put(again)
-	a.ack(a.want(again))
+	a.ack(a.wantVersion(again))
 	r.await(again, "a=running")
 	a.wantHistory(p)
 	if held := r.b.Held(); len(held) != 0 {
