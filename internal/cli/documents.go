@@ -27,6 +27,7 @@ func filesFlag(cmd *cobra.Command, files *[]string) {
 func (a *app) readDocuments(files []string, keysOnly bool) ([]filter.Document, error) {
 	var docs []filter.Document
 	var mistakes []problem.Field
+	in := map[filter.Key]string{} // the file that has it
 	for _, name := range files {
 		body, err := a.readBody(name)
 		if err != nil {
@@ -44,6 +45,11 @@ func (a *app) readDocuments(files []string, keysOnly bool) ([]filter.Document, e
 			return nil, err
 		}
 		for i, d := range read {
+			key := d.Filter(a.namespace).Key
+			if first, twice := in[key]; twice && !keysOnly {
+				mistakes = append(mistakes, inFile(name, problem.Field{Path: "metadata.name", Cause: fmt.Sprintf("%s is also in %s", key, first), Remedy: "give each filter its own name"}))
+			}
+			in[key] = name
 			if d.Spec.Module.File != "" && !keysOnly {
 				if d.Spec.Module, err = loadModule(name, d.Spec.Module); err != nil {
 					at := "spec.module.file"

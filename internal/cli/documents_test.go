@@ -73,6 +73,19 @@ func TestModuleFileOfStandardInputIsReadFromTheCurrentFolder(t *testing.T) {
 	}
 }
 
+func TestTwoFilesWithOneFilterAreToldByTheirNames(t *testing.T) {
+	dir := t.TempDir()
+	a := put(t, dir, "a.yaml", header("one")+"spec: {module: {builtin: headers}}\n")
+	b := put(t, dir, "b.yaml", header("two")+"spec: {module: {builtin: headers}}\n---\n"+header("one")+"spec: {module: {builtin: headers}}\n")
+	_, err := (&app{}).readDocuments([]string{a, b}, false)
+	if err == nil || !strings.Contains(err.Error(), b+": metadata.name: default/one is also in "+a) {
+		t.Errorf("got %v", err)
+	}
+	if docs, err := (&app{}).readDocuments([]string{a, b}, true); err != nil || len(docs) != 3 {
+		t.Errorf("names may come twice: %v, %v", docs, err)
+	}
+}
+
 func TestEveryMistakeOfEveryFileIsToldWithItsFile(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "empty.wasm", "")

@@ -89,6 +89,9 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	case ctx.Err() != nil:
 		return goesOn("stopped waiting", exitInterrupted)
 	case err != nil:
+		if explain(err, true).exit == exitUnreachable {
+			fmt.Fprintf(a.Err, "Operation %s was accepted, and goes on when the adapter is there again:\n  `meshery-filters events --operation %s --follow` tells how\n", q.OperationId, q.OperationId)
+		}
 		return err
 	case !last.Last:
 		return goesOn("the adapter ended the stream of events before the last", exitFailed)
@@ -180,7 +183,11 @@ func (e eventView) say(w io.Writer) {
 		fmt.Fprintln(w, e.Summary)
 		return
 	}
-	fmt.Fprintf(w, "Warning: %s\n", e.Summary)
+	code := ""
+	if e.Code != "" {
+		code = " [" + e.Code + "]"
+	}
+	fmt.Fprintf(w, "Warning: %s%s\n", e.Summary, code)
 	for _, l := range append(lines(e.Details), lines(e.Remedy)...) {
 		if !strings.HasSuffix(e.Summary, l) { // the summary may end with the details' first line
 			fmt.Fprintf(w, "  %s\n", l)

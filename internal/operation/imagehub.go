@@ -292,7 +292,7 @@ func (r *Runner) leftInConsul(ctx context.Context, s *story, remove bool) (taken
 }
 
 // hubSidecars are how the sidecars of Image Hub are started, as Consul's agent has it.
-const hubSidecars = `Consul starts no sidecars. Start both, each in a shell of its own, with Envoy in the path, and with CONSUL_GRPC_ADDR=127.0.0.1:8502 if the agent has -dev:
+const hubSidecars = `Consul starts no sidecars. Unless they run, start both, each in a shell of its own, with Envoy in the path, and with CONSUL_GRPC_ADDR=127.0.0.1:8502 if the agent has -dev:
 consul connect envoy -sidecar-for imagehub-api -admin-bind 127.0.0.1:19000 -ignore-envoy-compatibility -- --disable-hot-restart --drain-strategy immediate --drain-time-s 20
 consul connect envoy -sidecar-for imagehub-web -admin-bind 127.0.0.1:19001 -ignore-envoy-compatibility -- --disable-hot-restart --drain-strategy immediate --drain-time-s 20`
 

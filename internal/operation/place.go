@@ -230,7 +230,11 @@ func (u unopened) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, erro
 func together(places []place, errs []error) error {
 	var lines []string
 	for i, err := range errs {
-		lines = append(lines, places[i].name()+": "+problem.Of(err).Details)
+		line := problem.Of(err).Details
+		if name := places[i].name() + ": "; !strings.HasPrefix(line, name) { // Consul says its name itself
+			line = name + line
+		}
+		lines = append(lines, line)
 	}
 	p := *problem.Of(errs[0])
 	p.Details = strings.Join(lines, "\n")

@@ -30,7 +30,7 @@ var (
 		"Set spec.mesh to one of the meshes that are listed."}
 	NotSupported = &Kind{"meshery-filters-1009", codes.InvalidArgument, "the mesh cannot do what the document asks",
 		"The field has no equivalent in the mesh that the filter is for.",
-		"Leave the field out or choose another mesh; docs/envoy.md and docs/istio.md say what each can do."}
+		"Leave the field out or choose another mesh; docs/envoy.md, docs/istio.md and docs/consul.md say what each can do."}
 	FilterNotFound = &Kind{"meshery-filters-1010", codes.NotFound, "no such filter",
 		"No chain holds a filter of this namespace and name; it may have been removed already.",
 		"`meshery-filters list` shows what is there."}
@@ -198,7 +198,7 @@ var (
 		"Mend what the details say of each, then send the operation again; where it is done already nothing is changed."}
 	NotVerified = &Kind{"meshery-filters-1082", codes.OK, "nothing proves that proxies run it",
 		"The cluster has taken the objects, and what its proxies made of them was not seen.",
-		"Look at live responses, or at the proxies' own configuration: `istioctl proxy-status` and `istioctl proxy-config` show both. Of Consul's proxies off Kubernetes those are looked at whose admin addresses consul.admin has. docs/istio.md and docs/consul.md say what can go wrong."}
+		"Look at live responses. On Istio `istioctl proxy-status` and `istioctl proxy-config` show what the proxies have; of Consul's proxies off Kubernetes those are looked at whose admin addresses consul.admin has. docs/istio.md and docs/consul.md say what can go wrong."}
 	SourceUnproved = &Kind{"meshery-filters-1090", codes.FailedPrecondition, "proxies would not get the module",
 		"The address that proxies are to fetch it from did not give the adapter the module's bytes. A proxy without its module serves errors, so nothing was changed.",
 		"Check the address from where proxies run: it is modulesURL of the adapter's configuration, or the document's module.url with delivery {mode: direct}."}
@@ -210,7 +210,7 @@ var (
 		"Check the address with `curl ADDRESS/v1/status/leader` from where the adapter runs, then send the operation again."}
 	ConsulDenied = &Kind{"meshery-filters-1101", codes.PermissionDenied, "Consul does not allow it",
 		"The token of consul.token has expired, is unknown, or its policies lack what is named.",
-		"Give the token, which is the one of consul.token, the policy that docs/consul.md shows: `consul acl policy update`."}
+		"Give the token of consul.token the policy that docs/consul.md shows: `consul acl policy update`. Where the details speak of the anonymous token, set consul.token."}
 	ConsulRefused = &Kind{"meshery-filters-1102", codes.FailedPrecondition, "Consul refuses a request",
 		"Consul does not accept the entry, or what answers at consul.addr is no Consul.",
 		"Read its own text in the details; it names the field. `curl ADDRESS/v1/agent/self` shows what answers there."}
