@@ -301,6 +301,9 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := c.Consul.Service(ctx, consultest.ServiceOptions{Name: "elsewhere", At: strings.TrimPrefix(modules.Addr, "http://")}); err != nil {
+		t.Fatal(err)
+	}
 	ports, err := stack.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
@@ -336,7 +339,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	may := map[string]any{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": map[string]any{"namespace": "shop", "name": "upstreams"},
 		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "meshery-filters-upstreams"},
 		"subjects": []any{map[string]any{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": wholeUser}}}
-	if err := c.Apply(ctx, speaks("cart"), speaks("modules"), service, deployment, upstreams, may); err != nil {
+	if err := c.Apply(ctx, speaks("cart"), speaks("modules"), speaks("elsewhere"), service, deployment, upstreams, may); err != nil {
 		t.Fatal(err)
 	}
 	var buyer *consultest.Service
@@ -411,6 +414,30 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	if now, _ := maker(); !reflect.DeepEqual(now, given) {
 		t.Errorf("another configuration has changed the Pods' template from\n%v to\n%v", given, now)
 	}
+
+	// Another service takes its place, while the Pods keep the one that they need until then. What the Deployment itself says
+	// of that may be gone: the inventory knows.
+	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"filters.meshery.io/upstreams": nil}}}); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21900")
+	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1158", "its upstream modules:21900 has that port, and stays until no sidecar needs it any more")
+	there("two")
+	elsewhere = of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21901")
+	run(t, "diff", "-f", elsewhere, "--kubeconfig", whole, "--modules-url", modules.Addr).want(t, exitOK,
+		"Deployment/shop/cart gets an upstream, which restarts its Pods", "Deployment/shop/cart loses another one as soon as no sidecar needs it, which restarts its Pods once more")
+	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitOK, "Deployment/shop/cart gets an upstream, which restarts its Pods",
+		"Deployment/shop/cart loses an upstream that nothing needs any more, which restarts its Pods", "1 of 1 proxy", "seen in each proxy itself")
+	there("moved")
+	template := func() map[string]any {
+		spec, _ := maker()
+		return spec.(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)["annotations"].(map[string]any)
+	}
+	if got := template()["consul.hashicorp.com/connect-service-upstreams"]; got != "api:4000,elsewhere:21901" {
+		t.Errorf("the Pods' upstreams are %s", got)
+	}
+	a.cli("apply", "-f", of("x", "cart", "unasked", "mode: served, service: elsewhere"), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1175", "which shop/x asked for")
+	there("moved")
 	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
@@ -462,7 +489,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Fatal(err)
 	}
 	const entries = "/apis/consul.hashicorp.com/v1alpha1/namespaces/shop/servicedefaults"
-	for _, name := range []string{"api", "cart", "modules"} {
+	for _, name := range []string{"api", "cart", "modules", "elsewhere"} {
 		if err := c.Send(ctx, http.MethodDelete, entries+"/"+name, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -154,6 +154,12 @@ func (a *app) diff(ctx context.Context, c *kube.Cluster, m mesh.Mesh, docs []fil
 			whole = whole.With(f)
 		}
 		cluster, err := c.Read(ctx, m.Reads(whole))
+		for i := range cluster.Objects {
+			o := &cluster.Objects[i]
+			if bare, ok := t.Bare(*o); ok {
+				o.Bare, o.For = bare, chain.Target.String()
+			}
+		}
 		return cluster, held, err
 	}, func(ctx context.Context, f filter.Filter) (filter.Filter, error) {
 		return f.Resolved(func(ref filter.SecretRef) (string, error) { return c.Secret(ctx, f.Key.Namespace, ref.Name, ref.Key) })

@@ -167,6 +167,9 @@ func (a *app) warn(plans []plan.Plan) {
 		for _, o := range p.Restarts {
 			fmt.Fprintf(a.Err, "Warning: %s gets an upstream, which restarts its Pods\n", o)
 		}
+		for _, o := range p.Again {
+			fmt.Fprintf(a.Err, "Warning: %s loses another one as soon as no sidecar needs it, which restarts its Pods once more\n", o)
+		}
 	}
 }
 

@@ -544,6 +544,9 @@ func (t *Target) learn(ch *change) {
 func (t *Target) conclude(ctx context.Context, ch *change) error {
 	next := *t.had
 	next.Chain, next.Version, next.Objects, next.revisions = ch.plan.Chain, ch.plan.Version, nil, t.had.revised(ch.plan.Chain)
+	if len(ch.plan.Again) > 0 { // the change is not over, and whoever is cut off before that finds it
+		next.Version = ""
+	}
 	for _, s := range ch.steps {
 		next.Objects = append(next.Objects, s.item)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/meshery/meshery-filters/internal/filter"
@@ -56,6 +57,16 @@ func (t *Target) Shared(ctx context.Context, kind schema.GroupVersionKind, names
 	t.shared[s.item.key()] = s.live
 	had, _ := t.had.find(s.item.key())
 	return without(s.live, had.Edits), nil
+}
+
+// Bare is an object of the user's, as it was read, without what we have added to it for the target; not ok: that is nothing.
+func (t *Target) Bare(o plan.Object) (bare map[string]any, ok bool) {
+	u := unstructured.Unstructured{Object: o.Content}
+	had, ok := t.had.find(Item{APIVersion: u.GetAPIVersion(), Kind: u.GetKind(), Namespace: u.GetNamespace(), Name: u.GetName()}.key())
+	if !ok || len(had.Edits) == 0 {
+		return nil, false
+	}
+	return without(o.Content, had.Edits), true
 }
 
 // Objects reads what the inventory lists, as far as it is there.

@@ -142,6 +142,11 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		}
 		p.Losses = append(p.Losses, consulLosses(f, kubernetes)...)
 	}
+	if kubernetes && t.Kind == filter.Service {
+		if err := keepsUpstreams(p.Sources, c, w.Held); err != nil {
+			return plan.Plan{}, err
+		}
+	}
 	if undelivered != nil {
 		return plan.Plan{}, problem.NoDelivery.New("%s\n%s", t, strings.Join(undelivered, "\n"))
 	}
@@ -170,12 +175,12 @@ func (Consul) Plan(c filter.Chain, w plan.World) (plan.Plan, error) {
 		p.Objects = []plan.Object{o}
 	}
 	if len(wanted) > 0 {
-		makers, restarts, err := withUpstreams(t, wanted, w.Cluster)
+		g, err := withUpstreams(t, wanted, needed(entry), w.Cluster)
 		if err != nil {
 			return plan.Plan{}, err
 		}
-		p.Objects, p.Restarts = append(makers, p.Objects...), restarts
-		for _, o := range makers {
+		p.Objects, p.Restarts, p.Again = append(slices.Clone(g.objects), p.Objects...), g.restarts, g.again
+		for _, o := range g.objects {
 			notes, _, _ := unstructured.NestedStringMap(o.Content, "metadata", "annotations")
 			added = append(added, o.String(), notes[upstreamsNote])
 		}
@@ -347,17 +352,22 @@ func extensionPlugin(v any) string {
 	if extension["name"] != wasmExtension {
 		return ""
 	}
-	within := func(v any, name string) any {
+	name, _ := valueAt(extension["arguments"], "pluginConfig", "name").(string)
+	return name
+}
+
+// valueAt follows names in maps, whatever their case is.
+func valueAt(v any, path ...string) any {
+	for _, name := range path {
 		m, _ := v.(map[string]any)
+		v = nil
 		for k, e := range m {
 			if strings.EqualFold(k, name) {
-				return e
+				v = e
 			}
 		}
-		return nil
 	}
-	name, _ := within(within(extension["arguments"], "pluginConfig"), "name").(string)
-	return name
+	return v
 }
 
 func consulPlugin(k filter.Key) string { return ConsulPlugin + k.Namespace + "." + k.Name }

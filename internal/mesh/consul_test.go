@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/plan"
+	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 const consulCRDs = "../../build/controlplanes/consultest/crds.yaml"
@@ -241,5 +243,74 @@ func TestAConsulPlanSaysInWhichPodsItsProxiesAre(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(p.Proxies, want) {
 			t.Errorf("%s: %+v, %v", file, p.Proxies, err)
 		}
+	}
+}
+
+func TestWhatInventoriesKnowOfUpstreamsCountsAndNotWhatAnObjectSays(t *testing.T) {
+	const modules, template = "modules:21900", "consul.hashicorp.com/connect-service-upstreams"
+	for _, o := range []struct {
+		story, note, bare, of string // bare: what inventories say that the Pods have from their user
+		want, refused         string
+	}{
+		{"whose note is gone", "", "db:5432", "Service shop/api", "db:5432,modules:21900 Service shop/api", ""},
+		{"whose note is of nobody", modules + " for Service shop/metrics", "db:5432", "Service shop/api", "db:5432,modules:21900 Service shop/api", ""},
+		{"that is another target's, whatever the note says", modules + " for Service shop/api", "db:5432", "Service shop/metrics", "", "filters of Service shop/metrics"},
+		{"that is the user's, whatever the note says", modules + " for Service shop/api", "db:5432,modules:21900", "", "", ""},
+	} {
+		t.Run(o.story, func(t *testing.T) {
+			c, w, err := consulCase(t, "testdata/consul/upstream-that-is-ours.in.yaml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(w.Cluster.Objects, func(o plan.Object) bool { return o.String() == "Deployment/shop/api" })
+			w.Cluster.Objects = slices.DeleteFunc(w.Cluster.Objects, func(o plan.Object) bool { return o.String() == "Deployment/shop/new" })
+			d := &w.Cluster.Objects[i]
+			(&unstructured.Unstructured{Object: d.Content}).SetAnnotations(map[string]string{upstreamsNote: o.note})
+			bare := (&unstructured.Unstructured{Object: d.Content}).DeepCopy()
+			if err := unstructured.SetNestedField(bare.Object, o.bare, "spec", "template", "metadata", "annotations", template); err != nil {
+				t.Fatal(err)
+			}
+			d.Bare, d.For = bare.Object, o.of
+			p, err := Consul{}.Plan(c, w)
+			if o.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), o.refused) {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if len(p.Objects) == 2 {
+				upstreams, _, _ := unstructured.NestedString(p.Objects[0].Content, "spec", "template", "metadata", "annotations", template)
+				_, of, _ := strings.Cut((&unstructured.Unstructured{Object: p.Objects[0].Content}).GetAnnotations()[upstreamsNote], " for ")
+				got = upstreams + " " + of
+			}
+			if got != o.want || p.Restarts != nil {
+				t.Errorf("%q, and these restart: %v", got, p.Restarts)
+			}
+		})
+	}
+}
+
+func TestAFilterOnConsulKeepsTheUpstreamThatItHasByAnother(t *testing.T) {
+	c, w, err := consulCase(t, "testdata/consul/upstream-that-is-ours.in.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Held = c
+	c.Filters = slices.Clone(c.Filters)
+	c.Filters[0].Spec.Delivery.UpstreamPort = 0
+	if _, err := (Consul{}).Plan(c, w); !errors.Is(err, problem.UpstreamNeeded) || !strings.Contains(err.Error(), "shop/hello fetches through modules, which shop/hello asked for") {
+		t.Errorf("%v", err)
+	}
+	c.Filters[0].Spec.Delivery.Service = "another"
+	if _, err := (Consul{}).Plan(c, w); err != nil {
+		t.Error(err)
+	}
+	c.Filters[0].Spec.Delivery.Service, w.Cluster.Kinds = "modules", nil // off Kubernetes nobody has given it any
+	if _, err := (Consul{}).Plan(c, w); err != nil {
+		t.Error(err)
 	}
 }

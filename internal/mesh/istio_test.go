@@ -260,6 +260,9 @@ func istioGolden(t *testing.T, p plan.Plan, err error) []byte {
 	for _, o := range p.Restarts {
 		text = fmt.Appendf(text, "# Pods restart: %s\n", o)
 	}
+	for _, o := range p.Again {
+		text = fmt.Appendf(text, "# Pods restart once more: %s\n", o)
+	}
 	return text
 }
 

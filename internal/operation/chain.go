@@ -262,6 +262,22 @@ func (r *Runner) change(ctx context.Context, s *story, pl place, b Backend, prev
 	if err := s.commit(ctx, b, p); err != nil {
 		return l, false, r.takeBack(context.WithoutCancel(ctx), b, p, fmt.Errorf("keep the chain of %s: %w", target, err))
 	}
+	if len(p.Again) > 0 {
+		tidied, err := r.tidy(ctx, s, pl, b, p)
+		switch {
+		case ctx.Err() != nil, errors.Is(err, store.ErrStale), errors.Is(err, store.ErrAway), errors.Is(err, store.ErrLost):
+			return l, false, err
+		case err != nil:
+			s.warn(problem.UpstreamStays.New("%s: %w", strings.Join(p.Again, ", "), err))
+		default:
+			if l, err = r.await(ctx, s, b, tidied, e, pt); err != nil { // the Pods that came up without it
+				half := *problem.Of(err)
+				half.Err = err
+				half.Details += "\nThe chain stays: the Pods before ran it."
+				return l, false, &half
+			}
+		}
+	}
 	if gone := l.In(plan.Gone); len(gone) > 0 {
 		s.warn(problem.ProxyLeft.New("%s left meanwhile and did not confirm %s", plan.Names(gone), e.on(target)))
 	}
@@ -334,6 +350,25 @@ func sameSandbox(a, b filter.Filter, unnamed bool) bool {
 // samePlugin says whether a sandbox that runs one has nothing to do for the other. What a secret was is not known any more.
 func samePlugin(a, b filter.Filter) bool {
 	return a.Key == b.Key && a.Spec.RootID == b.Spec.RootID && a.Spec.Config.Text() == b.Spec.Config.Text() && len(filter.Chain{Filters: []filter.Filter{a}}.Secrets()) == 0
+}
+
+// tidy takes away what a plan, which is proved and kept, has left for the chain before. That brings up Pods anew.
+func (r *Runner) tidy(ctx context.Context, s *story, pl place, b Backend, kept plan.Plan) (p plan.Plan, err error) {
+	target := kept.Chain.Target
+	if _, err := b.Committed(ctx, target); err != nil { // which is what is taken back to from now on
+		return p, fmt.Errorf("read the chain of %s: %w", target, err)
+	}
+	if p, err = r.plan(ctx, b, kept.Chain); err != nil {
+		return p, err
+	}
+	p.Back = true // nothing of the plan needs the Pods to be up again
+	for _, o := range p.Restarts {
+		s.info(o+" loses an upstream that nothing needs any more, which restarts its Pods", "the filters of "+target.String()+" run without it")
+	}
+	if err := r.offer(ctx, s, pl, b, p); err != nil {
+		return p, err
+	}
+	return p, s.commit(ctx, b, p)
 }
 
 // offer applies a plan, and tells what that changed in a cluster.

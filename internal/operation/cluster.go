@@ -175,6 +175,11 @@ func (c *reading) damage(ctx context.Context) []error {
 
 // World reads what the mesh wants to know of the cluster, and has the modules' bytes where they can be had.
 func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.World, err error) {
+	t, err := b.target(ctx, c.Target)
+	if err != nil {
+		return w, err
+	}
+	w.Held = t.Committed().Chain
 	w.Modules = map[string]plan.Code{}
 	missing := false
 	for _, f := range c.Filters {
@@ -195,10 +200,6 @@ func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.Worl
 	}
 	if missing {
 		// Another adapter may have put it there, or this one long ago: the chain itself may have it.
-		t, err := b.target(ctx, c.Target)
-		if err != nil {
-			return w, err
-		}
 		objects, err := t.Objects(ctx)
 		if err != nil {
 			return w, err
@@ -207,8 +208,50 @@ func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.Worl
 			carried(o.Content, w.Modules)
 		}
 	}
-	w.Cluster, err = b.cluster.Read(ctx, b.mesh.Reads(c))
-	return w, err
+	reads := b.mesh.Reads(c)
+	if w.Cluster, err = b.cluster.Read(ctx, reads); err != nil || len(reads.Selected) == 0 {
+		return w, err
+	}
+	return w, b.bare(ctx, t, w.Cluster.Objects)
+}
+
+// sharing is a ClusterTarget that knows what of an object of the user's is ours.
+type sharing interface {
+	// Bare is the object, as it was read, without what was added to it for the target; not ok: that is nothing.
+	Bare(plan.Object) (bare map[string]any, ok bool)
+}
+
+// bare has objects that were read tell what of them is ours, for whichever target: t is one of them.
+func (b *clusterBackend) bare(ctx context.Context, t *clusterTarget, objects []plan.Object) error {
+	all, err := b.cluster.all(ctx)
+	if err != nil {
+		return err
+	}
+	chains := all.Chains()
+	if knowing, ok := all.(BegunTargets); ok {
+		chains = slices.Concat(chains, knowing.Begun())
+	}
+	targets := []ClusterTarget{t.ClusterTarget} // as it is now
+	for _, c := range chains {
+		if c.ID() != t.Committed().Chain.ID() {
+			targets = append(targets, all.Target(c.Mesh, c.Target))
+		}
+	}
+	for i := range objects {
+		o := &objects[i]
+		o.Bare = o.Content
+		for _, t := range targets {
+			sharing, ok := t.(sharing)
+			if !ok {
+				continue
+			}
+			if bare, ok := sharing.Bare(*o); ok {
+				o.Bare, o.For = bare, t.Committed().Chain.Target.String()
+				break
+			}
+		}
+	}
+	return nil
 }
 
 // carried gives the modules their bytes, where an object has them.
@@ -470,6 +513,15 @@ func (b *clusterBackend) Revert(ctx context.Context, t filter.Target) (plan.Plan
 	}
 	if _, err := read.Apply(ctx, p); err != nil {
 		return plan.Plan{}, err
+	}
+	if len(p.Again) > 0 { // what the plan that is taken back needed
+		if p, err = b.r.plan(ctx, b, read.before.Chain); err != nil {
+			return plan.Plan{}, err
+		}
+		p.Back = true
+		if _, err := read.Apply(ctx, p); err != nil {
+			return plan.Plan{}, err
+		}
 	}
 	return p, b.Commit(ctx, p)
 }

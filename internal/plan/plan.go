@@ -22,6 +22,8 @@ type World struct {
 	Proxies []Proxy
 	// Cluster is what a Kubernetes cluster serves and holds, of what the mesh Reads there.
 	Cluster Cluster
+	// Held is the chain that holds on the target, as far as a cluster knows.
+	Held filter.Chain
 }
 
 // Code is where a module's bytes can be had: every place there is, for the mesh to choose from.
@@ -72,6 +74,9 @@ type Plan struct {
 	// Restarts are the objects whose Pods restart when the plan is applied, as Change.Subject names them. Their Pods are
 	// waited for before what needs them is written.
 	Restarts []string
+	// Again are the objects that keep, beside what the plan's chain needs, what the chain before it did: as soon as no proxy
+	// has that chain any more, a plan made anew takes it away, which restarts their Pods once more.
+	Again []string
 	// Back says that the plan held before and is put back: Pods that restart with that may need all of it to get ready, so
 	// that they are waited for at its end, and not for long.
 	Back bool
@@ -111,6 +116,10 @@ type Object struct {
 	// Read is a shared object as it was read for the plan: what Content has and Read has not is ours to add, whatever others
 	// have changed in it since. Nil: Content is taken for that.
 	Read map[string]any
+	// Bare is, of an object that was read, what it is without all that we have added to it, and For the target for which that
+	// was. Nil: nobody has looked.
+	Bare map[string]any
+	For  string
 }
 
 // Loss is a field that the user set and that has no effect on a mesh. It becomes a warning, never silence.

@@ -268,6 +268,12 @@ var (
 	UpstreamRefused = &Kind{"meshery-filters-1158", codes.FailedPrecondition, "Pods cannot be given the upstream",
 		"The document asks by delivery.upstreamPort for an upstream in the annotation of the target's Pods, and what makes those Pods cannot have it. Nothing was changed.",
 		"Mend what the details say, or add the upstream by yourself and leave delivery.upstreamPort out."}
+	UpstreamNeeded = &Kind{"meshery-filters-1175", codes.FailedPrecondition, "a filter needs the upstream that no filter asks for any more",
+		"The target's Pods have an upstream since a filter asked for it by delivery.upstreamPort, and it goes when none asks for it any more. A filter of the new chain fetches its module through it. Nothing was changed.",
+		"Set delivery.upstreamPort in the document of that filter: where the Pods have the upstream from you, that changes nothing. Or remove the filters of the target first, and apply them with an upstream of your own."}
+	UpstreamStays = &Kind{"meshery-filters-1176", codes.OK, "Pods keep an upstream that no filter needs any more",
+		"The filters run, and the upstream that only the chain before needed could not be taken from the annotation of their Pods, for what the details say. It does no harm.",
+		"Apply the filter again, which takes it away; removing the target's last filter does, too."}
 	RolloutFailed = &Kind{"meshery-filters-1159", codes.DeadlineExceeded, "Pods did not restart with their upstream",
 		"Their annotation was changed, and what makes them did not bring up new Pods. The chain that needs the upstream did not go out.",
 		"Read in the details what they wait for: `kubectl describe` of the object that is named shows more. Then send the operation again."}
@@ -315,5 +321,6 @@ func All() []*Kind {
 		ConsulUnreachable, ConsulDenied, ConsulRefused, ConsulKubernetes, ModuleNotWritten, ServiceTaken, ProtocolDiffers, EntryRefused,
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
-		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken, LimiterLeft, SandboxSpoiled}
+		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken,
+		UpstreamNeeded, UpstreamStays, LimiterLeft, SandboxSpoiled}
 }
