@@ -414,30 +414,6 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	if now, _ := maker(); !reflect.DeepEqual(now, given) {
 		t.Errorf("another configuration has changed the Pods' template from\n%v to\n%v", given, now)
 	}
-
-	// Another service takes its place, while the Pods keep the one that they need until then. What the Deployment itself says
-	// of that may be gone: the inventory knows.
-	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"filters.meshery.io/upstreams": nil}}}); err != nil {
-		t.Fatal(err)
-	}
-	elsewhere := of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21900")
-	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1158", "its upstream modules:21900 has that port, and stays until no sidecar needs it any more")
-	there("two")
-	elsewhere = of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21901")
-	run(t, "diff", "-f", elsewhere, "--kubeconfig", whole, "--modules-url", modules.Addr).want(t, exitOK,
-		"Deployment/shop/cart gets an upstream, which restarts its Pods", "Deployment/shop/cart loses another one as soon as no sidecar needs it, which restarts its Pods once more")
-	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitOK, "Deployment/shop/cart gets an upstream, which restarts its Pods",
-		"Deployment/shop/cart loses an upstream that nothing needs any more, which restarts its Pods", "1 of 1 proxy", "seen in each proxy itself")
-	there("moved")
-	template := func() map[string]any {
-		spec, _ := maker()
-		return spec.(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)["annotations"].(map[string]any)
-	}
-	if got := template()["consul.hashicorp.com/connect-service-upstreams"]; got != "api:4000,elsewhere:21901" {
-		t.Errorf("the Pods' upstreams are %s", got)
-	}
-	a.cli("apply", "-f", of("x", "cart", "unasked", "mode: served, service: elsewhere"), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1175", "which shop/x asked for")
-	there("moved")
 	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
@@ -466,6 +442,29 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	give(answers)
 
 	load = buyer.Load(ctx, "cart")
+	// Another service takes its place, while the Pods keep the one that they need until then. What the Deployment itself says
+	// of that may be gone: the inventory knows.
+	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"filters.meshery.io/upstreams": nil}}}); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21900")
+	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1158", "its upstream modules:21900 has that port, and stays until no sidecar needs it any more")
+	there("two")
+	elsewhere = of("x", "cart", "moved", "mode: served, service: elsewhere, upstreamPort: 21901")
+	run(t, "diff", "-f", elsewhere, "--kubeconfig", whole, "--modules-url", modules.Addr).want(t, exitOK,
+		"Deployment/shop/cart gets an upstream, which restarts its Pods", "Deployment/shop/cart loses another one as soon as no sidecar needs it, which restarts its Pods once more")
+	a.cli("apply", "-f", elsewhere, "--kubeconfig", whole).want(t, exitOK, "Deployment/shop/cart gets an upstream, which restarts its Pods",
+		"Deployment/shop/cart loses an upstream that nothing needs any more, which restarts its Pods", "1 of 1 proxy", "seen in each proxy itself")
+	there("moved")
+	template := func() map[string]any {
+		spec, _ := maker()
+		return spec.(map[string]any)["template"].(map[string]any)["metadata"].(map[string]any)["annotations"].(map[string]any)
+	}
+	if got := template()["consul.hashicorp.com/connect-service-upstreams"]; got != "api:4000,elsewhere:21901" {
+		t.Errorf("the Pods' upstreams are %s", got)
+	}
+	a.cli("apply", "-f", of("x", "cart", "unasked", "mode: served, service: elsewhere"), "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1175", "which shop/x asked for")
+	there("moved")
 	a.cli("remove", "shop/x", "--kubeconfig", whole).want(t, exitOK, "ServiceDefaults/shop/cart updated", "Deployment/shop/cart updated, which restarts its Pods", "removed from")
 	there("")
 	untouched()
