@@ -13,7 +13,6 @@ import (
 
 	"github.com/meshery/meshery-filters/filters"
 	"github.com/meshery/meshery-filters/internal/event"
-	"github.com/meshery/meshery-filters/internal/kube"
 	"github.com/meshery/meshery-filters/internal/module"
 	"github.com/meshery/meshery-filters/internal/operation"
 	"github.com/meshery/meshery-filters/internal/problem"
@@ -23,28 +22,23 @@ import (
 // aloneGrace bounds how long an operation that is interrupted may take to bring the cluster into a state that is whole.
 const aloneGrace = 10 * time.Second
 
-// alone runs an operation on the cluster that w names in this process, as an adapter would, and tells its events until the
-// last. What is kept of it is in the cluster: whoever comes next, from here or an adapter, goes on from its inventories.
-func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) (err error) {
+// alone runs an operation on the cluster or Consul that w names in this process, as an adapter would, and tells its events until the
+// last. What is kept of it is there: whoever comes next, from here or an adapter, goes on from its inventories.
+func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) error {
 	if w.noWait {
 		return usage("--no-adapter does it here and now, so --no-wait has no meaning")
 	}
-	if !w.cluster.given() {
-		return usage("say in which cluster with --kubeconfig FILE; without an adapter there are no plain Envoys")
+	if !w.cluster.given() && !w.consul.own {
+		return usage("say in which cluster with --kubeconfig FILE, or with --consul that it is in Consul; without an adapter there are no plain Envoys")
 	}
 	if err := a.checkServedAt(); err != nil {
 		return err
 	}
-	cluster, err := w.cluster.open()
-	if err != nil {
-		return err
-	}
-	defer cluster.Close()
-	here, err := a.adapterHere(ctx, cluster)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, here.close()) }()
+	return a.withoutAdapter(ctx, &w.cluster, &w.consul, func(here adapterHere) error { return a.operate(ctx, w, q, here) })
+}
+
+// operate runs an operation to its last event.
+func (a *app) operate(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest, here adapterHere) (err error) {
 	running, stop := context.WithCancel(ctx)
 	outlive, end := context.WithCancel(context.WithoutCancel(ctx))
 	var g errgroup.Group
@@ -87,7 +81,33 @@ func (a *app) alone(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	}
 }
 
-// adapterHere is as much of an adapter as one cluster takes. What it keeps on disk goes with close.
+// withoutAdapter does something with as much of an adapter as the cluster or Consul takes that flags name.
+func (a *app) withoutAdapter(ctx context.Context, k *kubeconfigFlags, own *consulFlags, do func(adapterHere) error) (err error) {
+	var at func(*operation.Options)
+	if own.own {
+		c, err := own.open(a)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		at = func(o *operation.Options) { o.Consul, o.Secret = c, c.secret }
+	} else {
+		c, err := k.open()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		at = func(o *operation.Options) { o.Own = operated{c} }
+	}
+	here, err := a.adapterHere(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, here.close()) }()
+	return do(here)
+}
+
+// adapterHere is as much of an adapter as one cluster or Consul takes. What it keeps on disk goes with close.
 type adapterHere struct {
 	runner *operation.Runner
 	events *event.Log
@@ -95,7 +115,7 @@ type adapterHere struct {
 	close  func() error
 }
 
-func (a *app) adapterHere(ctx context.Context, cluster *kube.Cluster) (_ adapterHere, err error) {
+func (a *app) adapterHere(ctx context.Context, at func(*operation.Options)) (_ adapterHere, err error) {
 	dir, err := os.MkdirTemp("", "meshery-filters-")
 	if err != nil {
 		return adapterHere{}, err
@@ -120,13 +140,15 @@ func (a *app) adapterHere(ctx context.Context, cluster *kube.Cluster) (_ adapter
 		return adapterHere{}, err
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	runner, err := operation.NewRunner(operation.Options{
-		Own: operated{cluster}, AllowWideTargets: true, // with the rights of whoever runs this
-		Modules:     module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt, Log: quiet}),
-		ModuleNames: filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
+	o := operation.Options{
+		AllowWideTargets: true, // with the rights of whoever runs this
+		Modules:          module.New(module.Options{Blobs: state.Blobs(), Builtin: filters.Builtin, BuiltinNames: filters.Names(), ServedAt: a.servedAt, Log: quiet}),
+		ModuleNames:      filters.Names(), Records: state.Records(), Queue: state.Queue(), Events: events, Workers: 1, Grace: aloneGrace, Log: quiet,
 		Secret: func(name, key string) (string, error) {
 			return "", problem.SecretMissing.New("%s/%s: without an adapter there are no secrets", name, key)
 		},
-	})
+	}
+	at(&o)
+	runner, err := operation.NewRunner(o)
 	return adapterHere{runner, events, hub, end}, err
 }

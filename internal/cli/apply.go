@@ -26,6 +26,7 @@ and the result to standard output; with -o json or yaml every event is one line 
   meshery-filters apply -f headers.yaml -f limits.yaml --timeout 1m
   meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --context staging
   meshery-filters apply -f istio.yaml --kubeconfig ~/.kube/config --no-adapter
+  meshery-filters apply -f consul.yaml --consul --config adapter.yaml --no-adapter
   sed s/edge/canary/ filter.yaml | meshery-filters apply -f -`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -2,6 +2,10 @@ package cli
 
 import (
 	"context"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
 
 	"github.com/meshery/meshery-filters/config"
 	"github.com/meshery/meshery-filters/internal/consul"
@@ -48,6 +52,48 @@ type consulTargets struct{ *consul.Targets }
 
 func (t consulTargets) Target(mesh string, of filter.Target) operation.ClusterTarget {
 	return t.Targets.Target(mesh, of)
+}
+
+// consulFlags say which Consul a command asks by itself.
+type consulFlags struct {
+	own  bool
+	file string // the adapter's configuration
+}
+
+func (k *consulFlags) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&k.own, "consul", false, "go to the Consul that the adapter's configuration names, without an adapter")
+	cmd.Flags().StringVar(&k.file, "config", "", "the adapter's configuration `file`, for --consul; environment variables count, too")
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+}
+
+// given says whether it is meant, and no cluster.
+func (k *consulFlags) given(cluster kubeconfigFlags) (bool, error) {
+	switch {
+	case k.file != "" && !k.own:
+		return false, usage("--config goes with --consul")
+	case k.own && cluster.given():
+		return false, usage("--consul is the adapter's own Consul, and no cluster")
+	}
+	return k.own, nil
+}
+
+// open is the Consul, with the secrets of the configuration. Whoever opens it closes it.
+func (k *consulFlags) open(a *app) (c consulled, err error) {
+	conf, err := config.Load(k.file, a.Env, map[string]string{"stateDir": os.TempDir()}) // which is not used
+	if err != nil {
+		return c, err
+	}
+	if conf.Consul.Addr == "" {
+		return c, usage("no Consul is configured; name the adapter's configuration with --config FILE, or set $MESHERY_FILTERS_CONSUL_ADDR")
+	}
+	c.secret = func(name, key string) (string, error) {
+		if own := conf.ImageHub.Key; name == hubSecret && key == hubToken && own.Name != "" {
+			name, key = own.Name, own.Key
+		}
+		return conf.Secret(name, key)
+	}
+	c.Client, err = openConsul(&operation.Options{Log: slog.New(slog.DiscardHandler)}, conf)
+	return c, err
 }
 
 // openConsul makes a client of the configured Consul.

@@ -147,7 +147,10 @@ func TestImageHubAnswersBehindSidecarsOfTheLocalAgent(t *testing.T) {
 	hub.until("the limiter wants a token", answered(http.StatusUnauthorized))
 	hub.limited(ada, "")
 	a.cli("run", "meshery-filters").want(t, exitOK, "Image Hub is unchanged at "+at, "is unchanged and runs on", "The mesh is now installed.\n  Consul starts no sidecars.")
-	a.cli("run", "imagehub_rate_limit", "--delete").want(t, exitOK, "removed from")
+	// What the adapter alone knows is not needed to take the limiter away without it.
+	alone := []string{"--consul", "--config", config}
+	run(t, append([]string{"status"}, alone...)...).want(t, exitDrift, "Service default/imagehub-api", "imagehub/token-key")
+	run(t, append([]string{"remove", "imagehub-rate-limit", "--no-adapter"}, alone...)...).want(t, exitOK, "removed from Service default/imagehub-api (1 of 1 proxy)")
 	hub.until("nothing limits it any more", answered(http.StatusOK))
 	if got := hub.pull(ada); got != http.StatusOK {
 		t.Errorf("without the limiter a pull is answered with %d", got)

@@ -124,14 +124,18 @@ secrets: {consul: {token: {file: %q}}}
 	a.cli("diff", "-f", hello, "--consul").want(t, exitOK, "service-defaults/api unchanged")
 	a.cli("diff", "-f", wide, "--consul").want(t, exitOK, "proxy-defaults/global would be updated", "filter default/wide would be created")
 	a.cli("apply", "-f", wide).want(t, exitOK, "is applied to Mesh consul (1 of 1 proxy)")
-	a.cli("list").want(t, exitOK, "default/hello", "default/wide", "1 of 1 proxy")
+	a.cli("list", "--proxies").want(t, exitOK, "default/hello", "default/wide", "1 of 1 proxy", "Looked at 1 of 1 proxies")
+	a.cli("status", "--proxies").want(t, exitOK, "as applied", "Looked at 1 of 1 proxies")
 	a.cli("history", "hello").want(t, exitOK, "applied")
 	// What cannot be told fails a command that tells all the rest.
 	if err := c.Send(ctx, http.MethodPut, "/v1/kv/meshery-filters/damaged", "nonsense", nil); err != nil {
 		t.Fatal(err)
 	}
+	alone := func(args ...string) result { return run(t, append(args, "--consul", "--config", file)...) }
 	for _, command := range [][]string{{"list"}, {"status"}, {"history", "hello"}} {
-		a.cli(command...).want(t, exitFailed, "Service default/api", "meshery-filters-1163", "the key meshery-filters/damaged", "consul kv delete")
+		for _, do := range []func(...string) result{a.cli, alone} {
+			do(command...).want(t, exitFailed, "Service default/api", "meshery-filters-1163", "the key meshery-filters/damaged", "consul kv delete")
+		}
 	}
 	if err := c.Send(ctx, http.MethodDelete, "/v1/kv/meshery-filters/damaged", nil, nil); err != nil {
 		t.Fatal(err)
@@ -147,4 +151,22 @@ secrets: {consul: {token: {file: %q}}}
 	a.cli("render", "-f", hello, "--consul", "--mesh", "istio").want(t, exitUsage, "--mesh is istio")
 	a.cli("diff", "-f", hello, "--consul", "--kubeconfig", file).want(t, exitUsage, "--consul")
 	a.cli("diff", "-f", hello).want(t, exitUsage, "--consul")
+
+	// Without the adapter the same goes from here.
+	a.cli("apply", "-f", hello).want(t, exitOK)
+	a.interrupt()
+	a.wait(t, patience)
+	alone("list", "--proxies").want(t, exitOK, "default/hello", "1 of 1 proxy", "Looked at 1 of 1 proxies")
+	alone("status", "--proxies").want(t, exitOK, "as applied", "Looked at 1 of 1 proxies")
+	alone("history", "hello").want(t, exitOK, "applied", "removed")
+	alone("remove", "hello", "--no-adapter").want(t, exitOK, "default/hello removed from Service default/api (1 of 1 proxy)")
+	alone("remove", "hello", "--no-adapter").want(t, exitFailed, "meshery-filters-1010")
+	alone("undo", "hello", "--no-adapter").want(t, exitOK, "runs on Service default/api (1 of 1 proxy)")
+	alone("apply", "-f", wide, "--no-adapter").want(t, exitOK, "is applied to Mesh consul (1 of 1 proxy)")
+	alone("remove", "wide", "hello", "--no-adapter").want(t, exitOK)
+	alone("list").want(t, exitOK, "No filter is applied.")
+	if e, err := c.Entry(ctx, "service-defaults", "api"); e != nil || err != nil {
+		t.Errorf("%v %v", e, err)
+	}
+	runWith(t, "", []string{"MESHERY_FILTERS_CONSUL_ADDR=http://127.0.0.1:1"}, "list", "--consul").want(t, exitFailed, "meshery-filters-1100", "127.0.0.1:1")
 }

@@ -58,6 +58,11 @@ func TestMisuseIsExitCode2AndSaysWhatToDo(t *testing.T) {
 		{"imagehub --key-env NOT_SET", "NOT_SET"},
 		{"imagehub --key-env A --unsigned", "one of"},
 		{"list --tls-cert a.pem", "go together"},
+		{"list --consul", "no Consul is configured"},
+		{"list --consul --kubeconfig a", "no cluster"},
+		{"history x --config a", "--config goes with --consul"},
+		{"remove x --consul", "--no-adapter"},
+		{"remove x --no-adapter", "--kubeconfig FILE, or with --consul"},
 		{"list --tls-ca exit_test.go", "no certificate"},
 	} {
 		t.Run(c.args, func(t *testing.T) {

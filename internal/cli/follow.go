@@ -21,7 +21,8 @@ type waiting struct {
 	timeout time.Duration
 	noWait  bool
 	cluster kubeconfigFlags // that the operation brings
-	alone   bool            // in this process, without an adapter
+	consul  consulFlags
+	alone   bool // in this process, without an adapter
 }
 
 func (w *waiting) flags(cmd *cobra.Command) {
@@ -31,7 +32,8 @@ func (w *waiting) flags(cmd *cobra.Command) {
 
 // aloneFlag gives a command the flag to do without an adapter.
 func (w *waiting) aloneFlag(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&w.alone, "no-adapter", false, "do it from here, in the cluster of --kubeconfig and with its rights, without an adapter")
+	cmd.Flags().BoolVar(&w.alone, "no-adapter", false, "do it from here, in the cluster of --kubeconfig or with --consul, and with the rights that it has there, without an adapter")
+	w.consul.flags(cmd)
 }
 
 // errTimeout is the cause of a wait that took longer than --timeout.
@@ -48,10 +50,15 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	if a.servedAt != "" && !w.alone {
 		return usage("--modules-url is for --no-adapter; an adapter knows where it serves modules")
 	}
-	if w.alone {
+	own, err := w.consul.given(w.cluster)
+	switch {
+	case err != nil:
+		return err
+	case w.alone:
 		return a.alone(ctx, w, q)
+	case own:
+		return usage("--consul goes with --no-adapter; to an adapter a document says that it is for Consul")
 	}
-	var err error
 	if q.KubeConfigs, err = w.cluster.portable(); err != nil {
 		return err
 	}

@@ -20,21 +20,34 @@ import (
 // newHistory makes `history`.
 func newHistory(a *app) *cobra.Command {
 	var k kubeconfigFlags
+	var own consulFlags
 	cmd := &cobra.Command{
 		Use:   "history NAME|NAMESPACE/NAME",
 		Short: "Show what became of a filter",
 		Long: `Show what became of a filter, the oldest first: as far as the last 10 changes of each target go.
 
-A revision's number is what undo takes. With --kubeconfig no adapter is asked: it is what the inventories in that
-cluster have.`,
+A revision's number is what undo takes. With --kubeconfig or --consul no adapter is asked: it is what the inventories in
+that cluster have, or in the Consul of the adapter's configuration.`,
 		Example: `  meshery-filters history shop/rate-limit
   meshery-filters history rate-limit -n shop -o json
-  meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config`,
+  meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config
+  meshery-filters history shop/rate-limit --consul --config adapter.yaml`,
 		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {
 				return usageError{err}
+			}
+			if consul, err := own.given(k); err != nil {
+				return err
+			} else if consul {
+				return a.withoutAdapter(cmd.Context(), &k, &own, func(here adapterHere) error {
+					history, err := here.runner.History(cmd.Context(), key.Namespace, key.Name)
+					if err != nil && len(history) == 0 {
+						return err
+					}
+					return errors.Join(a.printHistory(server.Revisions(history)), err)
+				})
 			}
 			if k.given() {
 				c, err := k.open()
@@ -66,6 +79,7 @@ cluster have.`,
 	}
 	a.namespaceFlag(cmd, "namespace of a name without one (default: \"default\")")
 	k.flags(cmd, "whose filter it is")
+	own.flags(cmd)
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
@@ -115,7 +129,8 @@ applied for the first time goes. The other filters of its chain stay as they are
 With --kubeconfig it is brought back in that cluster, if it has a history there, and on plain Envoys otherwise.`,
 		Example: `  meshery-filters undo shop/rate-limit
   meshery-filters undo shop/rate-limit --to 12
-  meshery-filters undo shop/rate-limit --kubeconfig ~/.kube/config --no-adapter`,
+  meshery-filters undo shop/rate-limit --kubeconfig ~/.kube/config --no-adapter
+  meshery-filters undo shop/rate-limit --consul --config adapter.yaml --no-adapter`,
 		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,12 +16,14 @@ import (
 	"github.com/meshery/meshery-filters/internal/mesh"
 	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
+	"github.com/meshery/meshery-filters/internal/server"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 )
 
 // newList makes `list`.
 func newList(a *app) *cobra.Command {
 	var k kubeconfigFlags
+	var own consulFlags
 	var proxies bool
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -33,18 +36,36 @@ With --kubeconfig no adapter is asked: what is listed are the filters that any a
 inventories tell. The last column then tells whether they were applied to the end, and which of their target's objects
 somebody else has deleted or changed. Orphans, which have the adapter's label and are in no inventory, are listed below.
 
+With --consul no adapter is asked either, but the Consul of its configuration.
+
 With --proxies the proxies are asked, too, for Wasm filters that no resource explains: one that has lost its control
-plane may still run what is long deleted. That takes the rights of the role proof and a port-forward to each Pod of the
-mesh, or with -n to each of that namespace. Each kind of mesh is looked at for half a minute at most, and where
-something is found up to a minute longer; then it says how many proxies it looked at.`,
+plane may still run what is long deleted. In a cluster that takes the rights of the role proof and a port-forward to
+each Pod of the mesh, or with -n to each of that namespace; in Consul it is the sidecars that answer at consul.admin.
+An adapter looks in the cluster and the Consul of its own. Each kind of mesh is looked at for half a minute at most,
+and where something is found up to a minute longer; then it says how many proxies it looked at.`,
 		Example: `  meshery-filters list
   meshery-filters list --kubeconfig ~/.kube/config --context staging
   meshery-filters list --kubeconfig ~/.kube/config --proxies -n shop
+  meshery-filters list --consul --config adapter.yaml
+  meshery-filters list --proxies
   meshery-filters list -n shop -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if proxies && !k.given() {
-				return usage("--proxies goes with --kubeconfig or --context")
+			ctx := cmd.Context()
+			if consul, err := own.given(k); err != nil {
+				return err
+			} else if consul {
+				return a.withoutAdapter(ctx, &k, &own, func(here adapterHere) error {
+					chains, err := here.runner.List(ctx)
+					if err != nil && len(chains) == 0 {
+						return err
+					}
+					found := a.survey(ctx, proxies, here.runner.Survey)
+					if ctx.Err() != nil {
+						return ctx.Err()
+					}
+					return errors.Join(a.printList(server.Chains(chains), found), err)
+				})
 			}
 			if k.given() {
 				c, err := k.open()
@@ -52,23 +73,28 @@ something is found up to a minute longer; then it says how many proxies it looke
 					return err
 				}
 				defer c.Close()
-				return a.listCluster(cmd.Context(), c, proxies)
+				return a.listCluster(ctx, c, proxies)
 			}
 			c, err := a.dial()
 			if err != nil {
 				return err
 			}
 			defer c.close()
-			resp, err := call(cmd.Context(), c, callTimeout, c.filters.List, &filterspb.ListRequest{})
+			resp, err := call(ctx, c, callTimeout, c.filters.List, &filterspb.ListRequest{})
 			if err != nil {
 				return err
 			}
-			return errors.Join(a.printList(resp.GetChains()), untold(resp.GetUntold()))
+			found := a.survey(ctx, proxies, c.survey)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return errors.Join(a.printList(resp.GetChains(), found), untold(resp.GetUntold()))
 		},
 	}
 	a.namespaceFlag(cmd, "list the filters of this namespace only")
 	k.flags(cmd, "whose filters are listed")
-	cmd.Flags().BoolVar(&proxies, "proxies", false, "ask the cluster's proxies for Wasm filters that no resource explains")
+	own.flags(cmd)
+	cmd.Flags().BoolVar(&proxies, "proxies", false, "ask the proxies of the cluster or Consul for Wasm filters that no resource explains")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
@@ -122,20 +148,57 @@ func (a *app) printListing(o listing, state string) error {
 			_, failed := fmt.Fprintf(w, "Orphan, which no inventory has: %s\n", orphan)
 			err = errors.Join(err, failed)
 		}
-		if o.Survey == nil {
-			return err
-		}
-		for _, orphan := range o.Survey.Orphans {
-			_, failed := fmt.Fprintf(w, "Orphan, which no resource explains: %s\n", orphan)
-			err = errors.Join(err, failed)
-		}
-		text := o.Survey.String()
-		_, failed := fmt.Fprintf(w, "%s\n", strings.ToUpper(text[:1])+text[1:])
-		if len(o.Survey.Orphans) > 0 && failed == nil {
-			_, failed = fmt.Fprintf(w, "%s\n%s\n", problem.OrphanFilters.Cause, problem.OrphanFilters.Remedy)
-		}
-		return errors.Join(err, failed)
+		return errors.Join(err, printSurvey(w, o.Survey))
 	})
+}
+
+// survey looks in proxies, if that is wanted, for filters that nothing explains. Nil: nobody looked, which is said where it
+// was wanted.
+func (a *app) survey(ctx context.Context, wanted bool, look func(context.Context) (plan.Survey, error)) *plan.Survey {
+	if !wanted {
+		return nil
+	}
+	s, err := look(ctx)
+	if err == nil {
+		return &s
+	}
+	if ctx.Err() == nil {
+		fmt.Fprintf(a.Err, "Warning: what proxies run is not known: %s\n", problem.Of(err).Details)
+	}
+	return nil
+}
+
+func printSurvey(w io.Writer, s *plan.Survey) (err error) {
+	if s == nil {
+		return nil
+	}
+	var b strings.Builder
+	for _, orphan := range s.Orphans {
+		fmt.Fprintf(&b, "Orphan, which no resource explains: %s\n", orphan)
+	}
+	text := s.String()
+	fmt.Fprintf(&b, "%s\n", strings.ToUpper(text[:1])+text[1:])
+	if len(s.Orphans) > 0 {
+		fmt.Fprintf(&b, "%s\n%s\n", problem.OrphanFilters.Cause, problem.OrphanFilters.Remedy)
+	}
+	if left := s.Left(); left != "" {
+		fmt.Fprintln(&b, left)
+	}
+	_, err = io.WriteString(w, b.String())
+	return err
+}
+
+// surveyTimeout leaves room for another survey that comes first.
+const surveyTimeout = 6 * time.Minute
+
+// survey has the adapter look.
+func (c *client) survey(ctx context.Context) (s plan.Survey, err error) {
+	resp, err := call(ctx, c, surveyTimeout, c.filters.Survey, &filterspb.SurveyRequest{})
+	s = plan.Survey{Proxies: int(resp.GetProxies()), Looked: int(resp.GetLooked()), Missed: resp.GetMissed(), Files: resp.GetFiles(), Orphans: []plan.Orphan{}}
+	for _, o := range resp.GetOrphans() {
+		s.Orphans = append(s.Orphans, plan.Orphan{Proxy: o.GetProxy(), WasmFilter: plan.WasmFilter{Name: o.GetFilter(), SHA256: o.GetSha256(), Source: o.GetSource()}})
+	}
+	return s, err
 }
 
 // listCluster lists what the inventories of a cluster have.
@@ -169,21 +232,15 @@ func (a *app) listCluster(ctx context.Context, c *kube.Cluster, proxies bool) er
 	if err != nil { // what else is listed is as good without
 		fmt.Fprintf(a.Err, "Warning: orphans are not known: %s\n", problem.Of(err).Details)
 	}
-	if proxies {
-		switch s, err := surveyed(ctx, c, a.namespace); {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			fmt.Fprintf(a.Err, "Warning: what proxies run is not known: %s\n", problem.Of(err).Details)
-		default:
-			out.Survey = &s
-		}
+	out.Survey = a.survey(ctx, proxies, func(ctx context.Context) (plan.Survey, error) { return surveyed(ctx, c, a.namespace) })
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	return a.printListing(out, "STATE")
 }
 
-func (a *app) printList(chains []*filterspb.Chain) error {
-	out := listing{Filters: []listed{}}
+func (a *app) printList(chains []*filterspb.Chain, found *plan.Survey) error {
+	out := listing{Filters: []listed{}, Survey: found}
 	for _, c := range chains {
 		l := loaded(c)
 		running, proxies := l.Count(plan.Running), l.Expected()

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server/filterspb"
 	"github.com/meshery/meshery-filters/internal/wasm"
@@ -57,6 +58,8 @@ func TestOutputIsGoldenInEveryForm(t *testing.T) {
 		{Key: "imagehub", Value: "Image Hub", Category: meshes.OpCategory_SAMPLE_APPLICATION}}
 	report := wasm.Report{SHA256: digestA, Size: 1234, ABI: "0.2.1", Language: "Rust", Imports: []string{"env.proxy_log", "env.proxy_bogus"},
 		Exports: []string{"memory"}, Missing: []string{"env.proxy_bogus"}, MemoryPages: 17, Sections: []string{"type", "code"}}
+	found := plan.Survey{Orphans: []plan.Orphan{{Proxy: "api-sidecar-proxy at 127.0.0.1:19000", WasmFilter: plan.WasmFilter{Name: "meshery.filters/shop.hello", SHA256: digestA, Source: "/opt/a.wasm"}}},
+		Proxies: 3, Looked: 2, Missed: "nothing answers at 127.0.0.1:19001", Files: []string{"/opt/b.wasm", "/opt/c.wasm"}}
 	drift := func(err error) error {
 		if f := explain(err, true); err != nil && f.exit == exitDrift {
 			return nil
@@ -64,16 +67,18 @@ func TestOutputIsGoldenInEveryForm(t *testing.T) {
 		return err
 	}
 	cases := map[string]func(*app) error{
-		"list":       func(a *app) error { return a.printList(someChains()) },
-		"list-shop":  func(a *app) error { a.namespace = "shop"; return a.printList(someChains()) },
-		"list-none":  func(a *app) error { return a.printList(nil) },
-		"list-other": func(a *app) error { a.namespace = "other"; return a.printList(someChains()) },
-		"status":     func(a *app) error { return drift(a.printStatus(someChains())) },
-		"status-ok":  func(a *app) error { return a.printStatus(someChains()[1:]) },
-		"render":     func(a *app) error { return a.printPreviews(previews) },
-		"operations": func(a *app) error { return a.printOperations(ops) },
-		"inspect":    func(a *app) error { return a.printReport(report) },
-		"accepted":   func(a *app) error { return a.accepted("OP1") },
+		"list":           func(a *app) error { return a.printList(someChains(), nil) },
+		"list-shop":      func(a *app) error { a.namespace = "shop"; return a.printList(someChains(), nil) },
+		"list-none":      func(a *app) error { return a.printList(nil, nil) },
+		"list-other":     func(a *app) error { a.namespace = "other"; return a.printList(someChains(), nil) },
+		"list-proxies":   func(a *app) error { return a.printList(someChains()[1:], &found) },
+		"status":         func(a *app) error { return drift(a.printStatus(someChains(), nil)) },
+		"status-ok":      func(a *app) error { return a.printStatus(someChains()[1:], nil) },
+		"status-proxies": func(a *app) error { return drift(a.printStatus(someChains()[1:], &found)) },
+		"render":         func(a *app) error { return a.printPreviews(previews) },
+		"operations":     func(a *app) error { return a.printOperations(ops) },
+		"inspect":        func(a *app) error { return a.printReport(report) },
+		"accepted":       func(a *app) error { return a.accepted("OP1") },
 		"progress": func(a *app) error {
 			for _, e := range events {
 				if err := a.progress(toEvent(e)); err != nil {

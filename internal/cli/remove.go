@@ -22,7 +22,8 @@ Filters are named, or read from documents of which only the names and the mesh c
 as they are. With --kubeconfig they are taken out of that cluster, and of plain Envoys unless documents name the mesh.`,
 		Example: `  meshery-filters remove shop/rate-limit
   meshery-filters remove -n shop rate-limit audit
-  meshery-filters remove -f filter.yaml`,
+  meshery-filters remove -f filter.yaml
+  meshery-filters remove shop/rate-limit --consul --config adapter.yaml --no-adapter`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && len(files) == 0 {
 				return usage("say what to remove: a filter's name, or -f FILE")

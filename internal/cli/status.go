@@ -20,6 +20,8 @@ import (
 // newStatus makes `status`.
 func newStatus(a *app) *cobra.Command {
 	var k kubeconfigFlags
+	var own consulFlags
+	var proxies bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether proxies run what was applied",
@@ -29,55 +31,64 @@ A proxy that rejected its chain, has not answered, or left since differs from wh
 the proxy is listed with its own words, and the exit code is 5.
 A target whose proxies nobody may look at is not verified, and the reason is told.
 
-With --kubeconfig no adapter is asked: the proxies looked at are those of the filters that any adapter has put into that
-cluster.`,
+With --kubeconfig or --consul no adapter is asked: the proxies looked at are those of the filters that any adapter has
+put into that cluster, or into the Consul of the adapter's configuration. --proxies looks for what "list --proxies"
+tells of, and such filters are drift, too.`,
 		Example: `  meshery-filters status
   meshery-filters status --kubeconfig ~/.kube/config --context staging
+  meshery-filters status --consul --config adapter.yaml
   meshery-filters status -o json
   meshery-filters status > /dev/null || echo "look at the proxies"`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if k.given() {
-				return a.statusAlone(cmd.Context(), &k)
+			ctx := cmd.Context()
+			consul, err := own.given(k)
+			if err != nil {
+				return err
+			}
+			if k.given() || consul {
+				return a.statusAlone(ctx, &k, &own, proxies)
 			}
 			c, err := a.dial()
 			if err != nil {
 				return err
 			}
 			defer c.close()
-			resp, err := call(cmd.Context(), c, callTimeout, c.filters.List, &filterspb.ListRequest{})
+			resp, err := call(ctx, c, callTimeout, c.filters.List, &filterspb.ListRequest{})
 			if err != nil {
 				return err
 			}
-			if err := untold(resp.GetUntold()); err != nil { // before drift of what could be told
-				return errors.Join(err, a.printStatus(resp.GetChains()))
+			found := a.survey(ctx, proxies, c.survey)
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
-			return a.printStatus(resp.GetChains())
+			if err := untold(resp.GetUntold()); err != nil { // before drift of what could be told
+				return errors.Join(err, a.printStatus(resp.GetChains(), found))
+			}
+			return a.printStatus(resp.GetChains(), found)
 		},
 	}
 	k.flags(cmd, "that is looked at")
+	own.flags(cmd)
+	cmd.Flags().BoolVar(&proxies, "proxies", false, "ask the proxies of the cluster or Consul for Wasm filters that no resource explains")
 	a.outputFlag(cmd)
 	a.adapterFlags(cmd)
 	return cmd
 }
 
-// statusAlone looks at a cluster from this process.
-func (a *app) statusAlone(ctx context.Context, k *kubeconfigFlags) (err error) {
-	cluster, err := k.open()
-	if err != nil {
-		return err
-	}
-	defer cluster.Close()
-	here, err := a.adapterHere(ctx, cluster)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, here.close()) }()
-	chains, err := here.runner.List(ctx)
-	if err != nil {
-		return err
-	}
-	return a.printStatus(server.Chains(chains))
+// statusAlone looks at a cluster or Consul from this process.
+func (a *app) statusAlone(ctx context.Context, k *kubeconfigFlags, own *consulFlags, proxies bool) error {
+	return a.withoutAdapter(ctx, k, own, func(here adapterHere) error {
+		chains, err := here.runner.List(ctx)
+		if err != nil && len(chains) == 0 {
+			return err
+		}
+		found := a.survey(ctx, proxies, here.runner.Survey)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return errors.Join(err, a.printStatus(server.Chains(chains), found))
+	})
 }
 
 // What JSON and YAML show of a status.
@@ -85,6 +96,7 @@ type (
 	statusDocument struct {
 		Drifted bool          `json:"drifted"`
 		Targets []chainStatus `json:"targets"`
+		Survey  *plan.Survey  `json:"survey,omitempty"` // with --proxies
 	}
 	chainStatus struct {
 		Target  string `json:"target"`
@@ -112,8 +124,8 @@ type (
 	}
 )
 
-func (a *app) printStatus(chains []*filterspb.Chain) error {
-	out := statusDocument{Targets: []chainStatus{}}
+func (a *app) printStatus(chains []*filterspb.Chain, found *plan.Survey) error {
+	out := statusDocument{Targets: []chainStatus{}, Survey: found}
 	var targets, drifted, unseen [][]string
 	for _, c := range chains {
 		l := loaded(c)
@@ -151,19 +163,32 @@ func (a *app) printStatus(chains []*filterspb.Chain) error {
 		out.Targets = append(out.Targets, s)
 		targets = append(targets, []string{s.Target, s.Mesh, l.String(), state, s.Version, strings.Join(names, ", ")})
 	}
+	orphans := 0
+	if found != nil {
+		orphans = len(found.Orphans)
+		out.Drifted = out.Drifted || orphans > 0
+	}
 	err := a.print(out, func(w io.Writer) error {
 		if len(targets) == 0 {
 			_, err := io.WriteString(w, "No filter is applied.\n")
-			return err
+			return errors.Join(err, printSurvey(w, found))
 		}
-		if err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets); err != nil || len(drifted)+len(unseen) == 0 {
-			return err
+		err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets)
+		if err == nil && len(drifted)+len(unseen) > 0 {
+			fmt.Fprintln(w)
+			err = table(w, []string{"PROXY", "TARGET", "ENVOY", "STATE", "DETAIL"}, slices.Concat(drifted, unseen))
 		}
-		fmt.Fprintln(w)
-		return table(w, []string{"PROXY", "TARGET", "ENVOY", "STATE", "DETAIL"}, slices.Concat(drifted, unseen))
+		if err == nil && found != nil {
+			fmt.Fprintln(w)
+		}
+		return errors.Join(err, printSurvey(w, found))
 	})
 	if err != nil || !out.Drifted {
 		return err
 	}
-	return exitError{problem.Drift.New("%d on %d targets", len(drifted), len(out.Targets)), exitDrift}
+	count := fmt.Sprintf("%d on %d targets", len(drifted), len(out.Targets))
+	if orphans > 0 {
+		count += fmt.Sprintf(", and %d filters that nothing explains", orphans)
+	}
+	return exitError{problem.Drift.New("%s", count), exitDrift}
 }

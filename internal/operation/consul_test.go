@@ -939,6 +939,9 @@ func TestAFilterThatNoEntryExplainsIsNamed(t *testing.T) {
 		!strings.Contains(events[i].Details, "nothing answers as an Envoy of Consul's at 127.0.0.1:1") {
 		t.Errorf("%v", texts(events))
 	}
+	if s, err := other.runner.Survey(t.Context()); err != nil || len(s.Orphans) != 1 || s.Looked != 2 || !strings.Contains(s.Missed, "127.0.0.1:1") {
+		t.Errorf("%v %v", s, err)
+	}
 	r.ok(remove(doc("hello", "mesh: consul")))
 }
 

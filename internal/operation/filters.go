@@ -543,7 +543,7 @@ func survey(ctx context.Context, s *story, pl place, c Surveyed, orphans *atomic
 		orphans.Add(int32(n))
 		lines := texts(found.Orphans[:min(n, maxOrphans)])
 		if more := n - len(lines); more > 0 {
-			lines = append(lines, fmt.Sprintf("and %d more; `meshery-filters list --kubeconfig FILE --proxies` lists them all", more))
+			lines = append(lines, fmt.Sprintf("and %d more; `meshery-filters list --proxies` lists them all, those of another cluster than the adapter's own with --kubeconfig FILE", more))
 		}
 		s.warn(problem.OrphanFilters.New("%d found; %s\n%s", n, found, strings.Join(lines, "\n")))
 	}

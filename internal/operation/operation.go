@@ -100,6 +100,9 @@ type Status struct {
 	Problem string `json:"problem,omitempty"`
 }
 
+// Survey is what proxies run that nothing explains.
+type Survey = plan.Survey
+
 // Preview is what an operation would make hold on one target.
 type Preview struct {
 	Target  filter.Target `json:"target"`

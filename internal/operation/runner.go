@@ -140,10 +140,11 @@ type Runner struct {
 	byKey       map[string]useCase
 	hubLimiters map[string]string // the documents of imagehub_rate_limit in clusters, by their mesh
 
-	mu    sync.Mutex
-	locks map[string]*chainLock
-	inUse map[string]int               // operations that run, by the digest of a module that they have looked up
-	left  map[string]map[string]string // records of chains that are gone, by the cluster that a request brought
+	mu        sync.Mutex
+	locks     map[string]*chainLock
+	inUse     map[string]int               // operations that run, by the digest of a module that they have looked up
+	left      map[string]map[string]string // records of chains that are gone, by the cluster that a request brought
+	surveying chan struct{}                // holds whoever makes a survey
 	// secrets are the values that were resolved so far, in the forms that texts may quote them in.
 	secrets []string
 }
@@ -170,7 +171,7 @@ func NewRunner(o Options) (*Runner, error) {
 		}
 		limiters[m] = limiter
 	}
-	r := &Runner{Options: o, hubLimiters: limiters, locks: map[string]*chainLock{}, inUse: map[string]int{}, left: map[string]map[string]string{}, byKey: map[string]useCase{}}
+	r := &Runner{Options: o, hubLimiters: limiters, locks: map[string]*chainLock{}, inUse: map[string]int{}, left: map[string]map[string]string{}, surveying: make(chan struct{}, 1), byKey: map[string]useCase{}}
 	catalogue, err := r.useCases()
 	if err != nil {
 		return nil, err
@@ -727,6 +728,31 @@ func (r *Runner) List(ctx context.Context) ([]Status, error) {
 	_ = g.Wait()
 	errs = slices.DeleteFunc(append(errs, failed...), func(err error) bool { return err == nil })
 	return slices.Concat(append([][]Status{all}, in...)...), joined(errs)
+}
+
+// Survey looks at the proxies of the adapter's own cluster and Consul for filters that nothing explains. What could not be
+// looked at is part of it. One is made at a time.
+func (r *Runner) Survey(ctx context.Context) (s Survey, err error) {
+	select {
+	case r.surveying <- struct{}{}:
+		defer func() { <-r.surveying }()
+	case <-ctx.Done():
+		return s, ctx.Err()
+	}
+	places := r.elsewhere(nil)
+	if len(places) == 0 {
+		s.Missed = "the adapter has neither a cluster nor a Consul of its own"
+	}
+	for _, pl := range places {
+		var found Survey
+		if c, ok := pl.cluster.(Surveyed); ok {
+			if found, err = c.Survey(ctx); err != nil {
+				found.Missed = pl.name() + ": " + problem.Of(err).Details
+			}
+		}
+		s = s.And(found)
+	}
+	return s, ctx.Err()
 }
 
 func (r *Runner) list(ctx context.Context, pl place) (out []Status, err error) {

@@ -233,7 +233,7 @@ func TestWhatTheEdgeBoundsStillFits(t *testing.T) {
 var everyCall = []string{
 	meshService + "MeshName", meshService + "MeshVersions", meshService + "ComponentInfo", meshService + "SupportedOperations",
 	meshService + "ApplyOperation", meshService + "StreamEvents", meshService + "ProcessOAM", meshService + "Provision",
-	meshService + "CreateMeshInstance", filterService + "History", filterService + "List", filterService + "Plan", filterService + "Watch",
+	meshService + "CreateMeshInstance", filterService + "History", filterService + "List", filterService + "Plan", filterService + "Survey", filterService + "Watch",
 }
 
 var streams = map[string]bool{meshService + "StreamEvents": true, filterService + "Watch": true}

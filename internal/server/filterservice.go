@@ -31,6 +31,18 @@ func (f *filterServer) List(ctx context.Context, _ *filterspb.ListRequest) (*fil
 	return &filterspb.ListResponse{Chains: Chains(chains), Untold: untold(err)}, nil
 }
 
+func (f *filterServer) Survey(ctx context.Context, _ *filterspb.SurveyRequest) (*filterspb.SurveyResponse, error) {
+	s, err := f.server.Operations.Survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &filterspb.SurveyResponse{Proxies: uint32(s.Proxies), Looked: uint32(s.Looked), Missed: clip(s.Missed, maxDetails), Files: s.Files}
+	for _, o := range s.Orphans {
+		out.Orphans = append(out.Orphans, &filterspb.Orphan{Proxy: o.Proxy, Filter: o.Name, Sha256: o.SHA256, Source: o.Source})
+	}
+	return out, nil
+}
+
 // Chains are those of a list as the service gives them, by mesh and target.
 func Chains(list []operation.Status) (out []*filterspb.Chain) {
 	for _, c := range list {

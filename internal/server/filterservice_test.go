@@ -142,6 +142,17 @@ func TestWatchSaysWhenEventsWereSkipped(t *testing.T) {
 	}
 }
 
+func TestASurveyCarriesWhatNothingExplains(t *testing.T) {
+	f := start(t)
+	s := mustCall(t, f.conn, filterService+"Survey")
+	if s.number(2) != 3 || s.number(3) != 2 || s.text(4) != "one is silent" || s.text(5) != "/opt/a.wasm" {
+		t.Errorf("%v", s)
+	}
+	if o := s.messages(t, 1)[0]; o.text(1) != "api at 127.0.0.1:19000" || o.text(2) != "f" || o.text(3) != "a" || o.text(4) != "inline" {
+		t.Errorf("orphan %v", o)
+	}
+}
+
 func TestHistoryCarriesWhatAFilterWas(t *testing.T) {
 	f := start(t)
 	revisions := mustCall(t, f.conn, filterService+"History", text(1, "shop"), text(2, "audit")).messages(t, 1)

@@ -17,6 +17,7 @@ import (
 	"github.com/meshery/meshery-filters/internal/event"
 	"github.com/meshery/meshery-filters/internal/filter"
 	"github.com/meshery/meshery-filters/internal/operation"
+	"github.com/meshery/meshery-filters/internal/plan"
 	"github.com/meshery/meshery-filters/internal/problem"
 	"github.com/meshery/meshery-filters/internal/server"
 )
@@ -67,6 +68,11 @@ func (o *operations) List(ctx context.Context) ([]operation.Status, error) {
 		return o.list(ctx)
 	}
 	return nil, nil
+}
+
+func (o *operations) Survey(context.Context) (operation.Survey, error) {
+	return operation.Survey{Orphans: []plan.Orphan{{Proxy: "api at 127.0.0.1:19000", WasmFilter: plan.WasmFilter{Name: "f", SHA256: "a", Source: "inline"}}},
+		Proxies: 3, Looked: 2, Missed: "one is silent", Files: []string{"/opt/a.wasm"}}, nil
 }
 
 func (o *operations) Plan(ctx context.Context, r operation.Request) ([]operation.Preview, error) {

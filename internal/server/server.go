@@ -49,6 +49,8 @@ type Operations interface {
 	Catalogue() []operation.Row
 	// List returns every chain that holds filters.
 	List(context.Context) ([]operation.Status, error)
+	// Survey looks in proxies for filters that nothing explains.
+	Survey(context.Context) (operation.Survey, error)
 	// History returns what became of a filter, oldest first.
 	History(ctx context.Context, namespace, name string) ([]operation.Revision, error)
 	// Plan returns what a request would make hold, and changes nothing.

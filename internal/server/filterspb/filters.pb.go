@@ -70,7 +70,7 @@ func (x Event_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_Type.Descriptor instead.
 func (Event_Type) EnumDescriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{17, 0}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type ListRequest struct {
@@ -217,6 +217,194 @@ func (x *Untold) GetDetails() string {
 	return ""
 }
 
+type SurveyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyRequest) Reset() {
+	*x = SurveyRequest{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyRequest) ProtoMessage() {}
+
+func (x *SurveyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyRequest.ProtoReflect.Descriptor instead.
+func (*SurveyRequest) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{3}
+}
+
+type SurveyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their proxies and names.
+	Orphans []*Orphan `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	// How many proxies there are, and how many of them were looked at.
+	Proxies uint32 `protobuf:"varint,2,opt,name=proxies,proto3" json:"proxies,omitempty"`
+	Looked  uint32 `protobuf:"varint,3,opt,name=looked,proto3" json:"looked,omitempty"`
+	// Why not all of them were looked at; empty when all were.
+	Missed string `protobuf:"bytes,4,opt,name=missed,proto3" json:"missed,omitempty"`
+	// Modules where proxies read them that nothing names, and of which the adapter cannot tell whether they are its own.
+	Files         []string `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyResponse) Reset() {
+	*x = SurveyResponse{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyResponse) ProtoMessage() {}
+
+func (x *SurveyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyResponse.ProtoReflect.Descriptor instead.
+func (*SurveyResponse) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SurveyResponse) GetOrphans() []*Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+func (x *SurveyResponse) GetProxies() uint32 {
+	if x != nil {
+		return x.Proxies
+	}
+	return 0
+}
+
+func (x *SurveyResponse) GetLooked() uint32 {
+	if x != nil {
+		return x.Looked
+	}
+	return 0
+}
+
+func (x *SurveyResponse) GetMissed() string {
+	if x != nil {
+		return x.Missed
+	}
+	return ""
+}
+
+func (x *SurveyResponse) GetFiles() []string {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// Orphan is a Wasm filter in a proxy, and nothing explains why it is there. All but proxy is what the proxy shows.
+type Orphan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// namespace/name of its Pod, or the id of Consul's proxy and where it answers.
+	Proxy  string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	Filter string `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// The digest of the module; empty when the proxy does not tell.
+	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// A file, an address, or inline.
+	Source        string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Orphan) Reset() {
+	*x = Orphan{}
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Orphan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Orphan) ProtoMessage() {}
+
+func (x *Orphan) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
+func (*Orphan) Descriptor() ([]byte, []int) {
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Orphan) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *Orphan) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *Orphan) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Orphan) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 // Chain is what stands on one target.
 type Chain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -240,7 +428,7 @@ type Chain struct {
 
 func (x *Chain) Reset() {
 	*x = Chain{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +440,7 @@ func (x *Chain) String() string {
 func (*Chain) ProtoMessage() {}
 
 func (x *Chain) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[3]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +453,7 @@ func (x *Chain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chain.ProtoReflect.Descriptor instead.
 func (*Chain) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{3}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Chain) GetMesh() string {
@@ -336,7 +524,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +536,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[4]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +549,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{4}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Target) GetKind() string {
@@ -427,7 +615,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +627,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[5]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +640,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{5}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Filter) GetNamespace() string {
@@ -532,7 +720,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +732,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[6]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +745,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{6}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Proxy) GetId() string {
@@ -612,7 +800,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +812,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[7]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +825,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{7}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PlanRequest) GetOperation() string {
@@ -678,7 +866,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +878,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[8]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +891,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{8}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlanResponse) GetPreviews() []*Preview {
@@ -737,7 +925,7 @@ type Preview struct {
 
 func (x *Preview) Reset() {
 	*x = Preview{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +937,7 @@ func (x *Preview) String() string {
 func (*Preview) ProtoMessage() {}
 
 func (x *Preview) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[9]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +950,7 @@ func (x *Preview) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preview.ProtoReflect.Descriptor instead.
 func (*Preview) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{9}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Preview) GetMesh() string {
@@ -827,7 +1015,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +1027,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[10]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +1040,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{10}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Change) GetSubject() string {
@@ -883,7 +1071,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1083,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[11]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1096,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{11}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Loss) GetFilter() string {
@@ -944,7 +1132,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1144,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[12]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1157,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{12}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HistoryRequest) GetNamespace() string {
@@ -997,7 +1185,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1197,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[13]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1210,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{13}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HistoryResponse) GetRevisions() []*Revision {
@@ -1057,7 +1245,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1257,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[14]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1270,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{14}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1136,7 +1324,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1336,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[15]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1349,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{15}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchRequest) GetOperationId() string {
@@ -1203,7 +1391,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1403,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[16]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1416,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{16}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchResponse) GetCursor() string {
@@ -1271,7 +1459,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1471,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_server_filterspb_filters_proto_msgTypes[17]
+	mi := &file_internal_server_filterspb_filters_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1484,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{17}
+	return file_internal_server_filterspb_filters_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Event) GetOperationId() string {
@@ -1395,7 +1583,19 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x06Untold\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12\x18\n" +
-	"\adetails\x18\x02 \x01(\tR\adetails\"\x8e\x02\n" +
+	"\adetails\x18\x02 \x01(\tR\adetails\"\x0f\n" +
+	"\rSurveyRequest\"\xa6\x01\n" +
+	"\x0eSurveyResponse\x124\n" +
+	"\aorphans\x18\x01 \x03(\v2\x1a.meshery.filters.v1.OrphanR\aorphans\x12\x18\n" +
+	"\aproxies\x18\x02 \x01(\rR\aproxies\x12\x16\n" +
+	"\x06looked\x18\x03 \x01(\rR\x06looked\x12\x16\n" +
+	"\x06missed\x18\x04 \x01(\tR\x06missed\x12\x14\n" +
+	"\x05files\x18\x05 \x03(\tR\x05files\"f\n" +
+	"\x06Orphan\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x16\n" +
+	"\x06filter\x18\x02 \x01(\tR\x06filter\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\"\x8e\x02\n" +
 	"\x05Chain\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x122\n" +
 	"\x06target\x18\x02 \x01(\v2\x1a.meshery.filters.v1.TargetR\x06target\x12\x18\n" +
@@ -1494,9 +1694,10 @@ const file_internal_server_filterspb_filters_proto_rawDesc = "" +
 	"\x04Type\x12\b\n" +
 	"\x04INFO\x10\x00\x12\b\n" +
 	"\x04WARN\x10\x01\x12\t\n" +
-	"\x05ERROR\x10\x022\xc9\x02\n" +
+	"\x05ERROR\x10\x022\x9a\x03\n" +
 	"\rFilterService\x12I\n" +
-	"\x04List\x12\x1f.meshery.filters.v1.ListRequest\x1a .meshery.filters.v1.ListResponse\x12I\n" +
+	"\x04List\x12\x1f.meshery.filters.v1.ListRequest\x1a .meshery.filters.v1.ListResponse\x12O\n" +
+	"\x06Survey\x12!.meshery.filters.v1.SurveyRequest\x1a\".meshery.filters.v1.SurveyResponse\x12I\n" +
 	"\x04Plan\x12\x1f.meshery.filters.v1.PlanRequest\x1a .meshery.filters.v1.PlanResponse\x12R\n" +
 	"\aHistory\x12\".meshery.filters.v1.HistoryRequest\x1a#.meshery.filters.v1.HistoryResponse\x12N\n" +
 	"\x05Watch\x12 .meshery.filters.v1.WatchRequest\x1a!.meshery.filters.v1.WatchResponse0\x01B>Z<github.com/meshery/meshery-filters/internal/server/filterspbb\x06proto3"
@@ -1514,63 +1715,69 @@ func file_internal_server_filterspb_filters_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_server_filterspb_filters_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_internal_server_filterspb_filters_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_internal_server_filterspb_filters_proto_goTypes = []any{
 	(Event_Type)(0),               // 0: meshery.filters.v1.Event.Type
 	(*ListRequest)(nil),           // 1: meshery.filters.v1.ListRequest
 	(*ListResponse)(nil),          // 2: meshery.filters.v1.ListResponse
 	(*Untold)(nil),                // 3: meshery.filters.v1.Untold
-	(*Chain)(nil),                 // 4: meshery.filters.v1.Chain
-	(*Target)(nil),                // 5: meshery.filters.v1.Target
-	(*Filter)(nil),                // 6: meshery.filters.v1.Filter
-	(*Proxy)(nil),                 // 7: meshery.filters.v1.Proxy
-	(*PlanRequest)(nil),           // 8: meshery.filters.v1.PlanRequest
-	(*PlanResponse)(nil),          // 9: meshery.filters.v1.PlanResponse
-	(*Preview)(nil),               // 10: meshery.filters.v1.Preview
-	(*Change)(nil),                // 11: meshery.filters.v1.Change
-	(*Loss)(nil),                  // 12: meshery.filters.v1.Loss
-	(*HistoryRequest)(nil),        // 13: meshery.filters.v1.HistoryRequest
-	(*HistoryResponse)(nil),       // 14: meshery.filters.v1.HistoryResponse
-	(*Revision)(nil),              // 15: meshery.filters.v1.Revision
-	(*WatchRequest)(nil),          // 16: meshery.filters.v1.WatchRequest
-	(*WatchResponse)(nil),         // 17: meshery.filters.v1.WatchResponse
-	(*Event)(nil),                 // 18: meshery.filters.v1.Event
-	nil,                           // 19: meshery.filters.v1.Target.LabelsEntry
-	nil,                           // 20: meshery.filters.v1.Filter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*SurveyRequest)(nil),         // 4: meshery.filters.v1.SurveyRequest
+	(*SurveyResponse)(nil),        // 5: meshery.filters.v1.SurveyResponse
+	(*Orphan)(nil),                // 6: meshery.filters.v1.Orphan
+	(*Chain)(nil),                 // 7: meshery.filters.v1.Chain
+	(*Target)(nil),                // 8: meshery.filters.v1.Target
+	(*Filter)(nil),                // 9: meshery.filters.v1.Filter
+	(*Proxy)(nil),                 // 10: meshery.filters.v1.Proxy
+	(*PlanRequest)(nil),           // 11: meshery.filters.v1.PlanRequest
+	(*PlanResponse)(nil),          // 12: meshery.filters.v1.PlanResponse
+	(*Preview)(nil),               // 13: meshery.filters.v1.Preview
+	(*Change)(nil),                // 14: meshery.filters.v1.Change
+	(*Loss)(nil),                  // 15: meshery.filters.v1.Loss
+	(*HistoryRequest)(nil),        // 16: meshery.filters.v1.HistoryRequest
+	(*HistoryResponse)(nil),       // 17: meshery.filters.v1.HistoryResponse
+	(*Revision)(nil),              // 18: meshery.filters.v1.Revision
+	(*WatchRequest)(nil),          // 19: meshery.filters.v1.WatchRequest
+	(*WatchResponse)(nil),         // 20: meshery.filters.v1.WatchResponse
+	(*Event)(nil),                 // 21: meshery.filters.v1.Event
+	nil,                           // 22: meshery.filters.v1.Target.LabelsEntry
+	nil,                           // 23: meshery.filters.v1.Filter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_internal_server_filterspb_filters_proto_depIdxs = []int32{
-	4,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
+	7,  // 0: meshery.filters.v1.ListResponse.chains:type_name -> meshery.filters.v1.Chain
 	3,  // 1: meshery.filters.v1.ListResponse.untold:type_name -> meshery.filters.v1.Untold
-	5,  // 2: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
-	6,  // 3: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
-	7,  // 4: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
-	19, // 5: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
-	20, // 6: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
-	10, // 7: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
-	12, // 8: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
-	11, // 9: meshery.filters.v1.Preview.changes:type_name -> meshery.filters.v1.Change
-	15, // 10: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
-	3,  // 11: meshery.filters.v1.HistoryResponse.untold:type_name -> meshery.filters.v1.Untold
-	21, // 12: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
-	5,  // 13: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
-	6,  // 14: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
-	18, // 15: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
-	21, // 16: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
-	0,  // 17: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
-	1,  // 18: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
-	8,  // 19: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
-	13, // 20: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
-	16, // 21: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
-	2,  // 22: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
-	9,  // 23: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
-	14, // 24: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
-	17, // 25: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	6,  // 2: meshery.filters.v1.SurveyResponse.orphans:type_name -> meshery.filters.v1.Orphan
+	8,  // 3: meshery.filters.v1.Chain.target:type_name -> meshery.filters.v1.Target
+	9,  // 4: meshery.filters.v1.Chain.filters:type_name -> meshery.filters.v1.Filter
+	10, // 5: meshery.filters.v1.Chain.proxies:type_name -> meshery.filters.v1.Proxy
+	22, // 6: meshery.filters.v1.Target.labels:type_name -> meshery.filters.v1.Target.LabelsEntry
+	23, // 7: meshery.filters.v1.Filter.labels:type_name -> meshery.filters.v1.Filter.LabelsEntry
+	13, // 8: meshery.filters.v1.PlanResponse.previews:type_name -> meshery.filters.v1.Preview
+	15, // 9: meshery.filters.v1.Preview.losses:type_name -> meshery.filters.v1.Loss
+	14, // 10: meshery.filters.v1.Preview.changes:type_name -> meshery.filters.v1.Change
+	18, // 11: meshery.filters.v1.HistoryResponse.revisions:type_name -> meshery.filters.v1.Revision
+	3,  // 12: meshery.filters.v1.HistoryResponse.untold:type_name -> meshery.filters.v1.Untold
+	24, // 13: meshery.filters.v1.Revision.time:type_name -> google.protobuf.Timestamp
+	8,  // 14: meshery.filters.v1.Revision.target:type_name -> meshery.filters.v1.Target
+	9,  // 15: meshery.filters.v1.Revision.filter:type_name -> meshery.filters.v1.Filter
+	21, // 16: meshery.filters.v1.WatchResponse.event:type_name -> meshery.filters.v1.Event
+	24, // 17: meshery.filters.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 18: meshery.filters.v1.Event.type:type_name -> meshery.filters.v1.Event.Type
+	1,  // 19: meshery.filters.v1.FilterService.List:input_type -> meshery.filters.v1.ListRequest
+	4,  // 20: meshery.filters.v1.FilterService.Survey:input_type -> meshery.filters.v1.SurveyRequest
+	11, // 21: meshery.filters.v1.FilterService.Plan:input_type -> meshery.filters.v1.PlanRequest
+	16, // 22: meshery.filters.v1.FilterService.History:input_type -> meshery.filters.v1.HistoryRequest
+	19, // 23: meshery.filters.v1.FilterService.Watch:input_type -> meshery.filters.v1.WatchRequest
+	2,  // 24: meshery.filters.v1.FilterService.List:output_type -> meshery.filters.v1.ListResponse
+	5,  // 25: meshery.filters.v1.FilterService.Survey:output_type -> meshery.filters.v1.SurveyResponse
+	12, // 26: meshery.filters.v1.FilterService.Plan:output_type -> meshery.filters.v1.PlanResponse
+	17, // 27: meshery.filters.v1.FilterService.History:output_type -> meshery.filters.v1.HistoryResponse
+	20, // 28: meshery.filters.v1.FilterService.Watch:output_type -> meshery.filters.v1.WatchResponse
+	24, // [24:29] is the sub-list for method output_type
+	19, // [19:24] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_internal_server_filterspb_filters_proto_init() }
@@ -1584,7 +1791,7 @@ func file_internal_server_filterspb_filters_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_server_filterspb_filters_proto_rawDesc), len(file_internal_server_filterspb_filters_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	FilterService_List_FullMethodName    = "/meshery.filters.v1.FilterService/List"
+	FilterService_Survey_FullMethodName  = "/meshery.filters.v1.FilterService/Survey"
 	FilterService_Plan_FullMethodName    = "/meshery.filters.v1.FilterService/Plan"
 	FilterService_History_FullMethodName = "/meshery.filters.v1.FilterService/History"
 	FilterService_Watch_FullMethodName   = "/meshery.filters.v1.FilterService/Watch"
@@ -39,6 +40,9 @@ const (
 type FilterServiceClient interface {
 	// List returns every chain that holds filters, with its proxies as they are now.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// Survey asks the proxies of the adapter's own cluster and Consul for Wasm filters that nothing explains. It may take some
+	// minutes; one is made at a time.
+	Survey(ctx context.Context, in *SurveyRequest, opts ...grpc.CallOption) (*SurveyResponse, error)
 	// Plan returns what an operation would put on each target, and changes nothing.
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
 	// History returns what became of a filter, oldest first: as far as the last 10 changes of each target go.
@@ -62,6 +66,16 @@ func (c *filterServiceClient) List(ctx context.Context, in *ListRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
 	err := c.cc.Invoke(ctx, FilterService_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *filterServiceClient) Survey(ctx context.Context, in *SurveyRequest, opts ...grpc.CallOption) (*SurveyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SurveyResponse)
+	err := c.cc.Invoke(ctx, FilterService_Survey_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +133,9 @@ type FilterService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 type FilterServiceServer interface {
 	// List returns every chain that holds filters, with its proxies as they are now.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// Survey asks the proxies of the adapter's own cluster and Consul for Wasm filters that nothing explains. It may take some
+	// minutes; one is made at a time.
+	Survey(context.Context, *SurveyRequest) (*SurveyResponse, error)
 	// Plan returns what an operation would put on each target, and changes nothing.
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
 	// History returns what became of a filter, oldest first: as far as the last 10 changes of each target go.
@@ -140,6 +157,9 @@ type UnimplementedFilterServiceServer struct{}
 
 func (UnimplementedFilterServiceServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedFilterServiceServer) Survey(context.Context, *SurveyRequest) (*SurveyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Survey not implemented")
 }
 func (UnimplementedFilterServiceServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
@@ -185,6 +205,24 @@ func _FilterService_List_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(FilterServiceServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FilterService_Survey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SurveyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FilterServiceServer).Survey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FilterService_Survey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FilterServiceServer).Survey(ctx, req.(*SurveyRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -246,6 +284,10 @@ var FilterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _FilterService_List_Handler,
+		},
+		{
+			MethodName: "Survey",
+			Handler:    _FilterService_Survey_Handler,
 		},
 		{
 			MethodName: "Plan",
