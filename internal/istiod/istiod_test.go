@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,6 +22,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"go.uber.org/goleak"
 
 	"github.com/meshery/meshery-filters/build/controlplanes/istiotest"
@@ -509,6 +518,82 @@ func TestWhatIstiosAgentMakesOfAPlanIsSeenToo(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAChangeOfNothingButTheImageIsSeenInProxiesThatIstiosAgentServes(t *testing.T) {
+	for _, kind := range []string{"TrafficExtension", "EnvoyFilter"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, kind)
+			p := r.proxy(istiotest.ProxyOptions{Pod: "api-1", Agent: true, Told: true})
+			images := newImages(t)
+			direct := func(more string) filter.Filter {
+				f := r.filter("image", "{response: {x-a: one}}", ", delivery: {mode: direct}"+more)
+				f.Spec.Module = filter.Module{URL: images.push(r.module), SHA256: r.digest}
+				return f
+			}
+			r.await(r.cluster, r.apply(direct("")), running(1, plan.Seen))
+			r.use(slices.Concat(r.module, []byte("\x00\x02\x01v"))) // with a section of no meaning
+			f := direct("")
+			images.held.Store(true) // the agent fetches for a while
+			r.await(r.cluster, r.apply(f), func(l plan.Loaded) bool {
+				if l.Count(plan.Running) == 1 && images.held.Load() {
+					t.Errorf("it has the module already: %s", describe(l))
+				}
+				images.held.Store(false)
+				return l.Count(plan.Running) == 1
+			})
+			r.header(p, "x-a", "one")
+			r.await(r.cluster, r.apply(direct(", failurePolicy: open, environment: [{name: A, value: b}, {name: HOME, valueFrom: host}], rootID: headers")), running(1, plan.Seen))
+			r.header(p, "x-a", "one")
+		})
+	}
+}
+
+// images is a registry, which gives nothing while it is held.
+type images struct {
+	t    *testing.T
+	addr string
+	held atomic.Bool
+}
+
+func newImages(t *testing.T) *images {
+	i := &images{t: t}
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		for i.held.Load() && q.Context().Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		inner.ServeHTTP(w, q)
+	}))
+	t.Cleanup(s.Close)
+	i.addr = strings.TrimPrefix(s.URL, "http://")
+	return i
+}
+
+// push keeps a module as an image, and gives its address.
+func (i *images) push(module []byte) string {
+	i.t.Helper()
+	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	var err error
+	for _, l := range []v1.Layer{static.NewLayer([]byte("{}"), "application/vnd.module.wasm.config.v1+json"),
+		static.NewLayer(module, "application/vnd.module.wasm.content.layer.v1+wasm")} {
+		kind, _ := l.MediaType() // which cannot fail
+		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: kind}); err != nil {
+			i.t.Fatal(err)
+		}
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	to, err := name.NewDigest(i.addr + "/filters/headers@" + digest.String())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	if err := remote.Write(to, img, remote.WithContext(i.t.Context())); err != nil {
+		i.t.Fatal(err)
+	}
+	return "oci://" + to.String()
 }
 
 func TestWithoutTheRightToAskProxiesTheirAcknowledgementsAreToldAsWhatTheyAre(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"reflect"
 	"slices"
@@ -41,10 +42,20 @@ type want struct {
 	version string // the object's resourceVersion
 	digest  string // of the module
 	file    string // where the module lies on the proxies' machines; empty when it comes otherwise
-	image   bool   // the module comes in an image, whose digest is another
-	// configuration is a plugin's, and exact is all that an EnvoyFilter says.
+	image   string // the digest of the image that the module comes in, as its address has it; empty when it comes otherwise
+	// configuration is a plugin's, and what else it says is its root, environment and strategy; exact is all that an
+	// EnvoyFilter says.
 	configuration any
+	root          string
+	environment   environment
+	strategy      string
 	exact         *wasm.PluginConfig
+}
+
+// environment is a sandbox's: what is set, and what is the host's.
+type environment struct {
+	values map[string]string
+	host   []string
 }
 
 // wantsOf reads what objects ask of a proxy.
@@ -64,8 +75,11 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 			x.configuration = spec["pluginConfig"]
 			x.file, _ = strings.CutPrefix(url, "file://")
 			if x.file == url {
-				x.file, x.image = "", strings.HasPrefix(url, "oci://")
+				x.file, x.image = "", imageOf(url)
 			}
+			x.root, _ = spec["pluginName"].(string)
+			x.strategy, _ = spec["failStrategy"].(string)
+			x.environment = environmentOf(spec)
 		case schema.GroupKind{Group: "networking.istio.io", Kind: "EnvoyFilter"}:
 			several, err := patched(spec)
 			if err != nil {
@@ -83,7 +97,7 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 					sum := sha256.Sum256(inline)
 					x.digest = hex.EncodeToString(sum[:])
 				} else if remote := code.GetRemote(); remote != nil {
-					x.digest, x.image = remote.GetSha256(), strings.HasPrefix(remote.GetHttpUri().GetUri(), "oci://")
+					x.digest, x.image = remote.GetSha256(), imageOf(remote.GetHttpUri().GetUri())
 				}
 				wants = append(wants, x)
 			}
@@ -94,6 +108,31 @@ func wantsOf(objects []plan.Object) ([]want, error) {
 		wants = append(wants, x)
 	}
 	return wants, nil
+}
+
+// imageOf is the digest in the address of an image, which Istio's agent calls the module's file by.
+func imageOf(url string) string {
+	_, digest, _ := strings.Cut(url, "@sha256:")
+	if !strings.HasPrefix(url, "oci://") {
+		return ""
+	}
+	return digest
+}
+
+// environmentOf is what a plugin's object says of its sandbox's environment.
+func environmentOf(spec map[string]any) environment {
+	e := environment{values: map[string]string{}}
+	list, _, _ := unstructured.NestedSlice(spec, "vmConfig", "env")
+	for _, v := range list {
+		v, _ := v.(map[string]any)
+		name, _ := v["name"].(string)
+		if v["valueFrom"] == "HOST" {
+			e.host = append(e.host, name)
+		} else {
+			e.values[name], _ = v["value"].(string)
+		}
+	}
+	return e
 }
 
 // patched are the plugins that an EnvoyFilter puts into proxies, by their names, which is the order that requests meet them.
@@ -191,8 +230,20 @@ func (x want) differs(c *wasm.PluginConfig) string {
 	if why := x.differsInCode(c); why != "" {
 		return why
 	}
-	if !x.configured(c) {
+	if !x.configured(c) || c.GetRootId() != x.root {
 		return "its configuration is another"
+	}
+	// Istio's agent takes the version away from what it fetches, so that a change of nothing but these shows in them alone.
+	open := c.GetFailOpen() || c.GetFailurePolicy() == wasm.FailurePolicy_FAIL_OPEN // the first is what an older istiod says
+	reload := c.GetFailurePolicy() == wasm.FailurePolicy_FAIL_RELOAD
+	if open != (x.strategy == "FAIL_OPEN") || reload != (x.strategy == "FAIL_RELOAD") {
+		return "its failure policy is another"
+	}
+	v := c.GetVmConfig().GetEnvironmentVariables()
+	set := maps.Clone(v.GetKeyValues())
+	maps.DeleteFunc(set, func(name, _ string) bool { return strings.HasPrefix(name, "ISTIO_META_") })
+	if !maps.Equal(set, x.environment.values) || !slices.Equal(v.GetHostEnvKeys(), x.environment.host) {
+		return "its environment is another"
 	}
 	return ""
 }
@@ -208,7 +259,7 @@ func (x want) differsInCode(c *wasm.PluginConfig) string {
 			return other
 		}
 	case local.GetFilename() != "": // Istio's agent has fetched it, and names the file by its digest
-		if !x.image && !strings.HasPrefix(path.Base(local.GetFilename()), x.digest) {
+		if !strings.HasPrefix(path.Base(local.GetFilename()), cmp.Or(x.image, x.digest)) {
 			return other
 		}
 	case local != nil:
@@ -216,7 +267,7 @@ func (x want) differsInCode(c *wasm.PluginConfig) string {
 			return other
 		}
 	case remote != nil:
-		if !x.image && remote.GetSha256() != x.digest {
+		if x.image == "" && remote.GetSha256() != x.digest {
 			return other
 		}
 	default:

@@ -42,12 +42,16 @@ func (m *Mesh) agent(ctx context.Context, dir string, o ProxyOptions, labels map
 	if err := os.WriteFile(bootstrap, template, 0o600); err != nil {
 		return nil, "", err
 	}
-	config, err := json.Marshal(map[string]any{
+	options := map[string]any{
 		"binaryPath": script, "configPath": filepath.Join(dir, "etc"), "discoveryAddress": xds, "controlPlaneAuthPolicy": "NONE",
 		"proxyAdminPort": json.Number(ports[0]), "statusPort": json.Number(ports[1]), "concurrency": 1,
 		"proxyBootstrapTemplatePath": bootstrap,
 		"terminationDrainDuration":   "0.1s", "drainDuration": "1s",
-	})
+	}
+	if o.Told {
+		options["proxyStatsMatcher"] = map[string]any{"inclusionRegexps": []string{".*extension_config_discovery.*"}}
+	}
+	config, err := json.Marshal(options)
 	if err != nil {
 		return nil, "", err
 	}

@@ -33,6 +33,8 @@ type ProxyOptions struct {
 	// Agent puts Istio's agent between the Envoy and istiod, as in a cluster: it is what fetches modules. It takes a user
 	// who may have a mount namespace of their own.
 	Agent bool
+	// Told has Istio's agent let its Envoy tell which configurations it accepted, which it does not do by itself.
+	Told bool
 	// TCP has a sidecar take its requests for bytes.
 	TCP bool
 	// Relay has it connect to istiod through this process, so that Cut takes istiod away from it.
