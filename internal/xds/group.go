@@ -250,7 +250,9 @@ func (g *group) answer(p *proxy, r *discovery.DiscoveryRequest) (rejected, late 
 		}
 		p.answered, p.acked, p.bad = true, p.sent, false
 		delete(g.reported, p.ID)
-		delete(g.refusals, p.nodeID) // Envoy remembers only the bytes it saw last
+		if g.free[p.nodeID] == 0 { // otherwise it may be another of that node id that has refused
+			delete(g.refusals, p.nodeID) // Envoy remembers only the bytes it saw last
+		}
 		g.settle(false)
 		return false, false
 	}

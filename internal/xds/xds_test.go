@@ -240,6 +240,21 @@ func TestOffers(t *testing.T) {
 			r.await(p, "a=running (b=held)")
 			b.leave()
 		}},
+		{"of two proxies with one node id, that one accepts is no reason for the other to see again what it has refused", func(t *testing.T, r *rig) {
+			a, b := r.join("a"), r.join("a")
+			for _, s := range []*sim{a, b} {
+				s.ack(s.next())
+			}
+			p := r.put(r.plan(all, "one"))
+			m := a.want(p)
+			a.nack(m, "no such file")
+			r.awaitFunc(p, "one refuses", func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 })
+			b.ack(b.want(p))
+			r.awaitFunc(p, "one of each", func(l plan.Loaded) bool { return l.Count(plan.Rejected) == 1 && l.Count(plan.Running) == 1 })
+			r.apply(p)
+			a.ack(a.wantOther(p, m.GetResources()[0].GetValue()))
+			r.await(p, "a=running a#2=running")
+		}},
 		{"a proxy that joins during an offer gets the committed chain until the commit and is not waited for", func(t *testing.T, r *rig) {
 			good := r.put(r.plan(all, "one"))
 			a := r.join("a")
