@@ -153,7 +153,7 @@ func (a *app) planLocally(ctx context.Context, m mesh.Mesh, docs []filter.Docume
 // secretless refuses a filter that refers to a secret.
 func secretless(_ context.Context, f filter.Filter) (filter.Filter, error) {
 	if refs := f.Secrets(); len(refs) > 0 {
-		return f, problem.SecretMissing.New("%s refers to %s, and without an adapter nobody resolves secrets, which would end up in what is printed", f.Key, refs[0])
+		return f, problem.SecretShown.New("%s refers to %s, and without an adapter nobody resolves secrets, which would end up in what is printed", f.Key, refs[0])
 	}
 	return f, nil
 }

@@ -3,12 +3,14 @@ package kube
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"k8s.io/client-go/rest"
@@ -45,8 +47,8 @@ func Portable(file, context string) ([]byte, error) {
 	if context != "" {
 		config.CurrentContext = context
 	}
-	if config.Contexts[config.CurrentContext] == nil {
-		return nil, problem.KubeconfigRefused.New("it has no context %q", clean(config.CurrentContext, 100))
+	if err := hasContext(config, config.CurrentContext); err != nil {
+		return nil, err
 	}
 	if err := clientcmdapi.MinifyConfig(config); err != nil {
 		return nil, problem.KubeconfigRefused.New("%w", err)
@@ -65,6 +67,21 @@ func Portable(file, context string) ([]byte, error) {
 		return nil, problem.KubeconfigRefused.New("%w", err)
 	}
 	return clientcmd.Write(*config)
+}
+
+// hasContext refuses a kubeconfig without that context.
+func hasContext(config *clientcmdapi.Config, context string) error {
+	if config.Contexts[context] != nil {
+		return nil
+	}
+	there := "there is none"
+	if len(config.Contexts) > 0 {
+		there = "there are " + clean(strings.Join(slices.Sorted(maps.Keys(config.Contexts)), ", "), 200)
+	}
+	if context == "" {
+		return problem.KubeconfigRefused.New("it has no current-context; %s", there)
+	}
+	return problem.KubeconfigRefused.New("it has no context %q; %s", clean(context, 100), there)
 }
 
 // loadFile reads a kubeconfig file, and makes the paths in it absolute.
@@ -89,13 +106,10 @@ func configOf(config *clientcmdapi.Config, context string, allow Allow) (*rest.C
 	if context == "" {
 		context = config.CurrentContext
 	}
-	used, ok := config.Contexts[context]
-	switch {
-	case context == "":
-		return nil, problem.KubeconfigRefused.New("it has no current-context")
-	case !ok:
-		return nil, problem.KubeconfigRefused.New("it has no context %q", clean(context, 100))
+	if err := hasContext(config, context); err != nil {
+		return nil, err
 	}
+	used := config.Contexts[context]
 	cluster, ok := config.Clusters[used.Cluster]
 	if !ok {
 		return nil, problem.KubeconfigRefused.New("the context %q is of a cluster that it does not have", clean(context, 100))

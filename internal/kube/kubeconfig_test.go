@@ -113,6 +113,9 @@ func TestAKubeconfigThatCannotBeReadIsRefusedWithoutQuotingIt(t *testing.T) {
 		if (err == nil) != ok {
 			t.Errorf("context %s: %v", context, err)
 		}
+		if context == "absent" && !strings.Contains(err.Error(), "there are nowhere, test") {
+			t.Errorf("the contexts that are there are not told: %v", err)
+		}
 		if err == nil {
 			c.Close()
 		}

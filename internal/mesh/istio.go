@@ -251,8 +251,10 @@ func locate(t filter.Target, c plan.Cluster) (site, error) {
 	if len(t.Labels) > 0 {
 		return at, nil
 	}
+	kind := string(t.Kind)
 	switch t.Kind {
 	case filter.Workload:
+		kind = "Deployment, StatefulSet or DaemonSet"
 		for _, k := range workloads {
 			o, ok := find(k)
 			if !ok {
@@ -297,7 +299,7 @@ func locate(t filter.Target, c plan.Cluster) (site, error) {
 	default: // Namespace, Mesh
 		return at, nil
 	}
-	return at, problem.TargetNotFound.New("%s", t)
+	return at, problem.TargetNotFound.New("%s: the cluster has no %s of that name", t, kind)
 }
 
 func labelsOf(o plan.Object) map[string]string {

@@ -209,8 +209,14 @@ func (b *clusterBackend) World(ctx context.Context, c filter.Chain) (w plan.Worl
 		}
 	}
 	reads := b.mesh.Reads(c)
-	if w.Cluster, err = b.cluster.Read(ctx, reads); err != nil || len(reads.Selected) == 0 {
+	if w.Cluster, err = b.cluster.Read(ctx, reads); err != nil {
 		return w, err
+	}
+	if b.mesh.Name() == consulMesh && len(c.Filters) > 0 && !b.r.isAgent(b.cluster) && !slices.Contains(mesh.Seen(w.Cluster), consulMesh) {
+		return w, problem.KindNotServed.New("%s: ServiceDefaults of consul.hashicorp.com", b.cluster)
+	}
+	if len(reads.Selected) == 0 {
+		return w, nil
 	}
 	return w, b.bare(ctx, t, w.Cluster.Objects)
 }

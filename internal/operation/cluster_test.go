@@ -662,6 +662,13 @@ func TestWhatAClusterDoesNotTakeIsTold(t *testing.T) {
 	// A field that Istio has no word for.
 	says(t, c.ok(c.apply(on("api", "late", "phase: authz"))), problem.FieldLost.Code+" cluster "+host, c.ns+"/late: spec.phase")
 
+	// A mesh that is not there.
+	consul := c.apply(doc("late", "mesh: consul", "target: {kind: Service, name: web}", "delivery: {mode: local, localPath: /opt/filters}"))
+	if last := c.fails(problem.KindNotServed, consul); !strings.Contains(last.Details, "cluster "+host) || strings.Count(last.Details, host) != 1 ||
+		!strings.Contains(last.Details, "ServiceDefaults of consul.hashicorp.com") {
+		t.Errorf("%s", last.Details)
+	}
+
 	// A namespace that is not there.
 	q = c.apply(strings.Replace(on("web", "lost"), "{name: lost}", "{name: lost, namespace: nowhere}", 1))
 	q.Namespace = "nowhere"

@@ -487,7 +487,7 @@ func (r *Runner) runStatus(ctx context.Context, s *story, j job) (summary, detai
 			}
 			out = append(out, outcome{line: line})
 		}
-		if pl.cluster != nil && len(j.kubeconfigs) > 0 && err == nil && (r.Consul == nil || pl.name() != r.Consul.String()) {
+		if pl.cluster != nil && len(j.kubeconfigs) > 0 && err == nil && !r.isAgent(pl.cluster) {
 			if err := r.forgetBrought(ctx, pl.cluster, j.ID); err != nil && ctx.Err() == nil {
 				r.Log.Warn("modules of a cluster are not compared with its inventories", "cluster", pl.name(), "err", err)
 			}

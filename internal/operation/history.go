@@ -178,7 +178,7 @@ func (r *Runner) readUndo(ctx context.Context, j *job, clusters []place, implied
 		if err != nil && (len(found) == 1 || errors.Is(err, problem.RevisionAstray)) {
 			return err
 		} else if err != nil {
-			lines = append(lines, fmt.Sprintf("%s: %s", pl.name(), problem.Of(err).Details))
+			lines = append(lines, pl.says(problem.Of(err).Details))
 			continue
 		}
 		if pl.cluster != nil {

@@ -35,6 +35,16 @@ func (pl place) name() string {
 	return pl.cluster.String()
 }
 
+// says puts the place's name before what a problem there tells, which may begin with the place's address itself.
+func (pl place) says(details string) string {
+	name := pl.name()
+	host := name[strings.LastIndexByte(name, ' ')+1:]
+	if begun := strings.TrimPrefix(details, name+": "); begun != details {
+		return details
+	}
+	return name + ": " + strings.TrimPrefix(details, host+": ")
+}
+
 // key tells apart what is called the same in several places.
 func (pl place) key(s string) string {
 	if pl.cluster == nil {
@@ -169,6 +179,9 @@ func (r *Runner) isConsul(mesh string, kubeconfigs bool) bool {
 	return r.Consul != nil && mesh == consulMesh && !kubeconfigs
 }
 
+// isAgent says whether that is the adapter's own Consul, and no cluster.
+func (r *Runner) isAgent(c Cluster) bool { return r.Consul != nil && c.String() == r.Consul.String() }
+
 // toConsul says whether what a job has for Consul is for the adapter's own.
 func (r *Runner) toConsul(j job) bool {
 	return r.isConsul(consulMesh, len(j.kubeconfigs) > 0) && !j.InClusters && (len(j.Only) == 0 || slices.Contains(j.Only, r.Consul.String()))
@@ -230,11 +243,7 @@ func (u unopened) Loaded(context.Context, plan.Plan) iter.Seq2[plan.Loaded, erro
 func together(places []place, errs []error) error {
 	var lines []string
 	for i, err := range errs {
-		line := problem.Of(err).Details
-		if name := places[i].name() + ": "; !strings.HasPrefix(line, name) { // Consul says its name itself
-			line = name + line
-		}
-		lines = append(lines, line)
+		lines = append(lines, places[i].says(problem.Of(err).Details))
 	}
 	p := *problem.Of(errs[0])
 	p.Details = strings.Join(lines, "\n")
@@ -408,7 +417,7 @@ func (r *Runner) each(ctx context.Context, s *story, places []place, f func(cont
 		p := *problem.Of(errs[0])
 		p.Err = errs[0]
 		if places[0].cluster != nil && !strings.Contains(p.Details, places[0].name()) {
-			p.Details = places[0].name() + ": " + p.Details
+			p.Details = places[0].says(p.Details)
 		}
 		return nil, &p
 	}

@@ -192,7 +192,7 @@ var (
 		"The details say what it waits for; it stays applied."}
 	ClusterMissing = &Kind{"meshery-filters-1080", codes.FailedPrecondition, "the request names no cluster",
 		"The filter is for a mesh of a Kubernetes cluster, and neither the request nor the adapter's configuration says which cluster.",
-		"Send the cluster's kubeconfig with the request, as Meshery does for the contexts that are chosen; or set clusters: own, where the adapter runs in the cluster."}
+		"Send the cluster's kubeconfig with the request, as Meshery does for the contexts that are chosen and the command line with --kubeconfig; or set clusters: own, where the adapter runs in the cluster. For a Consul off Kubernetes set consul.addr."}
 	ClustersFailed = &Kind{"meshery-filters-1081", codes.FailedPrecondition, "the operation is not done everywhere",
 		"The operation went on in each cluster by itself. It failed in those that are named, and is done in the others.",
 		"Mend what the details say of each, then send the operation again; where it is done already nothing is changed."}
@@ -301,6 +301,9 @@ var (
 	LimiterLeft = &Kind{"meshery-filters-1180", codes.OK, "Image Hub's limiter is on another mesh, too",
 		"imagehub.mesh or clusters of the adapter's configuration was changed while the limiter was applied, or another adapter has applied it there. It stays in front of whatever its proxies serve.",
 		"`meshery-filters run imagehub_rate_limit --delete` takes it away here and there; then apply it again."}
+	SecretShown = &Kind{"meshery-filters-1190", codes.FailedPrecondition, "a secret would be printed",
+		"What is rendered is what the cluster gets, which has a secret's value in the place of the reference to it.",
+		"`meshery-filters diff --kubeconfig FILE` tells what applying would change, and `meshery-filters apply` gives the value to the cluster alone."}
 	SandboxSpoiled = &Kind{"meshery-filters-1185", codes.FailedPrecondition, "the module cannot be configured as often as Envoy does it",
 		"Envoy judges a configuration by a sandbox that it throws away. Then each of its threads has one of its own with the same shared data, and one that runs already gets the next configuration, too. The module fails there: Envoy would have accepted it, and would let requests pass the filter by, whatever its failure policy.",
 		"Mend the module: it has to accept its configuration with shared data that is there already, and more than once in a sandbox. Where the details speak of a sandbox that runs another configuration, another spec.vmID gives the filter a sandbox of its own; for a TrafficExtension or WasmPlugin, which do not name sandboxes, remove the filter and apply it again."}
@@ -322,5 +325,5 @@ func All() []*Kind {
 		MesheryUnreachable, MesheryUnauthorized, MesheryRefused, MesheryToken,
 		InvalidDesign, ForeignComponent, DesignFailed, DesignGoesOn, StoredFilterMissing, MesheryUnset, ClusterSecret, UndoAmbiguous,
 		OrphanFilters, RevisionAstray, UpstreamMissing, UpstreamRefused, RolloutFailed, ConsulTLS, ConsulDamaged, HubLeft, ComponentTaken,
-		UpstreamNeeded, UpstreamStays, LimiterLeft, SandboxSpoiled}
+		UpstreamNeeded, UpstreamStays, LimiterLeft, SandboxSpoiled, SecretShown}
 }
