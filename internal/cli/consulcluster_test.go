@@ -343,16 +343,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Fatal(err)
 	}
 	var buyer *consultest.Service
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		var registered []any
-		err := c.Consul.Send(ctx, http.MethodGet, "/v1/health/connect/cart?passing", nil, &registered)
-		if err == nil && len(registered) > 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no Pod has come up: %v", err)
-		}
-	}
+	c.passing(t, "cart", 1)
 	if buyer, err = c.Consul.Service(ctx, consultest.ServiceOptions{Name: "buyer", Upstreams: []string{"cart"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -483,24 +474,93 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
 
+	// StatefulSets and DaemonSets restart their Pods as well.
+	c.Hold("")
+	stock := map[string]any{"app": "stock"}
+	if err := c.Apply(ctx, speaks("stock"), map[string]any{"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"namespace": "shop", "name": "stock"},
+		"spec": map[string]any{"selector": stock, "ports": []any{map[string]any{"port": 80}}}}); err != nil {
+		t.Fatal(err)
+	}
+	const sets = "/apis/apps/v1/namespaces/shop/"
+	specOf := func(plural string) (spec any) {
+		t.Helper()
+		var o map[string]any
+		if err := c.Get(ctx, sets+plural+"/stock", &o); err != nil {
+			t.Fatal(err)
+		}
+		return o["spec"]
+	}
+	specs := map[string]any{}
+	for plural, kind := range map[string]string{"statefulsets": "StatefulSet", "daemonsets": "DaemonSet"} {
+		labels := map[string]any{"app": "stock", "of": plural}
+		spec := map[string]any{"selector": map[string]any{"matchLabels": labels}, "template": map[string]any{
+			"metadata": map[string]any{"labels": labels, "annotations": map[string]any{"consul.hashicorp.com/connect-inject": "true"}},
+			"spec":     map[string]any{"containers": []any{map[string]any{"name": "main", "image": "none"}}}}}
+		if kind == "StatefulSet" {
+			spec["replicas"] = 2
+		}
+		if err := c.Apply(ctx, map[string]any{"apiVersion": "apps/v1", "kind": kind, "metadata": map[string]any{"namespace": "shop", "name": "stock"}, "spec": spec}); err != nil {
+			t.Fatal(err)
+		}
+		specs[plural] = specOf(plural)
+	}
+	c.passing(t, "stock", 3)
+	shopper, err := c.Consul.Service(ctx, consultest.ServiceOptions{Name: "shopper", Upstreams: []string{"stock"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shopper.Reaches(ctx, "stock", "/"); err != nil {
+		t.Fatal(err)
+	}
+	load = shopper.Load(ctx, "stock")
+	a.cli("apply", "-f", of("s", "stock", "one", asking), "--kubeconfig", whole).want(t, exitOK, "StatefulSet/shop/stock updated, which restarts its Pods", "DaemonSet/shop/stock updated, which restarts its Pods",
+		"3 of 3 proxies", "seen in each proxy itself")
+	a.cli("remove", "shop/s", "--kubeconfig", whole).want(t, exitOK, "StatefulSet/shop/stock updated, which restarts its Pods", "removed from")
+	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
+		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
+	}
+	for plural, before := range specs {
+		if now := specOf(plural); !reflect.DeepEqual(now, before) {
+			t.Errorf("of the %s the spec was\n%v\nand is\n%v", plural, before, now)
+		}
+		if err := c.Send(ctx, http.MethodDelete, sets+plural+"/stock", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	// Nothing of it is left to what follows.
 	if err := c.Send(ctx, http.MethodPatch, at, map[string]any{"spec": map[string]any{"replicas": 0}}); err != nil {
 		t.Fatal(err)
 	}
 	const entries = "/apis/consul.hashicorp.com/v1alpha1/namespaces/shop/servicedefaults"
-	for _, name := range []string{"api", "cart", "modules", "elsewhere"} {
+	for _, name := range []string{"api", "cart", "modules", "elsewhere", "stock"} {
 		if err := c.Send(ctx, http.MethodDelete, entries+"/"+name, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		var pods, left struct{ Items []any }
-		err := errors.Join(c.Get(ctx, "/api/v1/namespaces/shop/pods?labelSelector=app%3Dcart", &pods), c.Get(ctx, entries, &left))
+		err := errors.Join(c.Get(ctx, "/api/v1/namespaces/shop/pods?labelSelector=app+in+(cart,stock)", &pods), c.Get(ctx, entries, &left))
 		if err == nil && len(pods.Items)+len(left.Items) == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("there are still %v and %v: %v", pods, left, err)
+		}
+	}
+}
+
+// passing waits until a service has so many instances that others call.
+func (c consulCluster) passing(t *testing.T, service string, instances int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		var registered []any
+		err := c.Consul.Send(t.Context(), http.MethodGet, "/v1/health/connect/"+service+"?passing", nil, &registered)
+		if err == nil && len(registered) == instances {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d Pods of %s have come up: %v", len(registered), service, err)
 		}
 	}
 }

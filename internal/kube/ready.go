@@ -51,10 +51,19 @@ func (c *Cluster) awaitRestored(ctx context.Context, steps []*step) {
 	for _, s := range steps {
 		if s.item.Shared && s.action == plan.Restarted {
 			if err := c.await(ctx, []*step{s}); err != nil {
-				s.action += plan.Action("; they were not seen to be back: " + problem.Of(err).Details)
+				s.action += plan.Action("; they were not seen to be back: " + problem.Of(err).Details + byHand(s.kind.GroupKind(), s.live))
 			}
 		}
 	}
+}
+
+// byHand is what somebody has to do for an object whose Pods did not get ready with its template before: a StatefulSet with
+// Pods in an order waits for such a Pod for ever, whatever its template is now.
+func byHand(kind schema.GroupKind, o map[string]any) string {
+	if policy := descend(o, []string{"spec"})["podManagementPolicy"]; kind.Kind != "StatefulSet" || policy == "Parallel" {
+		return ""
+	}
+	return "; a StatefulSet does not replace a Pod that never got ready: delete that Pod"
 }
 
 // await waits until every object is ready, those of one kind and namespace by one request.

@@ -297,6 +297,18 @@ func TestOfSeveralMakersOfPodsTheOneThatGaveUpIsNamed(t *testing.T) {
 	}
 }
 
+func TestAStatefulSetsPodThatNeverGotReadyIsToBeDeletedByHand(t *testing.T) {
+	for policy, said := range map[string]bool{"OrderedReady": true, "Parallel": false} {
+		o := map[string]any{"spec": map[string]any{"podManagementPolicy": policy}}
+		if text := byHand(makers[1].GroupKind(), o); strings.Contains(text, "delete that Pod") != said {
+			t.Errorf("%s: %q", policy, text)
+		}
+		if text := byHand(makers[0].GroupKind(), o); text != "" {
+			t.Errorf("of a Deployment: %q", text)
+		}
+	}
+}
+
 func TestWithoutTheRoleForUpstreamsTheMissingRightIsNamed(t *testing.T) {
 	ns := namespace(t)
 	shop(t, ns, nil)

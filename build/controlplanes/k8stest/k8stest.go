@@ -140,7 +140,7 @@ func start(ctx context.Context, program, dir string, o Options) (_ *Server, err 
 		"--kubeconfig="+file("manager.kubeconfig"), "--leader-elect=false",
 		"--bind-address=127.0.0.1", "--secure-port="+ports[3], "--cert-dir="+file("manager"),
 		"--authorization-always-allow-paths=/healthz",
-		"--controllers=namespace-controller,garbage-collector-controller,deployment-controller,replicaset-controller,endpointslice-controller,serviceaccount-controller"); err != nil {
+		"--controllers=namespace-controller,garbage-collector-controller,deployment-controller,replicaset-controller,statefulset-controller,daemonset-controller,endpointslice-controller,serviceaccount-controller"); err != nil {
 		return nil, err
 	}
 	return s, s.await(ctx, "https://"+address(3)+"/healthz")

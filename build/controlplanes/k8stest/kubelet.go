@@ -48,8 +48,12 @@ func (s *Server) StartKubelet(ctx context.Context, node string, forward Forward)
 		object["status"] = map[string]any{
 			"addresses":       []any{map[string]any{"type": "InternalIP", "address": "127.0.0.1"}},
 			"daemonEndpoints": map[string]any{"kubeletEndpoint": map[string]any{"Port": port}},
+			"conditions":      []any{map[string]any{"type": "Ready", "status": "True"}},
 		}
 		err = s.Send(ctx, http.MethodPatch, "/api/v1/nodes/"+node+"/status", object)
+	}
+	if err == nil { // a new Node is marked as not ready, until the controller that watches them finds it is
+		err = s.Send(ctx, http.MethodPatch, "/api/v1/nodes/"+node, map[string]any{"spec": map[string]any{"taints": nil}})
 	}
 	if err != nil {
 		k.Stop()
