@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -336,6 +337,9 @@ func (q *queue) take(ctx context.Context, h *held, was claimed) (Claim, error) {
 	if err == nil && was.Done {
 		err = c.mark(ctx)
 	}
+	if errors.Is(err, ErrStale) {
+		err = cmp.Or(q.forgetExpired(ctx, h.ID, was), err)
+	}
 	if err != nil || was.Done {
 		q.free(h)
 		return nil, err
@@ -344,6 +348,22 @@ func (q *queue) take(ctx context.Context, h *held, was claimed) (Claim, error) {
 		c.beats.Go(c.beat)
 	}
 	return c, nil
+}
+
+// forgetExpired has the next claim written as the first, if the one that is known is gone: of what expires, as when the clock
+// steps forward, no message tells.
+func (q *queue) forgetExpired(ctx context.Context, id string, was claimed) error {
+	last, err := q.store.last(ctx, q.stream, claimSubject+id)
+	if err != nil || last != nil {
+		return err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if c := q.claims[id]; c.sequence == was.sequence {
+		c.sequence = 0
+		q.claims[id] = c
+	}
+	return nil
 }
 
 func (q *queue) free(h *held) {

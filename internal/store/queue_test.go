@@ -248,6 +248,24 @@ func TestWhatIsSecretIsOverwrittenAtTheEnd(t *testing.T) {
 	}
 }
 
+// Claims expire, as when the adapter was down for long or the clock has stepped forward; their operations do not.
+func TestAnEntryWhoseClaimHasExpiredIsClaimedAgain(t *testing.T) {
+	path := t.TempDir()
+	s := openStore(t, path)
+	mustPut(t, s.Queue(), "a", "x")
+	mustNext(t, s.Queue())
+	s.Close()
+	s = openStore(t, path)
+	if err := s.queue.stream.DeleteMsg(t.Context(), s.queue.claims["a"].sequence); err != nil {
+		t.Fatal(err)
+	}
+	c := mustNext(t, s.Queue())
+	if c.Attempt() != 2 {
+		t.Errorf("it is attempt %d", c.Attempt())
+	}
+	mustDone(t, c)
+}
+
 func TestAClaimWhoseHolderIsNotHeardOfGoesToAnother(t *testing.T) {
 	url := external(t)
 	const lease = 2 * time.Second // long enough that a busy machine comes to renewing it

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,9 +201,10 @@ func (r *recordsInKV) Changes(ctx context.Context) iter.Seq2[string, error] {
 
 // each visits what the bucket holds now, in the order it was written.
 func (r *recordsInKV) each(ctx context.Context, visit func(Revision), o ...jetstream.WatchOpt) error {
-	w, err := try(ctx, r.store, func(ctx context.Context) (jetstream.KeyWatcher, error) {
-		// The watcher lives as long as its context.
-		return r.kv.WatchAll(context.WithoutCancel(ctx), o...)
+	reading, cancel := context.WithCancel(ctx) // the watcher lives as long, and not only as long as a try
+	defer cancel()
+	w, err := try(ctx, r.store, func(context.Context) (jetstream.KeyWatcher, error) {
+		return r.kv.WatchAll(reading, o...)
 	})
 	if err != nil {
 		return storeFailed("reading the records", err)
@@ -212,7 +214,10 @@ func (r *recordsInKV) each(ctx context.Context, visit func(Revision), o ...jetst
 	defer silence.Stop()
 	for {
 		select {
-		case e := <-w.Updates():
+		case e, open := <-w.Updates():
+			if !open { // as when a consumer could not be made again; what came is not all
+				return cmp.Or(ctx.Err(), r.store.unanswered(errors.New("reading the records was broken off")))
+			}
 			silence.Reset(patience)
 			if e == nil {
 				return nil

@@ -427,6 +427,29 @@ func TestChangesAreThoseOfOthers(t *testing.T) {
 	}
 }
 
+// A part would look as if others had removed the rest.
+func TestAReadingThatIsBrokenOffIsNoReading(t *testing.T) {
+	url := external(t)
+	on := func(o *Options) { o.URL = url }
+	other := openStore(t, t.TempDir(), on)
+	const many = 1000 // more than are on their way at once
+	for i := range many {
+		if err := other.Records().Put(t.Context(), fmt.Sprint(i), []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openStore(t, t.TempDir(), on)
+	seen := 0
+	err := s.records.(*recordsInKV).each(t.Context(), func(Revision) {
+		if seen++; seen == 1 {
+			s.nc.Close()
+		}
+	})
+	if err == nil || seen == many {
+		t.Errorf("%d records, %v", seen, err)
+	}
+}
+
 // The clock of the adapter that held the cursor was ahead, or has stepped back since.
 func TestACursorIsTakenOverWhateverClocksSay(t *testing.T) {
 	url := external(t)
