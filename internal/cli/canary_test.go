@@ -146,7 +146,7 @@ func TestOneProxyOnIstioTriesAChainBeforeTheOthers(t *testing.T) {
 
 // TestOneProxyOfEveryTargetOnIstioTriesAChainBeforeTheOthers has a cluster that serves no TrafficExtension.
 func TestOneProxyOfEveryTargetOnIstioTriesAChainBeforeTheOthers(t *testing.T) {
-	m := startIstio(t, func(o *istiotest.Options) { o.Without = []string{"TrafficExtension"} })
+	m := startIstio(t, "TrafficExtension")
 	for _, pod := range []string{"api-1", "api-2", "edge-1", "edge-2"} {
 		app, _, _ := strings.Cut(pod, "-")
 		m.add(t, istiotest.ProxyOptions{Namespace: "shop", Pod: pod, Labels: map[string]string{"app": app}, Gateway: app == "edge"})

@@ -8,7 +8,7 @@ import (
 )
 
 func TestProxiesOfTheGatewayAPIOnIstioGetFilters(t *testing.T) {
-	m := startIstio(t, func(o *istiotest.Options) { o.GatewayAPI = true })
+	m := startIstio(t)
 	a := newAdapter(t)
 	t.Run("a gateway", func(t *testing.T) { gatewayGetsAFilter(t, m, a) })
 	t.Run("a waypoint", func(t *testing.T) { waypointGetsAFilter(t, m, a) })

@@ -165,8 +165,7 @@ func TestImageHubAnswersThroughAnIngressGateway(t *testing.T) {
 		imageHubAnswers(t, startIstio(t), "istio", istiotest.Namespace, "istio-ingressgateway", "istio", "ingressgateway")
 	})
 	t.Run("of the Gateway API", func(t *testing.T) {
-		m := startIstio(t, func(o *istiotest.Options) { o.GatewayAPI = true })
-		imageHubAnswers(t, m, "gateway-api", "shop", "imagehub-istio", "gateway.networking.k8s.io/gateway-name", "imagehub")
+		imageHubAnswers(t, startIstio(t), "gateway-api", "shop", "imagehub-istio", "gateway.networking.k8s.io/gateway-name", "imagehub")
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -49,17 +50,43 @@ func (m *istioMesh) add(t *testing.T, o istiotest.ProxyOptions) *istiotest.Proxy
 	return p
 }
 
-// startIstio starts a mesh without proxies.
-func startIstio(t *testing.T, change ...func(*istiotest.Options)) *istioMesh {
+// shared is the mesh of this package's tests, which the first of them starts. It has the Gateway API, too.
+var shared struct {
+	dir  string
+	mesh *istiotest.Mesh
+}
+
+var startShared = sync.OnceValues(func() (_ *istiotest.Mesh, err error) {
+	if shared.dir, err = os.MkdirTemp("", "cli"); err != nil {
+		return nil, err
+	}
+	shared.mesh, err = istiotest.Start(context.Background(), shared.dir, istiotest.Options{Users: []string{wholeUser, baseUser}, GatewayAPI: true})
+	return shared.mesh, err
+})
+
+func stopShared() {
+	if shared.mesh != nil {
+		shared.mesh.Stop()
+	}
+	if shared.dir != "" {
+		os.RemoveAll(shared.dir)
+	}
+}
+
+// startIstio is the shared mesh, which is empty before a test and after it, or one of the test's own that is without some
+// kinds.
+func startIstio(t *testing.T, without ...string) *istioMesh {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a Kubernetes API server, istiod and Envoys")
 	}
-	o := istiotest.Options{Users: []string{wholeUser, baseUser}}
-	for _, c := range change {
-		c(&o)
+	var m *istiotest.Mesh
+	var err error
+	if len(without) > 0 {
+		m, err = istiotest.Start(t.Context(), t.TempDir(), istiotest.Options{Users: []string{wholeUser, baseUser}, Without: without})
+	} else {
+		m, err = startShared()
 	}
-	m, err := istiotest.Start(t.Context(), t.TempDir(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +94,11 @@ func startIstio(t *testing.T, change ...func(*istiotest.Options)) *istioMesh {
 		if t.Failed() {
 			t.Logf("istiod's log ends:\n%s", m.Log())
 		}
-		m.Stop()
+		if len(without) > 0 {
+			m.Stop()
+		} else if err := m.Clear(context.WithoutCancel(t.Context()), "shop", "meshery-filters", istiotest.Namespace); err != nil {
+			t.Error(err)
+		}
 	})
 	grant(t, m.Server)
 	return &istioMesh{Mesh: m}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -69,6 +70,8 @@ type Mesh struct {
 	upstream *httptest.Server
 	env      []string // of istiods
 
+	gatewayAPI bool
+
 	mu      sync.Mutex
 	istiods []*istiod
 	proxies []*Proxy
@@ -96,7 +99,7 @@ func Start(ctx context.Context, dir string, o Options) (_ *Mesh, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{Server: server, dir: dir, folder: folder, binary: binary, ports: map[string]string{}, env: environment}
+	m := &Mesh{Server: server, dir: dir, folder: folder, binary: binary, ports: map[string]string{}, env: environment, gatewayAPI: o.GatewayAPI}
 	defer func() {
 		if err != nil {
 			m.Stop()
@@ -159,6 +162,53 @@ func (m *Mesh) Stop() {
 		m.upstream.Close()
 	}
 	m.Server.Stop()
+}
+
+// collections are what there may be of in a namespace with proxies, by their paths in the API, less namespaces/NAME.
+var collections = []string{
+	"api/v1/pods", "api/v1/services", "api/v1/secrets", "api/v1/configmaps", "api/v1/serviceaccounts", "apis/apps/v1/deployments",
+	"apis/discovery.k8s.io/v1/endpointslices",
+	"apis/networking.istio.io/v1/sidecars", "apis/networking.istio.io/v1/gateways", "apis/networking.istio.io/v1/virtualservices",
+	"apis/networking.istio.io/v1/serviceentries", "apis/networking.istio.io/v1/workloadentries", "apis/networking.istio.io/v1alpha3/envoyfilters",
+	"apis/extensions.istio.io/v1alpha1/wasmplugins", "apis/extensions.istio.io/v1alpha1/trafficextensions",
+	"apis/gateway.networking.k8s.io/v1/gateways", "apis/gateway.networking.k8s.io/v1/httproutes",
+}
+
+// Clear stops every proxy, and deletes what the namespaces hold: for the next of several that use the mesh one after the
+// other. In Namespace what istiod itself needs stays. Nobody else may use the mesh meanwhile.
+func (m *Mesh) Clear(ctx context.Context, namespaces ...string) error {
+	m.mu.Lock()
+	proxies, stops := m.proxies, m.stops
+	m.proxies, m.stops = nil, nil
+	m.mu.Unlock()
+	for _, p := range proxies {
+		if err := p.Stop(); err != nil {
+			return err
+		}
+	}
+	for _, stop := range stops {
+		stop()
+	}
+	for _, ns := range namespaces {
+		for _, collection := range collections {
+			api, kind := path.Split(collection)
+			at := "/" + api + "namespaces/" + ns + "/" + kind
+			switch {
+			case !m.gatewayAPI && strings.Contains(api, "gateway.networking"):
+				continue
+			case ns != Namespace:
+			case kind == "pods":
+				at += "?labelSelector=" + podLabel
+			case strings.HasPrefix(api, "api/") && kind != "services":
+				continue // istiod's
+			}
+			// No node ends its Pods.
+			if err := m.Send(ctx, http.MethodDelete, at, map[string]any{"gracePeriodSeconds": 0}); err != nil {
+				return fmt.Errorf("clear %s of %s: %w", kind, ns, err)
+			}
+		}
+	}
+	return nil
 }
 
 // Log is the ends of istiods' logs.

@@ -43,6 +43,9 @@ type ProxyOptions struct {
 	waypoint bool
 }
 
+// podLabel is what every proxy's Pod has.
+const podLabel = "istiotest/pod"
+
 // kind is what istiod calls such a proxy.
 func (o ProxyOptions) kind() string {
 	switch {
@@ -84,7 +87,7 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (_ *Proxy, err error) 
 	defer cancel()
 	o.Gateway = o.Gateway || o.GatewayAPI != ""
 	// The first label chooses this Pod alone, whatever labels others share, and the second all that Istio injects.
-	labels := map[string]string{"istiotest/pod": o.Pod, "service.istio.io/canonical-name": o.Pod}
+	labels := map[string]string{podLabel: o.Pod, "service.istio.io/canonical-name": o.Pod}
 	for k, v := range o.Labels {
 		labels[k] = v
 	}
@@ -112,7 +115,7 @@ func (m *Mesh) Proxy(ctx context.Context, o ProxyOptions) (_ *Proxy, err error) 
 			}
 		}()
 	}
-	dir := filepath.Join(m.dir, o.Namespace, o.Pod)
+	dir := filepath.Join(m.dir, o.Namespace, o.Pod+"-"+ip) // a Pod of that name may have been there before
 	var admin string
 	if o.Agent {
 		p.running, admin, err = m.agent(ctx, dir, o, labels, ip, xds)

@@ -105,7 +105,7 @@ func (m *Mesh) Waypoint(ctx context.Context, namespaceName, gateway, service str
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(m.dir, o.Namespace, o.Pod)
+	dir := filepath.Join(m.dir, o.Namespace, o.Pod+"-"+ip)
 	if err := ca.write(filepath.Join(dir, "lib", "etc", "certs"), "spiffe://cluster.local/ns/"+o.Namespace+"/sa/"+gateway); err != nil {
 		return nil, err
 	}
