@@ -57,11 +57,11 @@ func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error
 }
 
 // Before asks Consul's proxies.
-func (c operated) Before(ctx context.Context, p plan.Plan) (map[string]plan.Before, error) {
+func (c operated) Before(ctx context.Context, p plan.Plan) (plan.Before, error) {
 	if p.Chain.Mesh == (mesh.Consul{}).Name() {
 		return consul.Before(ctx, c.Cluster, p)
 	}
-	return nil, nil
+	return plan.Before{}, nil
 }
 
 // Loaded asks the proxies and, on Istio, istiod.

@@ -428,7 +428,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		answers(w, r)
 	}))
 	a.cli("apply", "-f", put(t, dir, "y.yaml", strings.Join(documents, "---\n")), "--kubeconfig", whole).want(t, exitFailed,
-		"a proxy rejected the configuration", "it could not fetch a module, or got another than was meant", "is in place again")
+		"a proxy rejected the configuration", "it could not fetch a module or start it, or got another than was meant", "is in place again")
 	there("two")
 	give(answers)
 

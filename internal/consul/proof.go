@@ -49,12 +49,13 @@ type Get func(ctx context.Context, path string, most int64) (status int, body []
 
 // Proof watches one proxy with one plan. It is not safe for concurrent use.
 type Proof struct {
-	all    []want
-	wide   bool     // the plan is for a whole mesh, so that a proxy gets what is for its service's protocol
-	wants  []want   // of all, those that the proxy gets
-	gone   []string // plugins that must not be there
-	err    error
-	before *plan.Before // nil until the first look, unless the plan has it
+	all     []want
+	wide    bool     // the plan is for a whole mesh, so that a proxy gets what is for its service's protocol
+	wants   []want   // of all, those that the proxy gets
+	gone    []string // plugins that must not be there
+	err     error
+	offered time.Time      // when proxies were asked what they had before; zero: they were not
+	before  *plan.Fetching // nil until the first look, unless the plan has it
 
 	begun         time.Time // with the first look
 	refusedBefore bool      // the proxy had refused such a chain when it was first looked at
@@ -70,8 +71,8 @@ type want struct {
 
 // NewProof is for one proxy that the plan's objects are for, of which the plan's Before speaks by this name.
 func NewProof(p plan.Plan, name string) *Proof {
-	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh}
-	if before, ok := p.Before[name]; ok {
+	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh, offered: p.Before.At}
+	if before, ok := p.Before.Proxies[name]; ok {
 		x.before = &before
 	}
 	for _, k := range p.Gone {
@@ -104,6 +105,15 @@ func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detai
 	if x.err != nil {
 		return "", "", x.err
 	}
+	if x.begun.IsZero() && !x.offered.IsZero() {
+		young, err := youngerThan(ctx, get, time.Since(x.offered))
+		if err != nil {
+			return "", "", err
+		}
+		if young { // another process than was asked, if any was
+			x.before = &plan.Fetching{}
+		}
+	}
 	b, listeners, err := look(ctx, get)
 	if err != nil {
 		return "", "", err
@@ -117,29 +127,48 @@ func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detai
 }
 
 // look asks a proxy what it has. What it says of fetching is not newer than its listeners.
-func look(ctx context.Context, get Get) (b plan.Before, listeners []envoy.Listener, err error) {
+func look(ctx context.Context, get Get) (f plan.Fetching, listeners []envoy.Listener, err error) {
 	s, err := statsOf(ctx, get)
 	if err != nil {
-		return b, nil, err
+		return f, nil, err
 	}
 	dump, err := page(ctx, get, "/config_dump?resource=dynamic_listeners", maxDump)
 	if err != nil {
-		return b, nil, err
+		return f, nil, err
 	}
 	if listeners, err = envoy.ParseListeners(dump); err != nil {
-		return b, nil, err
+		return f, nil, err
 	}
-	b = plan.Before{Created: s.created, Fetched: s.fetched, Failed: s.failed}
+	f = s.Fetching
 	for _, l := range listeners {
 		for _, p := range slices.Concat(l.Active...) {
-			b.Sandboxes = append(b.Sandboxes, sandbox(p))
+			f.Sandboxes = append(f.Sandboxes, sandbox(p))
 		}
 	}
-	return b, listeners, nil
+	return f, listeners, nil
+}
+
+// youngerThan says whether a proxy runs for less than that, by its own clock of whole seconds.
+func youngerThan(ctx context.Context, get Get, age time.Duration) (bool, error) {
+	body, err := page(ctx, get, "/server_info", maxInfo)
+	if err != nil {
+		return false, err
+	}
+	var info struct {
+		Uptime string `json:"uptime_current_epoch"`
+	}
+	if err := json.Unmarshal(body, &info); err != nil {
+		return false, fmt.Errorf("read /server_info: %w", err)
+	}
+	uptime, err := time.ParseDuration(info.Uptime)
+	if err != nil {
+		return false, fmt.Errorf("read /server_info: %w", err)
+	}
+	return uptime < age, nil
 }
 
 func statsOf(ctx context.Context, get Get) (wasmStats, error) {
-	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^(wasm\.(wasm_vm_count|remote_load_|envoy\.wasm\.runtime\.v8\.)|server\.concurrency)`), maxStats)
+	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^(wasm\.(wasm_vm_count|remote_load_|envoy\.wasm\.runtime\.v8\.)|server\.concurrency|listener_manager\.total_(listeners|filter_chains)_draining)`), maxStats)
 	return readStats(text), err
 }
 
@@ -175,7 +204,7 @@ func page(ctx context.Context, get Get, path string, most int64) ([]byte, error)
 }
 
 // judge is what the proxy's answers come to: listeners, what it had said of fetching right before it told them, and right after.
-func (x *Proof) judge(b plan.Before, listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
+func (x *Proof) judge(b plan.Fetching, listeners []envoy.Listener, s wasmStats) (plan.ProxyState, string) {
 	if i := slices.IndexFunc(listeners, isPublic); x.wide && i >= 0 && listeners[i].Protocol != "" {
 		x.wants = slices.DeleteFunc(slices.Clone(x.all), func(w want) bool { return w.protocol != listeners[i].Protocol })
 		if len(x.wants) == 0 && len(x.all) > 0 && x.missing(listeners) == "" {
@@ -184,17 +213,16 @@ func (x *Proof) judge(b plan.Before, listeners []envoy.Listener, s wasmStats) (p
 	}
 	missing := x.missing(listeners)
 	if x.before == nil {
-		if missing == "" && b.Fetched == 0 { // it has all of it already, and never had a module
+		if missing == "" && b.Fetched+b.Hits == 0 { // it has all of it already, and never had a module
 			b.Failed = 0
 		}
 		x.before = &b
 	}
 	// Envoy's counters go with the listener that they were first needed for, and begin anew.
-	if s.failed < x.before.Failed {
-		x.before.Failed = 0
-	}
-	if s.created < x.before.Created {
-		x.before.Created = 0
+	for was, is := range map[*uint64]uint64{&x.before.Created: s.Created, &x.before.Hits: s.Hits, &x.before.Fetched: s.Fetched, &x.before.Failed: s.Failed} {
+		if is < *was {
+			*was = 0
+		}
 	}
 	refused := x.refused(listeners)
 	if x.begun.IsZero() {
@@ -216,49 +244,88 @@ func (x *Proof) judge(b plan.Before, listeners []envoy.Listener, s wasmStats) (p
 	return x.loaded(listeners, s, time.Since(x.there) > settling)
 }
 
-// loaded says whether the plugins, which are all there, have their modules. Those that the proxy reads from files have: else it
-// had refused them. After one that it could not fetch it takes traffic all the same, and answers 503 or, of filters that fail
-// open, as if there were no filter. Its counters tell, unless they went away between two looks. How many sandboxes there are
-// tells in any case, but may count those of listeners that are about to go.
+// loaded says whether the plugins, which are all there, have their modules. Those that the proxy reads from files have, and those
+// that it had fetched before: else it had refused them. After one that it cannot fetch, or start when it has it, it takes traffic
+// all the same, and answers 503 or, of filters that fail open, as if there were no filter. No counter tells that of one plugin,
+// and all go with the listener that they were first needed for. What is known of them: a module that begins to run makes one
+// sandbox for each worker, two for the main thread, and one more to try it; one that fails, two at most. Until old listeners
+// are gone, theirs count, too.
 func (x *Proof) loaded(listeners []envoy.Listener, s wasmStats, settled bool) (plan.ProxyState, string) {
-	var all []string
-	fetches, fetched := uint64(0), map[string]bool{}
+	const (
+		made     = 3 // beside those of the workers
+		standing = 2
+	)
+	every, ours, fresh, anew := set{}, set{}, set{}, set{} // anew: of the filter chains that have something fresh
+	fetches, remote, others := uint64(0), false, false     // of these chains; ours; somebody else's beside ours
 	for _, w := range x.wants {
-		if name := sandbox(w.plugin); !slices.Contains(all, name) {
-			all = append(all, name)
-		}
+		ours.add(sandbox(w.plugin))
 	}
 	for _, l := range listeners {
 		for _, chain := range l.Active {
-			if !slices.ContainsFunc(chain, func(p *wasm.PluginConfig) bool { return x.find(p) >= 0 }) {
+			first, theirs, fetched := false, false, uint64(0)
+			for _, p := range chain {
+				name := sandbox(p)
+				every.add(name)
+				switch mine := x.find(p) >= 0; {
+				case p.GetVmConfig().GetCode().GetRemote() == nil:
+					continue
+				case !mine:
+					theirs = true
+				default:
+					remote = true
+					if !slices.Contains(x.before.Sandboxes, name) {
+						first = true
+						fresh.add(name)
+					}
+				}
+				fetched++
+			}
+			if !first {
 				continue
 			}
-			for _, p := range chain { // all of them anew, whosever they are
-				if p.GetVmConfig().GetCode().GetRemote() != nil {
-					fetches++
-					fetched[sandbox(p)] = true
-				}
+			others = others || theirs
+			fetches += fetched
+			for _, p := range chain {
+				anew.add(sandbox(p))
 			}
 		}
 	}
-	fresh := slices.ContainsFunc(all, func(name string) bool { return fetched[name] && !slices.Contains(x.before.Sandboxes, name) })
-	const failed = "it could not fetch a module, or got another than was meant"
-	// Each worker has its own, and the main thread two, of which one is not counted for good measure.
-	least := uint64(len(all)) * (s.workers + 1)
+	workers, created, failed := s.workers, s.Created-x.before.Created, s.Failed-x.before.Failed
+	counted := workers > 0 && (s.sandboxes != nil || x.before.Created > 0)
+	sandboxes, least, whole := uint64(0), uint64(len(ours))*(workers+standing-1), uint64(len(every))*(workers+standing)
+	if s.sandboxes != nil {
+		sandboxes = *s.sandboxes
+	}
+	alone := counted && s.draining != nil && *s.draining == 0
+	const why = "it could not fetch a module or start it, or got another than was meant"
 	switch {
-	case len(fetched) > 0 && s.failed > x.before.Failed:
-		return plan.Rejected, fmt.Sprintf("%s (wasm.remote_load_fetch_failures rose from %d to %d)", failed, x.before.Failed, s.failed)
-	case s.sandboxes != nil && *s.sandboxes < least && len(fetched) > 0 && settled:
-		return plan.Rejected, fmt.Sprintf("%s: its listeners take traffic, and it has %d sandboxes where the filters need %d", failed, *s.sandboxes, least)
-	case s.sandboxes != nil && *s.sandboxes < least:
-		return plan.Waiting, fmt.Sprintf("it has %d sandboxes, and the filters need %d", *s.sandboxes, least)
-	case !fresh, s.created >= x.before.Created+uint64(len(fetched))*(s.workers+2), s.fetched >= x.before.Fetched+fetches && s.failed == x.before.Failed:
+	case alone && sandboxes == whole:
 		return plan.Running, ""
-	case settled:
-		return plan.Running, "whether it could fetch its modules was not seen, since its counters began anew meanwhile; a request that meets the filters shows it"
+	case remote && failed > 0 && (!others || created < uint64(len(fresh))*(workers+made)):
+		return plan.Rejected, fmt.Sprintf("%s (wasm.remote_load_fetch_failures rose from %d to %d)", why, x.before.Failed, s.Failed)
+	case counted && sandboxes < least && remote && settled:
+		return plan.Rejected, fmt.Sprintf("%s: its listeners take traffic, and it has %d sandboxes where the filters need %d", why, sandboxes, uint64(len(ours))*(workers+standing))
+	case counted && sandboxes < least:
+		return plan.Waiting, fmt.Sprintf("it has %d sandboxes, and the filters need %d; if it stays so, its log says why", sandboxes, uint64(len(ours))*(workers+standing))
+	case !remote, len(fresh) == 0 && s.Failed == 0 && (!alone || sandboxes > whole):
+		return plan.Running, ""
+	case len(fresh) == 0: // and something was not fetched at some time, whosever it was
+	case workers > 0 && created >= uint64(len(anew))*(workers+made),
+		failed == 0 && s.Hits-x.before.Hits >= fetches,
+		failed == 0 && workers > 0 && created >= uint64(len(fresh))*(workers+made) && created%(workers+made) == 0 && s.Hits-x.before.Hits+s.Fetched-x.before.Fetched >= fetches:
+		return plan.Running, ""
+	}
+	if settled {
+		return plan.Running, "whether it could fetch its modules and start them does not show in its counters, which are hidden, began anew, or count those of others; " +
+			"a request that meets the filters shows it"
 	}
 	return plan.Waiting, "its modules are not seen to be loaded yet"
 }
+
+// set holds names.
+type set map[string]bool
+
+func (s set) add(name string) { s[name] = true }
 
 // sandbox names what a plugin runs in: Envoy shares it among plugins with the same name, configuration and bytes.
 func sandbox(p *wasm.PluginConfig) string {
@@ -404,11 +471,10 @@ func stringOf(text string) (*anypb.Any, error) {
 
 // wasmStats are a proxy's. It may be told to leave some out.
 type wasmStats struct {
-	workers   uint64  // threads
-	sandboxes *uint64 // that there are
-	created   uint64  // sandboxes so far
-	failed    uint64  // modules that the proxy did not get
-	fetched   uint64  // modules that it got or had
+	plan.Fetching         // without the names
+	workers       uint64  // threads; 0: it does not say
+	sandboxes     *uint64 // that there are
+	draining      *uint64 // listeners and filter chains that are about to go
 }
 
 func readStats(text []byte) (s wasmStats) {
@@ -422,16 +488,23 @@ func readStats(text []byte) (s wasmStats) {
 		switch name {
 		case "server.concurrency":
 			s.workers = n
+		case "listener_manager.total_listeners_draining", "listener_manager.total_filter_chains_draining":
+			if s.draining != nil {
+				n += *s.draining
+			}
+			s.draining = &n
 		case "wasm.wasm_vm_count", "wasm.envoy.wasm.runtime.v8.active": // older proxies have the second only
 			if s.sandboxes == nil || *s.sandboxes < n {
 				s.sandboxes = &n
 			}
 		case "wasm.envoy.wasm.runtime.v8.created":
-			s.created = n
+			s.Created = n
 		case "wasm.remote_load_fetch_failures":
-			s.failed = n
-		case "wasm.remote_load_fetch_successes", "wasm.remote_load_cache_hits":
-			s.fetched += n
+			s.Failed = n
+		case "wasm.remote_load_fetch_successes":
+			s.Fetched = n
+		case "wasm.remote_load_cache_hits":
+			s.Hits = n
 		}
 	}
 	return s

@@ -314,9 +314,8 @@ func consulExtension(f filter.Filter, c code) map[string]any {
 }
 
 // consulSandbox names a filter's sandbox. Envoy gives a plugin the sandbox that it has when that has the same id and the same
-// bytes, but of a module that it fetches it compares them before it has them (createWasm in
-// source/extensions/common/wasm/wasm.cc, Envoy 1.40): of two such modules with one id the second would never run. So the digest
-// is part of the id.
+// bytes, but while it fetches a module it takes the bytes for none (createWasm in source/extensions/common/wasm/wasm.cc, Envoy
+// 1.40): of two such modules with one id the second would never run. So the digest is part of the id.
 func consulSandbox(f filter.Filter, c code) string {
 	if c.path != "" {
 		return f.Spec.VMID

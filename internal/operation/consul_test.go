@@ -680,7 +680,7 @@ func TestConsulsProxiesFetchAModuleFromAnUpstreamOfTheirs(t *testing.T) {
 	bytes, _ := shippedModule(t)
 	other := base64.StdEncoding.EncodeToString(append(slices.Clone(bytes), 0, 2, 1, 'x')) // a custom section: the same with another digest
 	e := r.fails(problem.ProxyRejected, apply(served("other", "module: {inline: '"+other+"'}")))
-	if !strings.Contains(e.Details, "remote_load_fetch_failures rose") || !strings.Contains(e.Details, "is in place again") {
+	if !strings.Contains(e.Details, "it could not fetch a module or start it, or got another than was meant") || !strings.Contains(e.Details, "is in place again") {
 		t.Errorf("%s", e.Details)
 	}
 	r.calm(func() {

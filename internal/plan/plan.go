@@ -80,9 +80,9 @@ type Plan struct {
 	// Back says that the plan held before and is put back: Pods that restart with that may need all of it to get ready, so
 	// that they are waited for at its end, and not for long.
 	Back bool
-	// Before is what the proxies said of fetching modules right before the plan was offered, by their names in Loaded. Whoever
-	// applied the plan sets it, for the proof; it may lack proxies.
-	Before map[string]Before
+	// Before is what proxies said of fetching modules before the plan was offered. Whoever applied the plan sets it, for the
+	// proof.
+	Before Before
 	// Unnamed says that proxies are not told which sandbox a filter is for: all of the same module share one.
 	Unnamed bool
 	// Losses are the fields that the user set and the mesh cannot say.
@@ -91,11 +91,18 @@ type Plan struct {
 	Rollout filter.Rollout
 }
 
-// Before is what a proxy that fetches modules itself said of that before a plan was offered to it.
+// Before is what proxies that fetch modules by themselves said of that.
 type Before struct {
-	Sandboxes []string // those that the filters of its listeners name, each with its module
-	Created   uint64   // sandboxes so far
-	Fetched   uint64   // modules that it got or had
+	At      time.Time           // when they were asked; zero: they were not
+	Proxies map[string]Fetching // by their names in Loaded, without those that did not answer
+}
+
+// Fetching is how far a proxy has come with modules, all its listeners together, since it counts.
+type Fetching struct {
+	Sandboxes []string // that the filters of its listeners name, each with its module
+	Created   uint64   // sandboxes
+	Hits      uint64   // modules that it had
+	Fetched   uint64   // modules that it got
 	Failed    uint64   // modules that it did not get
 }
 
