@@ -148,7 +148,7 @@ func (a *app) printListing(o listing, state string) error {
 			_, failed := fmt.Fprintf(w, "Orphan, which no inventory has: %s\n", orphan)
 			err = errors.Join(err, failed)
 		}
-		return errors.Join(err, printSurvey(w, o.Survey))
+		return errors.Join(err, printSurvey(w, o.Survey, true))
 	})
 }
 
@@ -168,7 +168,8 @@ func (a *app) survey(ctx context.Context, wanted bool, look func(context.Context
 	return nil
 }
 
-func printSurvey(w io.Writer, s *plan.Survey) (err error) {
+// printSurvey says what was found and, if remedy is set, what to do about it.
+func printSurvey(w io.Writer, s *plan.Survey, remedy bool) (err error) {
 	if s == nil {
 		return nil
 	}
@@ -178,7 +179,7 @@ func printSurvey(w io.Writer, s *plan.Survey) (err error) {
 	}
 	text := s.String()
 	fmt.Fprintf(&b, "%s\n", strings.ToUpper(text[:1])+text[1:])
-	if len(s.Orphans) > 0 {
+	if len(s.Orphans) > 0 && remedy {
 		fmt.Fprintf(&b, "%s\n%s\n", problem.OrphanFilters.Cause, problem.OrphanFilters.Remedy)
 	}
 	if left := s.Left(); left != "" {

@@ -171,7 +171,7 @@ func (a *app) printStatus(chains []*filterspb.Chain, found *plan.Survey) error {
 	err := a.print(out, func(w io.Writer) error {
 		if len(targets) == 0 {
 			_, err := io.WriteString(w, "No filter is applied.\n")
-			return errors.Join(err, printSurvey(w, found))
+			return errors.Join(err, printSurvey(w, found, false))
 		}
 		err := table(w, []string{"TARGET", "MESH", "RUNNING", "STATE", "VERSION", "FILTERS"}, targets)
 		if err == nil && len(drifted)+len(unseen) > 0 {
@@ -181,14 +181,17 @@ func (a *app) printStatus(chains []*filterspb.Chain, found *plan.Survey) error {
 		if err == nil && found != nil {
 			fmt.Fprintln(w)
 		}
-		return errors.Join(err, printSurvey(w, found))
+		return errors.Join(err, printSurvey(w, found, false))
 	})
 	if err != nil || !out.Drifted {
 		return err
 	}
+	if len(drifted) == 0 {
+		return exitError{problem.OrphanFilters.New("%d found", orphans), exitDrift}
+	}
 	count := fmt.Sprintf("%d on %d targets", len(drifted), len(out.Targets))
 	if orphans > 0 {
-		count += fmt.Sprintf(", and %d filters that nothing explains", orphans)
+		count += fmt.Sprintf("\n%s: %d found [%s]", problem.OrphanFilters.Summary, orphans, problem.OrphanFilters.Code)
 	}
 	return exitError{problem.Drift.New("%s", count), exitDrift}
 }

@@ -103,6 +103,9 @@ type lying struct {
 
 func (c *Client) list() (lie lying, err error) {
 	files, err := os.ReadDir(c.Folder)
+	if errors.Is(err, fs.ErrNotExist) { // which whoever wants to put something there is told
+		err = nil
+	}
 	lie.marks = map[string][]string{}
 	for _, f := range files {
 		if m := moduleForm.FindStringSubmatch(f.Name()); m != nil && f.Type().IsRegular() {
