@@ -34,13 +34,13 @@ func (x *Proof) loaded(listeners []envoy.Listener, s wasmStats, settled bool) (p
 		standing = 2
 	)
 	every, ours, fresh, anew := set{}, set{}, set{}, set{} // anew: of the filter chains that have something fresh
-	fetches, remote, others := uint64(0), false, false     // of these chains; ours; somebody else's beside ours
+	fetches, remote, others := uint64(0), false, false     // of these chains; of ours one is fetched; of somebody else's one is
 	for _, w := range x.wants {
 		ours.add(sandbox(w.plugin))
 	}
 	for _, l := range listeners {
 		for _, chain := range l.Active {
-			first, theirs, fetched := false, false, uint64(0)
+			first, fetched := false, uint64(0)
 			for _, p := range chain {
 				name := sandbox(p)
 				every.add(name)
@@ -48,7 +48,7 @@ func (x *Proof) loaded(listeners []envoy.Listener, s wasmStats, settled bool) (p
 				case p.GetVmConfig().GetCode().GetRemote() == nil:
 					continue
 				case !mine:
-					theirs = true
+					others = true
 				default:
 					remote = true
 					if !slices.Contains(x.before.Sandboxes, name) {
@@ -61,7 +61,6 @@ func (x *Proof) loaded(listeners []envoy.Listener, s wasmStats, settled bool) (p
 			if !first {
 				continue
 			}
-			others = others || theirs
 			fetches += fetched
 			for _, p := range chain {
 				anew.add(sandbox(p))

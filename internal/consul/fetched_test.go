@@ -316,6 +316,17 @@ func TestWhatAnEnvoyFetchedIsProvedThoughItsCountersAreGone(t *testing.T) {
 			t.Errorf("%s: %s (%s), and it answers %d\nbefore %+v\nnow\n%s", c.name, state, detail, status, x.before, stats)
 		}
 	}
+	t.Run("another configuration beside the user's that it cannot fetch", func(t *testing.T) {
+		mine, theirs := f.fetched("x", "one", false), theirs(true)
+		f.put(list{mine, theirs})
+		f.active(true)
+		mine["arguments"].(map[string]any)["pluginConfig"].(map[string]any)["configuration"] = `{"response": {"x-a": "c"}}`
+		x := f.offer(planFor(mine), func() { f.put(list{mine, theirs}) })
+		f.active(true)
+		if state, detail := f.verdict(x); state != plan.Running || f.answers() != 200 {
+			t.Errorf("%s (%s), and it answers %d", state, detail, f.answers())
+		}
+	})
 	t.Run("the same once more", func(t *testing.T) {
 		mine, theirs := f.fetched("x", "nine", true), theirs(false)
 		for _, chain := range []list{{mine}, {mine, theirs}} {
