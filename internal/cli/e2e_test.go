@@ -325,6 +325,14 @@ func TestFollowingEventsEndsWellWhenItIsInterrupted(t *testing.T) {
 	}
 }
 
+func TestWhoCannotWatchAnOperationIsToldThatItGoesOn(t *testing.T) {
+	a := newAdapter(t, "--limits-streams-per-client", "1")
+	follow := start(t, a.env, "events", "--follow")
+	follow.out.waitFor(t, patience, "SUMMARY")
+	a.cli("run", "filters_status").want(t, exitFailed, "was accepted and goes on; what became of it:", "events --operation", "streams as one client may have at once: 1")
+	follow.out.waitFor(t, patience, "No filter is applied")
+}
+
 func TestFollowingEventsEndsWithTheAdapter(t *testing.T) {
 	a := newAdapter(t)
 	follow := start(t, a.env, "events", "--follow")

@@ -96,9 +96,11 @@ func (a *app) start(ctx context.Context, w waiting, q *meshes.ApplyRuleRequest) 
 	case ctx.Err() != nil:
 		return goesOn("stopped waiting", exitInterrupted)
 	case err != nil:
+		when := ""
 		if explain(err, true).exit == exitUnreachable {
-			fmt.Fprintf(a.Err, "Operation %s was accepted, and goes on when the adapter is there again:\n  `meshery-filters events --operation %s --follow` tells how\n", q.OperationId, q.OperationId)
+			when = " when the adapter is there again"
 		}
+		fmt.Fprintf(a.Err, "Operation %s was accepted and goes on%s; what became of it:\n  meshery-filters events --operation %s --follow\n", q.OperationId, when, q.OperationId)
 		return err
 	case !last.Last:
 		return goesOn("the adapter ended the stream of events before the last", exitFailed)

@@ -189,7 +189,7 @@ func (a *app) printStatus(chains []*filterspb.Chain, found *plan.Survey) error {
 	if len(drifted) == 0 {
 		return exitError{problem.OrphanFilters.New("%d found", orphans), exitDrift}
 	}
-	count := fmt.Sprintf("%d on %d targets", len(drifted), len(out.Targets))
+	count := fmt.Sprintf("proxies that differ: %d; targets that were looked at: %d", len(drifted), len(out.Targets))
 	if orphans > 0 {
 		count += fmt.Sprintf("\n%s: %d found [%s]", problem.OrphanFilters.Summary, orphans, problem.OrphanFilters.Code)
 	}

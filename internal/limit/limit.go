@@ -58,7 +58,7 @@ func (c *Clients) Take(key string) (release func(), refused error) {
 	case c.bounds.Rate > 0 && !k.recent.Allow():
 		return func() {}, fmt.Errorf("%s begins more than %d %s a second", key, c.bounds.Rate, c.what)
 	case c.bounds.PerClient > 0 && k.has >= c.bounds.PerClient:
-		return func() {}, fmt.Errorf("%s has %d %s, the most that one client may have at once", key, k.has, c.what)
+		return func() {}, fmt.Errorf("%s has as many %s as one client may have at once: %d", key, c.what, k.has)
 	case c.bounds.Total > 0 && c.total >= c.bounds.Total:
 		return func() {}, fmt.Errorf("all clients together have %d %s, the most that there may be at once", c.total, c.what)
 	}

@@ -43,7 +43,7 @@ func take(c *Clients, key string, n int) (given int, release func(), last error)
 func TestAClientGetsWhatItMayHaveAndOthersTheRest(t *testing.T) {
 	c := New("calls", Bounds{PerClient: 3, Total: 5})
 	a, releaseA, err := take(c, "a", 10)
-	if a != 3 || !strings.Contains(err.Error(), "a has 3 calls") {
+	if a != 3 || !strings.Contains(err.Error(), "a has as many calls as one client may have at once: 3") {
 		t.Errorf("a got %d: %v", a, err)
 	}
 	b, releaseB, err := take(c, "b", 10)
@@ -206,7 +206,7 @@ func TestConnectionsBeyondTheBoundAreClosedUnread(t *testing.T) {
 		}
 	}
 	mu.Lock()
-	if len(why) != 100 || !strings.Contains(errors.Join(why...).Error(), "127.0.0.1 has 5 connections") {
+	if len(why) != 100 || !strings.Contains(errors.Join(why...).Error(), "127.0.0.1 has as many connections as one client may have at once: 5") {
 		t.Errorf("%d refusals: %v", len(why), why[0])
 	}
 	mu.Unlock()

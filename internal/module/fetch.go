@@ -30,6 +30,9 @@ func newClient(o Options) *http.Client {
 				return refusal("an address that cannot be read")
 			}
 			if why := address.Refused(to.Addr(), o.AllowLoopback); why != "" {
+				if !o.AllowLoopback && address.Refused(to.Addr(), true) == "" {
+					why += " that allowLoopbackModules is not set for"
+				}
 				return refusal(fmt.Sprintf("%s, %s", to.Addr(), why))
 			}
 			return nil

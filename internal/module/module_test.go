@@ -401,7 +401,7 @@ func TestLoopbackIsNeverConnectedToUnlessAllowed(t *testing.T) {
 	r := resolver(t, module.Options{Timeout: 5 * time.Second})
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.1.2.3"} {
 		_, _, err := r.Resolve(t.Context(), filter.Module{URL: fmt.Sprintf("https://%s:%d/a.wasm", host, port), SHA256: digest(wasm)})
-		wants(t, err, problem.ModuleUnavailable, "loopback")
+		wants(t, err, problem.ModuleUnavailable, "loopback", "allowLoopbackModules")
 	}
 	if n := connections.Load(); n != 0 {
 		t.Errorf("%d connections were made", n)

@@ -278,7 +278,7 @@ func (r *Runner) submit(ctx context.Context, q Request) (j job, again bool, err 
 			continue
 		}
 		if j.Filters[i].Spec.Module, _, err = r.resolve(ctx, f, nil); err != nil {
-			return j, false, err
+			return j, false, named(f, err)
 		}
 	}
 	data, err := json.Marshal(j)

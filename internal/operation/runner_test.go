@@ -660,6 +660,7 @@ func TestBadRequestsAreRefusedAtOnce(t *testing.T) {
 		"meshery":                         {problem.InvalidDocument, "knows no Meshery Server", apply(doc("x", "module: {url: 'meshery://x'}"))},
 		"a mesh that is not built":        {problem.MeshNotSupported, "kuma", apply(doc("x", "mesh: kuma"))},
 		"Istio without a cluster":         {problem.ClusterMissing, "default/x: spec.mesh is istio", apply(doc("x", "mesh: istio\n  target: {kind: Namespace}"))},
+		"bytes with another digest":       {problem.DigestMismatch, "default/x: inline", apply(doc("x", "module: {inline: aGVsbG8gd29ybGQ=, sha256: "+strings.Repeat("0", 64)+"}"))},
 		"two mistakes at once":            {problem.InvalidDocument, "documents[1].spec.module.builtin", apply(doc("x", "module: {file: a}") + "---\n" + doc("y", "module: {builtin: nope}"))},
 	} {
 		_, err := r.runner.Submit(t.Context(), c.q)
