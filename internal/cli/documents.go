@@ -33,6 +33,13 @@ func (a *app) readDocuments(files []string, keysOnly bool) ([]filter.Document, e
 		if err != nil {
 			return nil, err
 		}
+		if u, found, err := filter.ReadUndo(body, a.namespace); found && err == nil {
+			to := ""
+			if u.Spec.Revision > 0 {
+				to = fmt.Sprintf(" --to %d", u.Spec.Revision)
+			}
+			return nil, usage("%s is an Undo: `meshery-filters undo %s%s` does what it says", name, u.Key(a.namespace), to)
+		}
 		read, err := check(body, a.namespace, keysOnly)
 		var p *problem.Problem
 		if errors.As(err, &p) {

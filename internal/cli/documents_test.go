@@ -73,6 +73,13 @@ func TestModuleFileOfStandardInputIsReadFromTheCurrentFolder(t *testing.T) {
 	}
 }
 
+func TestAnUndoIsNoFilterAndItsCommandIsTold(t *testing.T) {
+	file := put(t, t.TempDir(), "undo.yaml", "apiVersion: filters.meshery.io/v1alpha1\nkind: Undo\nmetadata: {name: a, namespace: shop}\nspec: {revision: 12}\n")
+	for _, args := range []string{"apply -f ", "run custom -f ", "remove -f "} {
+		run(t, strings.Fields(args+file)...).want(t, exitUsage, "meshery-filters undo shop/a --to 12")
+	}
+}
+
 func TestTwoFilesWithOneFilterAreToldByTheirNames(t *testing.T) {
 	dir := t.TempDir()
 	a := put(t, dir, "a.yaml", header("one")+"spec: {module: {builtin: headers}}\n")

@@ -39,6 +39,7 @@ func TestMisuseIsExitCode2AndSaysWhatToDo(t *testing.T) {
 		{"apply -f testdata", "is a folder"},
 		{"remove", "a filter's name"},
 		{"remove NOT/a/name", "is not a filter's name"},
+		{"history a -n NOT", "is not a namespace's name"},
 		{"render", "-f FILE"},
 		{"run", "which operation"},
 		{"run a b", "too many"},

@@ -236,6 +236,9 @@ func ParseKey(s, namespace string) (Key, error) {
 	if !ok {
 		ns, name = namespace, s
 	}
+	if !ok && IsDNSLabel(name) && !IsDNSLabel(ns) {
+		return Key{}, fmt.Errorf("%q is not a namespace's name: write one in lower-case letters, digits and dashes", ns)
+	}
 	if !IsDNSLabel(ns) || !IsDNSLabel(name) {
 		return Key{}, fmt.Errorf("%q is not a filter's name: write NAME or NAMESPACE/NAME in lower-case letters, digits and dashes", s)
 	}

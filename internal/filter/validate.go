@@ -84,7 +84,11 @@ func (d Document) validateKey(f Filter) (mistakes []problem.Field) {
 	if d.APIVersion != APIVersion {
 		fail("apiVersion", "write "+APIVersion, "%q is not a version of this schema", clip(d.APIVersion))
 	}
-	if d.Kind != Kind {
+	switch d.Kind {
+	case Kind:
+	case KindUndo:
+		fail("kind", "send it alone, with the operation custom; on the command line use `meshery-filters undo`", "an Undo is no Filter")
+	default:
 		fail("kind", "write "+Kind, "%q is not a kind of document that the adapter takes", clip(d.Kind))
 	}
 	const labelRule = "use at most 63 lower-case letters, digits and dashes, with a letter or digit at both ends"
