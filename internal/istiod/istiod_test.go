@@ -543,8 +543,10 @@ func TestAChangeOfNothingButTheImageIsSeenInProxiesThatIstiosAgentServes(t *test
 				return l.Count(plan.Running) == 1
 			})
 			r.header(p, "x-a", "one")
-			r.await(r.cluster, r.apply(direct(", failurePolicy: open, environment: [{name: A, value: b}, {name: HOME, valueFrom: host}], rootID: headers")), running(1, plan.Seen))
+			last := r.apply(direct(", failurePolicy: open, environment: [{name: A, value: b}, {name: HOME, valueFrom: host}], rootID: headers"))
+			r.await(r.cluster, last, running(1, plan.Seen))
 			r.header(p, "x-a", "one")
+			r.await(clusterOf(t, half), last, running(1, plan.Acknowledged))
 		})
 	}
 }

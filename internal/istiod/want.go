@@ -267,7 +267,7 @@ func (x want) differsInCode(c *wasm.PluginConfig) string {
 			return other
 		}
 	case remote != nil:
-		if x.image == "" && remote.GetSha256() != x.digest {
+		if x.image == "" && remote.GetSha256() != x.digest || x.image != imageOf(remote.GetHttpUri().GetUri()) {
 			return other
 		}
 	default:
