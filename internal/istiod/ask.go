@@ -196,7 +196,7 @@ func (w *watch) visit(ctx context.Context, pod plan.Pod) (*view, error) {
 			{"/config_dump?resource=dynamic_listeners", maxDump, v.readListeners},
 			{"/config_dump?resource=ecds_filters", maxDump, v.readExtensions},
 			// After the dump, so that what is accepted is never older than what is shown.
-			{"/stats?filter=" + url.QueryEscape(`^wasm\.(wasm_vm_count|remote_load)|^extension_config_discovery\..*\.update_time$`), maxStats, v.readStats},
+			{"/stats?filter=" + url.QueryEscape(`^wasm\.(wasm_vm_count|remote_load)|^server\.concurrency$|^extension_config_discovery\..*\.update_time$`), maxStats, v.readStats},
 		} {
 			status, body, err := get(q.path, q.most)
 			switch {

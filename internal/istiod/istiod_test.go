@@ -551,6 +551,28 @@ func TestAChangeOfNothingButTheImageIsSeenInProxiesThatIstiosAgentServes(t *test
 	}
 }
 
+func TestAProxyWhoseWorkersCannotConfigureAFilterDoesNotRunIt(t *testing.T) {
+	module, err := os.ReadFile("../../build/testfilters/probe.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []istiotest.ProxyOptions{{Pod: "api-1"}, {Pod: "api-1", Agent: true}} {
+		for _, kind := range []string{"TrafficExtension", "EnvoyFilter"} {
+			r := newRig(t, kind)
+			r.use(module)
+			p := r.proxy(o)
+			r.await(r.cluster, r.apply(r.filter("hello", "{once: shared, stamp: {header: x-a, value: one}}", "")), func(l plan.Loaded) bool {
+				if l.Count(plan.Running) > 0 {
+					t.Errorf("agent %t, %s: %s", o.Agent, kind, describe(l))
+				}
+				return l.Proxies[0].Detail == "it acknowledged, and has 1 of the 2 sandboxes that the filters need: its workers are loading the module, or could not, which only the proxy's log tells"
+			})
+			r.header(p, "x-a", "")
+			r.await(r.cluster, r.apply(), running(1, plan.Seen))
+		}
+	}
+}
+
 // images is a registry, which gives nothing while it is held.
 type images struct {
 	t    *testing.T

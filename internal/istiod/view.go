@@ -3,6 +3,7 @@ package istiod
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -45,6 +46,7 @@ type failure struct {
 // stats are a proxy's. It may be told to leave some out.
 type stats struct {
 	vms           *uint64 // running sandboxes
+	workers       uint64  // threads; 0 when that is not told
 	fetchFailures uint64  // of modules that the proxy fetches itself
 	fetched       uint64
 	accepted      map[string]time.Time // by a filter's name, when its configuration was last accepted
@@ -171,10 +173,11 @@ func (v *view) untold(wants []want) bool {
 	})
 }
 
-// unloaded says why the filters, which the proxy has, cannot be running yet.
+// unloaded says why the filters, which the proxy has, cannot be running, or not yet.
 func (v *view) unloaded(wants []want) string {
-	if len(wants) > 0 && v.stats.vms != nil && *v.stats.vms == 0 {
-		return "it acknowledged, and has no module loaded"
+	// Each worker has a sandbox of its own. One that could not configure it lets requests pass the filter by, and has none.
+	if least := v.sandboxes(wants) * (v.stats.workers + 1); v.stats.vms != nil && *v.stats.vms < least {
+		return fmt.Sprintf("it acknowledged, and has %d of the %d sandboxes that the filters need: its workers are loading the module, or could not, which only the proxy's log tells", *v.stats.vms, least)
 	}
 	for _, x := range wants {
 		if v.configs[x.subject] != nil && v.configs[x.subject].plugin.GetVmConfig().GetCode().GetRemote() != nil && v.stats.fetched == 0 {
@@ -182,6 +185,22 @@ func (v *view) unloaded(wants []want) string {
 		}
 	}
 	return ""
+}
+
+// sandboxes is how many the filters need at least in one thread: those with the same name and module share one.
+func (v *view) sandboxes(wants []want) uint64 {
+	all := map[string]bool{}
+	for _, x := range wants {
+		for _, list := range v.lists {
+			for _, l := range list {
+				e := cmp.Or(l.entry, v.configs[l.subject])
+				if l.subject == x.subject && e != nil {
+					all[e.plugin.GetVmConfig().GetVmId()+"|"+x.digest] = true
+				}
+			}
+		}
+	}
+	return uint64(len(all))
 }
 
 // field finds a field by protobuf's own name, in either of the forms that JSON has for it: http_filters, httpFilters.
@@ -299,6 +318,8 @@ func (v *view) readStats(body []byte) error {
 		switch name {
 		case "wasm.wasm_vm_count":
 			v.stats.vms = &n
+		case "server.concurrency":
+			v.stats.workers = n
 		case "wasm.remote_load_fetch_failures":
 			v.stats.fetchFailures = n
 		case "wasm.remote_load_fetch_successes", "wasm.remote_load_cache_hits":
