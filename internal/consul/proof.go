@@ -103,7 +103,7 @@ func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detai
 			return "", "", err
 		}
 		if young { // another process than was asked, if any was
-			x.before = &plan.Fetching{}
+			x.before = nil
 		}
 	}
 	b, listeners, err := look(ctx, get)
