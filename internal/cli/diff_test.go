@@ -253,6 +253,7 @@ func TestFiltersGoToTheClusterThatAKubeconfigNames(t *testing.T) {
 	c.do(t, "POST", filters, map[string]any{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
 		"metadata": map[string]any{"name": "left-behind", "labels": map[string]any{"app.kubernetes.io/managed-by": "meshery-filters"}}})
 	runWith(t, "", nil, with("list")...).want(t, exitOK, "drifted: EnvoyFilter/shop/"+name+" is gone", "Orphan, which no inventory has: EnvoyFilter/shop/left-behind")
+	runWith(t, "", nil, with("status")...).want(t, exitDrift, "EnvoyFilter/shop/"+name+" is gone")
 	runWith(t, "", nil, with("list", "-o", "json")...).want(t, exitOK, `"orphans": [`, `"drift": [`)
 	a.cli(with("remove", "shop/x")...).want(t, exitOK)
 	c.do(t, "DELETE", filters+"/left-behind", nil)

@@ -29,7 +29,7 @@ func (a *app) readDocuments(files []string, keysOnly bool) ([]filter.Document, e
 	var mistakes []problem.Field
 	in := map[filter.Key]string{} // the file that has it
 	for _, name := range files {
-		body, err := a.readBody(name)
+		body, err := a.readBody("--filename", name)
 		if err != nil {
 			return nil, err
 		}
@@ -101,12 +101,12 @@ func inFile(name string, m problem.Field) problem.Field {
 	return m
 }
 
-// readBody reads a file with documents, or standard input.
-func (a *app) readBody(name string) ([]byte, error) {
+// readBody reads a file with documents, or standard input, that a flag names.
+func (a *app) readBody(flag, name string) ([]byte, error) {
 	if name != stdin {
 		body, err := readFile(name, filter.MaxBody)
 		if err != nil {
-			return nil, usage("--filename: %w", err)
+			return nil, usage("%s: %w", flag, err)
 		}
 		return body, nil
 	}

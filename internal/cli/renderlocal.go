@@ -256,7 +256,7 @@ func (h held) Get(_ context.Context, digest string) ([]byte, error) {
 
 // readObjects reads what `kubectl get -o yaml` or `-o json` printed: objects, lists of them, or both.
 func (a *app) readObjects(name string) ([]plan.Object, error) {
-	body, err := a.readBody(name)
+	body, err := a.readBody("--cluster", name)
 	if err != nil {
 		return nil, err
 	}

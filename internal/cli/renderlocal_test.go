@@ -129,6 +129,7 @@ func TestRenderingForIstioKnowsOfTheClusterWhatItIsGiven(t *testing.T) {
 	}
 	doc := file("doc.yaml", istioDocument("x", "mesh: istio\ntarget: {kind: Service, name: api}\n"+fromURL))
 	run(t, "render", "-f", doc).want(t, exitFailed, "Service shop/api", "meshery-filters-1071", "--cluster")
+	run(t, "render", "-f", doc, "--cluster", "/does/not/exist.yaml").want(t, exitUsage, "--cluster: open /does/not/exist.yaml")
 
 	const service = `{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Service",
 		"metadata": {"name": "api", "namespace": "shop"}, "spec": {"selector": {"run": "api"}}}]}`

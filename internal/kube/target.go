@@ -69,6 +69,9 @@ func (t *Target) Bare(o plan.Object) (bare map[string]any, ok bool) {
 	return without(o.Content, had.Edits), true
 }
 
+// Drift tells which of its objects are gone, and which somebody else has changed.
+func (t *Target) Drift(ctx context.Context) ([]string, error) { return t.cluster.Drift(ctx, t.had) }
+
 // Objects reads what the inventory lists, as far as it is there.
 func (t *Target) Objects(ctx context.Context) ([]plan.Object, error) {
 	var found []plan.Object

@@ -357,6 +357,14 @@ func (b *clusterBackend) Drift(ctx context.Context, c filter.Chain) ([]plan.Chan
 		return nil, err
 	}
 	p, err := b.r.plan(ctx, b, c)
+	if known, ok := t.ClusterTarget.(interface {
+		Drift(context.Context) ([]string, error)
+	}); ok && errors.Is(err, problem.NoDelivery) {
+		// Who has no module's bytes, which may have gone with the object, can still tell what became of the objects.
+		if drift, err := known.Drift(ctx); err == nil && len(drift) > 0 {
+			return nil, problem.Drift.New("%s", strings.Join(drift, "; "))
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
