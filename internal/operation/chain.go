@@ -406,15 +406,15 @@ func (r *Runner) try(ctx context.Context, s *story, pl place, b Backend, held fi
 	}
 	pt.wait.For = filter.WaitAll // others wait for this one
 	l, err := r.await(ctx, s, b, trial.Proof, e, pt)
-	first := trial.Proof.Proxies.Only
+	only := trial.Proof.Proxies.Only
 	switch {
 	case errors.Is(err, problem.ProxyTimeout):
-		err = problem.CanarySilent.New("%s: no answer from proxy %s within %s; no other was asked", e.on(p.Chain.Target), first, pt.wait.Timeout)
+		err = problem.CanarySilent.New("%s: no answer from proxy %s within %s; no other was asked%s", e.on(p.Chain.Target), only, pt.wait.Timeout, first(l.In(plan.Waiting)))
 		fallthrough
 	case err != nil:
 		return r.takeBack(context.WithoutCancel(ctx), b, trial.Apply, err)
 	case l.Unverified == "":
-		s.info(fmt.Sprintf("%s tried by proxy %s first", e.subject, first), fmt.Sprintf("on %s, where all others follow now", p.Chain.Target))
+		s.info(fmt.Sprintf("%s tried by proxy %s first", e.subject, only), fmt.Sprintf("on %s, where all others follow now", p.Chain.Target))
 	}
 	return s.holds(ctx)
 }
@@ -570,5 +570,13 @@ func (r *Runner) await(ctx context.Context, s *story, b Backend, p plan.Plan, e 
 		return last, problem.CanarySilent.New("%s: no answer from proxy %s within %s; %d more were not asked",
 			e.on(target), plan.Names(waiting), pt.wait.Timeout, len(held))
 	}
-	return last, problem.ProxyTimeout.New("%s: %s after %s; no answer from %s", e.on(target), last, pt.wait.Timeout, plan.Names(waiting))
+	return last, problem.ProxyTimeout.New("%s: %s after %s; no answer from %s%s", e.on(target), last, pt.wait.Timeout, plan.Names(waiting), first(waiting))
+}
+
+// first says what the first of several proxies is at; empty where that is not known.
+func first(proxies []plan.ProxyStatus) string {
+	if len(proxies) == 0 || proxies[0].Detail == "" {
+		return ""
+	}
+	return fmt.Sprintf("\nOf %s: %s", proxies[0].ID, proxies[0].Detail)
 }

@@ -840,6 +840,32 @@ func TestObjectsThatDoNotNameTheirSandboxShareOne(t *testing.T) {
 	c.holds("TrafficExtension", "c")
 }
 
+// unmoved is a cluster with one proxy, which stays where it is.
+type unmoved struct{ operation.Cluster }
+
+func (unmoved) Loaded(ctx context.Context, _ plan.Plan) iter.Seq2[plan.Loaded, error] {
+	return func(yield func(plan.Loaded, error) bool) {
+		if yield(plan.Loaded{Proxies: []plan.ProxyStatus{{Proxy: plan.Proxy{ID: "shop/web-1"}, Expected: true, State: plan.Waiting, Detail: "it sleeps"}}}, nil) {
+			<-ctx.Done()
+			yield(plan.Loaded{}, ctx.Err())
+		}
+	}
+}
+
+func TestWhereAProxyStaysIsTold(t *testing.T) {
+	c := newClusterRig(t, func(o *operation.Options) {
+		open := o.Clusters
+		o.Clusters = func(k []byte) (operation.Cluster, error) {
+			cl, err := open(k)
+			return unmoved{cl}, err
+		}
+	})
+	last := c.fails(problem.ProxyTimeout, c.apply(on("web", "a", "wait: {timeout: 200ms}")))
+	if want := "no answer from shop/web-1\nOf shop/web-1: it sleeps"; !strings.Contains(last.Details, want) {
+		t.Errorf("%q is not in %s", want, last.Details)
+	}
+}
+
 func TestATrialGoesWhereTheOthersCannotFollow(t *testing.T) {
 	c := newClusterRig(t, func(o *operation.Options) {
 		open := o.Clusters
