@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshery/meshery-filters/internal/plan"
@@ -52,7 +53,7 @@ func (c *Client) PutModule(digest string, data []byte) error {
 		return problem.ModuleUnavailable.New("%s is not there, and the adapter does not have the module any more", path)
 	}
 	// Renamed into place, so that no proxy reads half of it; proxies may run as another user.
-	f, err := os.CreateTemp(c.Folder, ".module-*")
+	f, err := os.CreateTemp(c.Folder, unfinished+"*")
 	if err != nil {
 		return problem.ModuleNotWritten.New("%w", err)
 	}
@@ -95,9 +96,13 @@ var (
 	markForm   = regexp.MustCompile(`^\.([0-9a-f]{64})\.([0-9a-f]{16})$`)
 )
 
+// unfinished begins the names of files that PutModule writes to.
+const unfinished = ".module-"
+
 // lying is what the folder has.
 type lying struct {
 	modules []string            // digests
+	halves  []string            // names of files that are written to, or were when somebody was cut off
 	marks   map[string][]string // by digest: what self is of the Consuls that have needed it
 }
 
@@ -110,6 +115,9 @@ func (c *Client) list() (lie lying, err error) {
 	for _, f := range files {
 		if m := moduleForm.FindStringSubmatch(f.Name()); m != nil && f.Type().IsRegular() {
 			lie.modules = append(lie.modules, m[1])
+		}
+		if strings.HasPrefix(f.Name(), unfinished) && f.Type().IsRegular() {
+			lie.halves = append(lie.halves, f.Name())
 		}
 		if m := markForm.FindStringSubmatch(f.Name()); m != nil {
 			lie.marks[m[1]] = append(lie.marks[m[1]], m[2])
@@ -135,7 +143,7 @@ func (c *Client) putMark(digest string) error {
 
 // SweepModules deletes from the folder the modules that PutModule wrote and that nobody has needed for the time of grace, in
 // which a proxy may still begin with a configuration that names them. A file that has other contents stays, and so does one
-// that an entry names: somebody may have written that without us.
+// that an entry names: somebody may have written that without us. It deletes none when the token may not see all entries.
 func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace time.Duration) (deleted []string, err error) {
 	if c.Folder == "" {
 		return nil, nil
@@ -143,6 +151,14 @@ func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace
 	lie, err := c.list()
 	if err != nil {
 		return nil, err
+	}
+	for _, name := range lie.halves {
+		path := filepath.Join(c.Folder, name)
+		if at, err := os.Stat(path); err == nil && time.Since(at.ModTime()) > grace {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+		}
 	}
 	marked := slices.DeleteFunc(slices.Sorted(maps.Keys(lie.marks)), func(digest string) bool { return !slices.Contains(lie.marks[digest], c.self()) })
 	if len(marked) == 0 {
@@ -165,7 +181,7 @@ func (c *Client) SweepModules(ctx context.Context, needed map[string]bool, grace
 func (c *Client) named(ctx context.Context) (func(digest string) bool, error) {
 	var entries []byte
 	for _, kind := range kinds {
-		all, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/config/" + kind, global: kind == "proxy-defaults"})
+		all, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/config/" + kind, global: kind == "proxy-defaults", whole: true})
 		if err != nil {
 			return nil, err
 		}

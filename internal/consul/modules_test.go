@@ -71,7 +71,17 @@ func TestFilesThatNobodyNeedsGoIfTheAdapterWroteThem(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+	half := filepath.Join(folder, unfinished+"1")
+	if err := errors.Join(os.WriteFile(half, []byte("hal"), 0o600), os.WriteFile(half+"2", []byte("hal"), 0o600), os.Chtimes(half, past, past)); err != nil {
+		t.Fatal(err)
+	}
 	sweep(c, digest("old"))
+	if halves, err := filepath.Glob(filepath.Join(filepath.Dir(folder), "*", unfinished+"*")); err != nil || !slices.Equal(halves, []string{half + "2"}) {
+		t.Errorf("what was being written is %q, %v", halves, err)
+	}
+	if err := os.Remove(half + "2"); err != nil {
+		t.Fatal(err)
+	}
 	for _, text := range []string{"theirs", "needed", "fresh", "changed", "shared", "named"} {
 		is(text, true)
 	}
