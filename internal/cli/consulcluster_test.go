@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"reflect"
@@ -308,7 +309,7 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAdapter(t, "--modules-addr", "127.0.0.1:"+ports[0], "--modules-url", modules.Addr)
+	a := newAdapter(t, "--modules-addr", "127.0.0.1:"+ports[0], "--modules-url", modules.Addr, "--allow-loopback-modules")
 	var server http.Handler = httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: "127.0.0.1:" + ports[0]})
 	served.Store(&server)
 	whole, base := c.as(t, wholeUser), c.as(t, baseUser)
@@ -474,7 +475,21 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)
 	}
 
-	// StatefulSets and DaemonSets restart their Pods as well.
+	// StatefulSets and DaemonSets restart their Pods as well, here for a module that its author serves. Sidecars speak plain HTTP
+	// to whatever their upstreams lead to, and a terminating gateway speaks TLS for them.
+	module, _ := filters.Builtin("headers")
+	digest := sha256.Sum256(module)
+	var gives atomic.Pointer[[]byte]
+	wrong := []byte("something else")
+	gives.Store(&wrong)
+	author := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(*gives.Load()) }))
+	defer author.Close()
+	if err := c.Consul.Outside(ctx, "author", author.Listener.Addr().String(), authorities, "example.com"); err != nil {
+		t.Fatal(err)
+	}
+	direct := put(t, dir, "s.yaml", strings.Replace(istioDocument("s", "mesh: consul\ntarget: {kind: Service, name: stock}\n"+headers+
+		"delivery: {mode: direct, service: author, upstreamPort: 21900}\nconfig: {response: {x-there: direct}}\nwait: {timeout: 1m}"),
+		headers, fmt.Sprintf("module: {url: %q, sha256: %x}\n", author.URL+"/headers.wasm", digest), 1))
 	c.Hold("")
 	stock := map[string]any{"app": "stock"}
 	if err := c.Apply(ctx, speaks("stock"), map[string]any{"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"namespace": "shop", "name": "stock"},
@@ -513,8 +528,13 @@ func (c consulCluster) fetchesThroughAnUpstream(t *testing.T) {
 		t.Fatal(err)
 	}
 	load = shopper.Load(ctx, "stock")
-	a.cli("apply", "-f", of("s", "stock", "one", asking), "--kubeconfig", whole).want(t, exitOK, "StatefulSet/shop/stock updated, which restarts its Pods", "DaemonSet/shop/stock updated, which restarts its Pods",
+	a.cli("apply", "-f", direct, "--kubeconfig", whole).want(t, exitFailed, "meshery-filters-1090")
+	gives.Store(&module)
+	a.cli("apply", "-f", direct, "--kubeconfig", whole).want(t, exitOK, "StatefulSet/shop/stock updated, which restarts its Pods", "DaemonSet/shop/stock updated, which restarts its Pods",
 		"3 of 3 proxies", "seen in each proxy itself")
+	if r, err := shopper.Get(ctx, "stock", "/"); err != nil || r.Header.Get("X-There") != "direct" {
+		t.Errorf("%d %v %v", r.Status, r.Header, err)
+	}
 	a.cli("remove", "shop/s", "--kubeconfig", whole).want(t, exitOK, "StatefulSet/shop/stock updated, which restarts its Pods", "removed from")
 	if asked, failed := load.End(); len(failed) > 0 || asked < 50 {
 		t.Errorf("of %d requests meanwhile %d failed: %v", asked, len(failed), failed)

@@ -3,10 +3,13 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,13 +23,28 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
+// authorities is a file with what this program trusts beside the system's authorities: the certificate of net/http/httptest.
+var authorities string
+
 func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "authorities")
+	if err != nil {
+		panic(err)
+	}
+	server := httptest.NewTLSServer(nil)
+	server.Close()
+	authorities = filepath.Join(dir, "httptest.pem")
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := errors.Join(os.WriteFile(authorities, certificate, 0o600), os.Setenv("SSL_CERT_FILE", authorities)); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	stopShared()
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
+	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 

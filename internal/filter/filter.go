@@ -132,7 +132,7 @@ type Delivery struct {
 	// LocalPath is the folder on the proxies' machines for mode local.
 	LocalPath string `json:"localPath,omitempty"`
 	// Service is the upstream of the proxies that leads to the module's address, for the modes direct and served. Consul
-	// only, which has no other way to fetch.
+	// only, which has no other way to fetch: proxies speak plain HTTP to it, of https addresses too.
 	Service string `json:"service,omitempty"`
 	// UpstreamPort asks for that upstream where the target's Pods have none, and so for their restart: the Deployments,
 	// StatefulSets and DaemonSets that make them get SERVICE:PORT into their annotation. Nothing in the Pods may listen on that

@@ -116,18 +116,7 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, o ServiceOptions) erro
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, c.program, "connect", "envoy", "-sidecar-for", s.ID, "-bootstrap",
-		"-http-addr", c.Addr, "-grpc-addr", c.grpc, "-admin-bind", "127.0.0.1:0")
-	cmd.Env = append(cmd.Environ(), "CONSUL_HTTP_TOKEN="+c.token)
-	var problems bytes.Buffer
-	cmd.Stderr = &problems
-	bootstrap, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("make its bootstrap: %w: %s", err, &problems)
-	}
-	s.Envoy, err = envoy.Start(ctx, c.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, Dir: filepath.Join(c.dir, s.ID),
-		Args: []string{"--drain-strategy", "immediate", "--drain-time-s", "20"}})
-	if err != nil {
+	if s.Envoy, err = c.envoy(ctx, s.ID, "-sidecar-for", s.ID); err != nil {
 		return err
 	}
 	listening, cancel := context.WithTimeout(ctx, startTimeout/attempts)
@@ -143,6 +132,58 @@ func (c *Consul) sidecar(ctx context.Context, s *Service, o ServiceOptions) erro
 		_ = s.Envoy.Stop(context.WithoutCancel(ctx))
 	}
 	return err
+}
+
+// envoy starts one for what is registered, as Consul's own command line has it begin.
+func (c *Consul) envoy(ctx context.Context, id string, args ...string) (*envoy.Process, error) {
+	cmd := exec.CommandContext(ctx, c.program, append([]string{"connect", "envoy", "-bootstrap",
+		"-http-addr", c.Addr, "-grpc-addr", c.grpc, "-admin-bind", "127.0.0.1:0"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "CONSUL_HTTP_TOKEN="+c.token)
+	var problems bytes.Buffer
+	cmd.Stderr = &problems
+	bootstrap, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("make its bootstrap: %w: %s", err, &problems)
+	}
+	return envoy.Start(ctx, c.binary, envoy.ProcessOptions{Bootstrap: bootstrap, Concurrency: 1, Dir: filepath.Join(c.dir, id),
+		Args: []string{"--drain-strategy", "immediate", "--drain-time-s", "20"}})
+}
+
+// Outside makes a service of what answers by TLS outside of the mesh, at host:port, with a terminating gateway before it: that
+// speaks TLS with it, as the authority in caFile says of the name, and sidecars reach it as they do any other.
+func (c *Consul) Outside(ctx context.Context, service, at, caFile, name string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	host, text, _ := strings.Cut(at, ":")
+	port, _ := strconv.Atoi(text)
+	ports, err := stack.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	public, _ := strconv.Atoi(ports[0])
+	gateway := &Service{Name: "outside-" + service, ID: "outside-" + service, public: ports[0]}
+	for path, o := range map[string]map[string]any{
+		"/v1/catalog/register": {"Node": gateway.ID, "Address": host, "NodeMeta": map[string]any{"external-node": "true"},
+			"Service": map[string]any{"Service": service, "Address": host, "Port": port}},
+		"/v1/config": {"Kind": "terminating-gateway", "Name": gateway.Name,
+			"Services": []any{map[string]any{"Name": service, "CAFile": caFile, "SNI": name}}},
+		"/v1/agent/service/register": {"Kind": "terminating-gateway", "Name": gateway.Name, "ID": gateway.ID, "Address": "127.0.0.1", "Port": public},
+	} {
+		if err := c.Send(ctx, http.MethodPut, path, o, nil); err != nil {
+			return err
+		}
+	}
+	if gateway.Envoy, err = c.envoy(ctx, gateway.ID, "-gateway", "terminating", "-proxy-id", gateway.ID); err != nil {
+		return err
+	}
+	if err = gateway.bound(ctx, ports[0]); err != nil {
+		gateway.close()
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.services = append(c.services, gateway)
+	return nil
 }
 
 // bound waits until the sidecar listens on a port.
