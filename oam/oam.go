@@ -183,6 +183,15 @@ func (s schema) typeName() string {
 	return strings.Join(names, " or ")
 }
 
+// Fields lists the paths of all fields, in the document's order.
+func Fields() []string {
+	var root schema
+	if json.Unmarshal(filterSchema, &root) != nil { // Explain says so
+		return nil
+	}
+	return root.paths("")
+}
+
 // paths lists every field below s.
 func (s schema) paths(prefix string) []string {
 	var all []string

@@ -47,6 +47,7 @@ filter is never applied), nack (the Envoys cannot load the module).`,
 	f.StringVar(&envoyPath, "envoy", "", "path of an Envoy, 1.39 or later (default: $ENVOY, PATH, the cache)")
 	f.StringVar(&o.Report, "report", "demo.json", "where the report goes")
 	f.StringVar(&o.Break, "break", "", "sabotage: digest, nofilter or nack")
+	_ = cmd.RegisterFlagCompletionFunc("break", cobra.FixedCompletions([]string{"digest", "nofilter", "nack"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVar(&o.Keep, "keep", false, "stay up at the end and print the addresses, until Ctrl-C")
 	return cmd
 }

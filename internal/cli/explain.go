@@ -18,7 +18,8 @@ when it is left out.`,
 		Example: `  meshery-filters explain
   meshery-filters explain spec.module
   meshery-filters explain spec.failurePolicy`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeFields,
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := ""
 			if len(args) > 0 {

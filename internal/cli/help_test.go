@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,6 +50,25 @@ func TestCompletionIsThereForTheUsualShells(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		run(t, "completion", shell).want(t, exitOK, "meshery-filters")
 	}
+}
+
+func TestWordsAreCompleted(t *testing.T) {
+	a := newAdapter(t)
+	a.cli("run", "imagehub_rate_limit").want(t, exitOK)
+	server := []string{"--server", a.at.GRPC}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"remove"}, "default/imagehub-rate-limit\n"},
+		{[]string{"history"}, "default/imagehub-rate-limit\n"},
+		{[]string{"undo"}, "default/imagehub-rate-limit\n"},
+		{[]string{"run"}, "filters_status\n"},
+	} {
+		run(t, slices.Concat([]string{"__complete"}, c.args, server, []string{""})...).want(t, exitOK, c.want)
+	}
+	run(t, "__complete", "explain", "spec.mod").want(t, exitOK, "spec.module.builtin\n")
+	run(t, "__complete", "remove", "--server", "127.0.0.1:1", "").want(t, exitOK, ":4\n") // nothing, and no files
 }
 
 func TestFlagsOfTheAdapterMayStandWithoutACommand(t *testing.T) {

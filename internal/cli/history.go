@@ -32,7 +32,8 @@ that cluster have, or in the Consul of the adapter's configuration.`,
   meshery-filters history rate-limit -n shop -o json
   meshery-filters history shop/rate-limit --kubeconfig ~/.kube/config
   meshery-filters history shop/rate-limit --consul --config adapter.yaml`,
-		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
+		Args:              oneArg("say which filter: NAME or NAMESPACE/NAME"),
+		ValidArgsFunction: a.completeFilters(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {
@@ -106,7 +107,7 @@ func (a *app) printHistory(revisions []*filterspb.Revision) error {
 		f := r.GetFilter()
 		v := revision{r.GetNumber(), r.GetTime().AsTime(), r.GetChange(), r.GetTarget().GetText(), f.GetSource(), f.GetSha256(), f.GetPhase(), f.GetPriority()}
 		out.Revisions = append(out.Revisions, v)
-		rows = append(rows, []string{strconv.FormatUint(v.Revision, 10), v.Time.Local().Format(time.DateTime), v.Change, v.Target, v.Source,
+		rows = append(rows, []string{strconv.FormatUint(v.Revision, 10), v.Time.UTC().Format(time.RFC3339), v.Change, v.Target, v.Source,
 			filter.ShortDigest(v.SHA256), v.Phase, strconv.Itoa(int(v.Priority))})
 	}
 	return a.print(out, func(w io.Writer) error {
@@ -131,7 +132,8 @@ With --kubeconfig it is brought back in that cluster, if it has a history there,
   meshery-filters undo shop/rate-limit --to 12
   meshery-filters undo shop/rate-limit --kubeconfig ~/.kube/config --no-adapter
   meshery-filters undo shop/rate-limit --consul --config adapter.yaml --no-adapter`,
-		Args: oneArg("say which filter: NAME or NAMESPACE/NAME"),
+		Args:              oneArg("say which filter: NAME or NAMESPACE/NAME"),
+		ValidArgsFunction: a.completeFilters(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := filter.ParseKey(args[0], cmp.Or(a.namespace, "default"))
 			if err != nil {

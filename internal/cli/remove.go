@@ -24,6 +24,7 @@ as they are. With --kubeconfig they are taken out of that cluster, and of plain 
   meshery-filters remove -n shop rate-limit audit
   meshery-filters remove -f filter.yaml
   meshery-filters remove shop/rate-limit --consul --config adapter.yaml --no-adapter`,
+		ValidArgsFunction: a.completeFilters(true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && len(files) == 0 {
 				return usage("say what to remove: a filter's name, or -f FILE")

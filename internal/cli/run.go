@@ -19,7 +19,8 @@ func newRun(a *app) *cobra.Command {
 		Example: `  meshery-filters run imagehub
   meshery-filters run imagehub_rate_limit
   meshery-filters run imagehub_rate_limit --delete`,
-		Args: oneArg("say which operation to run; `meshery-filters operations` lists them"),
+		Args:              oneArg("say which operation to run; `meshery-filters operations` lists them"),
+		ValidArgsFunction: a.completeOperations,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := &meshes.ApplyRuleRequest{OpName: args[0], Namespace: a.namespace, DeleteOp: remove}
 			if len(files) > 0 {
