@@ -36,10 +36,12 @@ type queue struct {
 	store  *Store
 	stream jetstream.Stream
 	max    int
+	floor  uint64 // entries before it were done when this process began
 	stop   func() // ends the mirror
 
 	mu      sync.Mutex
-	held    []*held // in order of acceptance
+	back    []uint64 // sequences of entries before the floor
+	held    []*held  // in order of acceptance
 	claims  map[string]claimed
 	applied uint64 // sequence up to which the stream is mirrored
 	closed  bool
@@ -73,6 +75,15 @@ func openQueue(ctx context.Context, s *Store, stream jetstream.Stream, max int) 
 		return nil, storeFailed("reading the queue", err)
 	}
 	q := &queue{store: s, stream: stream, max: max, claims: map[string]claimed{}, changed: make(chan struct{})}
+	if !s.shared {
+		marks, err := s.dir.marks()
+		if err != nil {
+			return nil, err
+		}
+		if floor := marks[floorMark]; floor <= info.State.LastSeq+1 { // else the streams were begun anew
+			q.floor = floor
+		}
+	}
 	following, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	q.stop = func() { cancel(); <-ended }
@@ -109,7 +120,47 @@ func openQueue(ctx context.Context, s *Store, stream jetstream.Stream, max int) 
 		q.stop()
 		return nil, err
 	}
+	q.dropBack(ctx)
 	return q, nil
+}
+
+// dropBack deletes entries that were done and are there again: JetStream notes nowhere that the mark has replaced an entry, and
+// finds the entry when it was killed after the mark had expired. Those that it does not come to are dropped at the next start.
+func (q *queue) dropBack(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	q.mu.Lock()
+	back := q.back
+	q.mu.Unlock()
+	for _, sequence := range back {
+		if err := q.deleteMsg(ctx, sequence, q.stream.DeleteMsg); err != nil {
+			q.store.log.Debug("what was done long ago is still there", "error", err)
+			return
+		}
+	}
+}
+
+// deleteMsg deletes a message unless that was done before.
+func (q *queue) deleteMsg(ctx context.Context, sequence uint64, do func(context.Context, uint64) error) error {
+	_, err := try(ctx, q.store, func(ctx context.Context) (struct{}, error) {
+		err := do(ctx, sequence)
+		var api *jetstream.APIError
+		if errors.Is(err, jetstream.ErrMsgNotFound) || errors.As(err, &api) && api.ErrorCode == noSuchMessage {
+			err = nil
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// first is the sequence before which every entry is done.
+func (q *queue) first() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.held) > 0 {
+		return q.held[0].sequence
+	}
+	return q.applied + 1
 }
 
 // markErased leaves the mark of entries that were erased by a process which then ended.
@@ -164,12 +215,19 @@ func (q *queue) apply(m jetstream.Msg) {
 			q.claim(id, c)
 		}
 	} else if id := strings.TrimPrefix(m.Subject(), entrySubject); m.Headers().Get(doneHeader) != "" {
-		q.held = slices.DeleteFunc(q.held, func(h *held) bool { return h.ID == id })
-		delete(q.claims, id)
+		q.drop(id)
+	} else if meta.Sequence.Stream < q.floor {
+		q.back = append(q.back, meta.Sequence.Stream)
 	} else if !slices.ContainsFunc(q.held, func(h *held) bool { return h.ID == id }) {
 		q.held = append(q.held, &held{Entry: entryOf(id, m.Headers(), m.Data()), sequence: meta.Sequence.Stream})
 	}
 	q.wake()
+}
+
+// drop forgets an entry that is done. The lock is held.
+func (q *queue) drop(id string) {
+	q.held = slices.DeleteFunc(q.held, func(h *held) bool { return h.ID == id })
+	delete(q.claims, id)
 }
 
 // claim notes a claim unless a newer one is known. The lock is held.
@@ -567,29 +625,25 @@ func (c *claim) mark(ctx context.Context) error {
 	q, after := c.queue, c.held.sequence
 	if c.held.Secret {
 		// A message that is replaced stays on disk for a while; this one is overwritten there.
-		_, err := try(ctx, q.store, func(ctx context.Context) (struct{}, error) {
-			err := q.stream.SecureDeleteMsg(ctx, c.held.sequence)
-			var api *jetstream.APIError
-			if errors.Is(err, jetstream.ErrMsgNotFound) || errors.As(err, &api) && api.ErrorCode == noSuchMessage {
-				err = nil
-			}
-			return struct{}{}, err
-		})
-		if err != nil {
+		if err := q.deleteMsg(ctx, c.held.sequence, q.stream.SecureDeleteMsg); err != nil {
 			return storeFailed("erasing operation "+c.held.ID, err)
 		}
 		after = 0
 	}
-	sequence, err := q.store.write(ctx, q.stream, &nats.Msg{Subject: entrySubject + c.held.ID,
-		Header: nats.Header{digestHeader: {c.held.Digest}, doneHeader: {"1"}}}, after, jetstream.WithMsgTTL(rememberedIDs))
-	if err != nil {
+	if _, err := q.store.write(ctx, q.stream, &nats.Msg{Subject: entrySubject + c.held.ID,
+		Header: nats.Header{digestHeader: {c.held.Digest}, doneHeader: {"1"}}}, after, jetstream.WithMsgTTL(rememberedIDs)); err != nil {
 		return err
 	}
 	if !q.store.shared {
 		// Where others may not yet have seen the mark, the claim stays until it runs out, and keeps them from claiming.
 		_ = q.stream.DeleteMsg(ctx, c.now.sequence)
 	}
-	return q.reached(ctx, sequence)
+	// The mirror need not see the mark, which the clock may have expired.
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.drop(c.held.ID)
+	q.wake()
+	return nil
 }
 
 const noSuchMessage = 10057 // JetStream's code for a message that cannot be deleted because it is not there

@@ -266,6 +266,38 @@ func TestAnEntryWhoseClaimHasExpiredIsClaimedAgain(t *testing.T) {
 	mustDone(t, c)
 }
 
+// JetStream finds the entry again when its mark has expired and the process is killed soon after.
+func TestWhatWasDoneDoesNotComeBackWhenItsMarkHasExpired(t *testing.T) {
+	path := t.TempDir()
+	s := openStore(t, path)
+	mustPut(t, s.Queue(), "a", "x")
+	mustDone(t, mustNext(t, s.Queue()))
+	mustPut(t, s.Queue(), "b", "x")
+	if err := s.mark(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mark, err := s.last(t.Context(), s.queue.stream, entrySubject+"a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.queue.stream.DeleteMsg(t.Context(), mark.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	killed := filepath.Join(t.TempDir(), "state")
+	if err := os.CopyFS(killed, os.DirFS(path)); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, killed)
+	c := mustNext(t, s.Queue())
+	if c.Entry().ID != "b" {
+		t.Errorf("%s is there again", c.Entry().ID)
+	}
+	if m, err := s.last(t.Context(), s.queue.stream, entrySubject+"a"); m != nil || err != nil {
+		t.Errorf("it is kept: %v, %v", m, err)
+	}
+	mustDone(t, c)
+}
+
 func TestAClaimWhoseHolderIsNotHeardOfGoesToAnother(t *testing.T) {
 	url := external(t)
 	const lease = 2 * time.Second // long enough that a busy machine comes to renewing it

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type recordsInKV struct {
 	mu        sync.Mutex
 	revisions map[string]uint64 // by key, as last read or written
 	own       map[string]uint64 // by key, as last written by this process
+	newest    uint64            // the last revision of any key that this process has written or heard of
 }
 
 var _ Records = (*recordsInKV)(nil)
@@ -142,6 +144,7 @@ func (r *recordsInKV) set(ctx context.Context, key string, m *nats.Msg) error {
 		return err
 	}
 	r.revisions[key], r.own[key] = sequence, sequence
+	r.newest = max(r.newest, sequence)
 	return nil
 }
 
@@ -152,13 +155,35 @@ func (r *recordsInKV) changed(key string) error {
 func (r *recordsInKV) All(ctx context.Context) (map[string][]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := map[string][]byte{}
-	return all, r.each(ctx, func(rev Revision) {
-		r.revisions[rev.Key] = rev.Number
-		if rev.Value != nil {
-			all[rev.Key] = rev.Value
+	// It may be read from a replica that lags behind the one that told of a change, or took it. Older chains would be taken for
+	// newer ones of others, and nothing would tell of the newest again.
+	for deadline := time.Now().Add(patience); ; {
+		all, revisions, newest := map[string][]byte{}, map[string]uint64{}, uint64(0)
+		if err := r.each(ctx, func(rev Revision) {
+			newest = max(newest, rev.Number)
+			revisions[rev.Key] = rev.Number
+			if rev.Value != nil {
+				all[rev.Key] = rev.Value
+			} else {
+				delete(all, rev.Key)
+			}
+		}); err != nil {
+			return nil, err
 		}
-	})
+		if newest >= r.newest {
+			maps.Copy(r.revisions, revisions)
+			return all, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, r.store.unanswered(fmt.Errorf("reading the records: what is read ends with revision %d, and there is %d", newest, r.newest))
+		}
+		wait := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
 }
 
 func (r *recordsInKV) History(ctx context.Context, prefix string) ([]Revision, error) {
@@ -191,6 +216,7 @@ func (r *recordsInKV) Changes(ctx context.Context) iter.Seq2[string, error] {
 			// What was read only may be unknown to those who follow.
 			r.mu.Lock()
 			own := r.own[key] >= meta.Sequence.Stream
+			r.newest = max(r.newest, meta.Sequence.Stream)
 			r.mu.Unlock()
 			if !own && !yield(key, nil) {
 				return

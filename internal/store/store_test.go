@@ -427,6 +427,39 @@ func TestChangesAreThoseOfOthers(t *testing.T) {
 	}
 }
 
+// In a cluster the replica that is read may lag behind.
+func TestRecordsAreReadUpToTheLastChangeThatIsKnown(t *testing.T) {
+	url := external(t)
+	on := func(o *Options) { o.URL = url }
+	s, other := openStore(t, t.TempDir(), on), openStore(t, t.TempDir(), on)
+	put := func(s *Store, key string) {
+		t.Helper()
+		if err := s.Records().Put(t.Context(), key, []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(s, "own")
+	r := s.records.(*recordsInKV)
+	r.newest++ // as Changes tells of the next
+	read := make(chan map[string][]byte)
+	go func() {
+		all, err := r.All(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		read <- all
+	}()
+	select {
+	case all := <-read:
+		t.Fatalf("%v is not all", all)
+	case <-time.After(200 * time.Millisecond):
+	}
+	put(other, "next")
+	if all := <-read; len(all) != 2 {
+		t.Errorf("%v", all)
+	}
+}
+
 // A part would look as if others had removed the rest.
 func TestAReadingThatIsBrokenOffIsNoReading(t *testing.T) {
 	url := external(t)

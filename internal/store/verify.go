@@ -26,6 +26,9 @@ const marksName = "marks"
 // streams are those of JetStream that must be whole.
 var streams = []string{eventsStream, operationsStream, "KV_" + recordsBucket, "KV_" + cursorsBucket, "OBJ_" + blobsBucket}
 
+// floorMark is where the file of marks notes the sequence before which every entry of the queue is done.
+const floorMark = "first operation"
+
 const (
 	maxMarks = 4 << 10
 	maxBlock = 256 << 20 // bytes of a file of JetStream's; it begins another after 8 MiB, but for a large message
@@ -164,6 +167,7 @@ func (s *Store) mark(ctx context.Context) error {
 		}
 		marks[name] = stream.CachedInfo().State.LastSeq
 	}
+	marks[floorMark] = s.queue.first()
 	data, err := json.Marshal(marks)
 	if err != nil {
 		return problem.Internal.New("how far the streams have come: %w", err)
