@@ -344,6 +344,10 @@ func (x *torture) submit(ctx context.Context, i int) error {
 	return nil
 }
 
+// ahead is how many operations are asked for before the first of them has ended. A machine that is too slow for more is not
+// what is tested.
+const ahead = 100
+
 // load asks for operations until stop, which returns once the last is accepted.
 func (x *torture) load() (stop func()) {
 	ctx, cancel := context.WithCancel(x.t.Context())
@@ -356,6 +360,12 @@ func (x *torture) load() (stop func()) {
 				return
 			}
 			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
+			for ctx.Err() == nil && i >= ahead {
+				if _, ok := x.heard.end(fmt.Sprintf("%s-%d", x.run, i-ahead)); ok {
+					break
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
 		}
 		asking <- nil
 	}()
