@@ -3,10 +3,12 @@ package cli
 import (
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/meshery/meshery-filters/internal/envoy"
+	"github.com/meshery/meshery-filters/internal/problem"
 )
 
 // newEnvoy makes `envoy` and what is below it.
@@ -39,7 +41,7 @@ Every Envoy of a group runs the filters whose target is {kind: ProxyGroup, name:
 			}
 			text, err := b.YAML()
 			if err != nil {
-				return err
+				return inFlags(err)
 			}
 			return write(a.Out, text, "")
 		},
@@ -67,6 +69,23 @@ Every Envoy of a group runs the filters whose target is {kind: ProxyGroup, name:
 	return cmd
 }
 
+// bootstrapFlags are the flags of fields that are not called like them.
+var bootstrapFlags = strings.NewReplacer("nodeID", "node-id", "xdsAddr", "xds-addr", "xdsTLS.", "xds-tls-")
+
+// inFlags tells the mistakes of a bootstrap by its flags.
+func inFlags(err error) error {
+	p := problem.Of(err)
+	if len(p.Fields) == 0 {
+		return err
+	}
+	var lines []string
+	for _, m := range p.Fields {
+		m.Path = "--" + bootstrapFlags.Replace(m.Path)
+		lines = append(lines, m.String())
+	}
+	return usage("%s", strings.Join(lines, "\n"))
+}
+
 func newSlot(a *app) *cobra.Command {
 	var group string
 	cmd := &cobra.Command{
@@ -77,6 +96,9 @@ listeners. Comments say where each part goes.`,
 		Example: `  meshery-filters envoy slot --group edge`,
 		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if !envoy.ValidGroup(group) {
+				return usage("--group: %q will not do; use %s", group, envoy.GroupRule)
+			}
 			_, err := io.WriteString(a.Out, envoy.Slot(group))
 			return err
 		},

@@ -95,6 +95,12 @@ func (b Bootstrap) YAML() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// GroupRule is what the name of a group may be.
+const GroupRule = "up to 128 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"
+
+// ValidGroup says whether that can be the name of a group.
+func ValidGroup(name string) bool { return groupName.MatchString(name) }
+
 func (b Bootstrap) validate() error {
 	var mistakes []problem.Field
 	field := func(path string, ok bool, value, rule string) {
@@ -108,7 +114,7 @@ func (b Bootstrap) validate() error {
 	}
 	const bindRule = "an IP address and a port, such as 127.0.0.1:8080; port 0 takes a free one"
 	const dialRule = "a host or IP address and a port, such as 127.0.0.1:10015"
-	field("group", groupName.MatchString(b.Group), b.Group, "up to 128 letters, digits, dots, dashes and underscores, with a letter or digit at both ends")
+	field("group", groupName.MatchString(b.Group), b.Group, GroupRule)
 	field("nodeID", nodeID.MatchString(b.NodeID), b.NodeID, "up to 253 printable characters that no other proxy of the group has")
 	field("xdsAddr", canDial(b.XDSAddr), b.XDSAddr, dialRule)
 	field("listen", canBind(b.Listen), b.Listen, bindRule)
