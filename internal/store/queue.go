@@ -271,10 +271,7 @@ func (q *queue) Put(ctx context.Context, e Entry) (behind string, again bool, er
 	// Whoever has been told that it is accepted must find it so: a caller that gives up does not undo it.
 	sequence, err := q.store.write(context.WithoutCancel(ctx), q.stream, m, 0)
 	if errors.Is(err, ErrStale) { // it came twice at the same time
-		known, err := q.Known(ctx, e.ID, e.Digest)
-		if err == nil && !known {
-			err = problem.StoreFailed.New("operation %s was accepted and is gone", e.ID)
-		}
+		known, err := q.accepted(ctx, e.ID, e.Digest)
 		return "", known, err
 	}
 	if err != nil {
@@ -291,6 +288,21 @@ func (q *queue) Put(ctx context.Context, e Entry) (behind string, again bool, er
 		}
 	}
 	return "", false, nil
+}
+
+// accepted is Known of an entry that is there, though the replica that is asked may lag behind.
+func (q *queue) accepted(ctx context.Context, id, digest string) (bool, error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		known, err := q.Known(waiting, id, digest)
+		if known || err != nil {
+			return known, err
+		}
+		if !keepTrying(waiting) {
+			return false, problem.StoreFailed.New("operation %s was accepted and is gone", id)
+		}
+	}
 }
 
 // Known looks for the entry, or the mark of one that is done.
