@@ -297,6 +297,42 @@ func TestOfSeveralMakersOfPodsTheOneThatGaveUpIsNamed(t *testing.T) {
 	}
 }
 
+func TestAChangeThatLeavesSomethingForTheChainBeforeIsFoundWhenItIsCutOff(t *testing.T) {
+	ns := namespace(t)
+	c := restarting(t, ns)
+	shop(t, ns, map[string]any{upstreams: "db:5432"})
+	for again, begun := range map[string]bool{"": false, "Deployment/" + ns + "/api": true} {
+		p := asked(t, c, ns)
+		if p.Version = "one"; begun {
+			p.Again = []string{again}
+		}
+		apply(t, c, p)
+		targets, err := c.Targets(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, b := range targets.Begun() {
+			found = found || b.Target.Namespace == ns && len(b.Filters) == 1
+		}
+		if found != begun {
+			t.Errorf("with %q left it is found: %v", again, found)
+		}
+		at, err := c.Target(t.Context(), p.Chain.Mesh, p.Chain.Target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read, err := c.Read(t.Context(), plan.Reads{Objects: []plan.Ref{{GroupKind: serviceDefaults.GroupKind(), Namespace: ns, Name: "api"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, ok := at.Bare(read.Objects[0])
+		if spec := descend(bare, []string{"spec"}); !ok || spec["envoyExtensions"] != nil || spec["protocol"] != "http" {
+			t.Errorf("without what is ours it is %v", spec)
+		}
+	}
+}
+
 func TestAStatefulSetsPodThatNeverGotReadyIsToBeDeletedByHand(t *testing.T) {
 	for policy, said := range map[string]bool{"OrderedReady": true, "Parallel": false} {
 		o := map[string]any{"spec": map[string]any{"podManagementPolicy": policy}}
