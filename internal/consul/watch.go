@@ -125,8 +125,8 @@ func (w *watch) begin(ctx context.Context) error {
 		}
 		switch {
 		case len(unseen) > 0:
-			w.unverified = fmt.Sprintf("%s knows of %d proxies of %s, and whether they run it was not seen, since consul.admin has no address at which they answer: %s",
-				c, len(unseen), t.Name, listed(unseen))
+			w.unverified = fmt.Sprintf("%s knows of proxies of %s that answer at no address of consul.admin, so that whether they run it was not seen: %s",
+				c, t.Name, listed(unseen))
 		case len(w.proxies) == 0:
 			w.unverified = fmt.Sprintf("%s knows of no proxy of %s", c, t.Name)
 		}

@@ -234,7 +234,8 @@ func (x want) differs(c *wasm.PluginConfig) string {
 		return "its configuration is another"
 	}
 	// Istio's agent takes the version away from what it fetches, so that a change of nothing but these shows in them alone.
-	open := c.GetFailOpen() || c.GetFailurePolicy() == wasm.FailurePolicy_FAIL_OPEN // the first is what an older istiod says
+	//lint:ignore SA1019 an older istiod says it so
+	open := c.GetFailOpen() || c.GetFailurePolicy() == wasm.FailurePolicy_FAIL_OPEN
 	reload := c.GetFailurePolicy() == wasm.FailurePolicy_FAIL_RELOAD
 	if open != (x.strategy == "FAIL_OPEN") || reload != (x.strategy == "FAIL_RELOAD") {
 		return "its failure policy is another"

@@ -226,6 +226,9 @@ func sameProtocol(f filter.Filter, c plan.Cluster, kubernetes bool) error {
 	fix := fmt.Sprintf("set protocol: %s in %s", f.Spec.Protocol, of)
 	if protocol == string(filter.TCP) {
 		fix += ", if that is what the service speaks"
+		if _, there := c.Object(plan.Ref{GroupKind: serviceDefaults, Namespace: t.Namespace, Name: t.Name}); !there {
+			fix += ", or correct spec.target.name, if no service is called " + t.Name
+		}
 	} else if f.Spec.Protocol == filter.HTTP {
 		fix += ", if its clients can do without " + protocol
 	}
