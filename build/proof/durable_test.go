@@ -151,7 +151,8 @@ type follower struct {
 func (f *follower) runs() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.version
+	version, _, _ := strings.Cut(f.version, "~") // behind which the adapter keeps its bytes of it apart
+	return version
 }
 
 // dialOften connects to an adapter that is away for moments only.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -326,7 +327,8 @@ func (x *scale) chains(proxies []*simulated) {
 			x.t.Fatalf("the adapter keeps %v, want %v", have, x.want)
 		}
 		for _, p := range proxies {
-			if v := versions[p.group]; v != "" && p.runs() != v {
+			// Behind a ~ the adapter keeps its bytes of a version apart.
+			if v := versions[p.group]; v != "" && p.runs() != v && !strings.HasPrefix(p.runs(), v+"~") {
 				return fmt.Errorf("%s of %s runs %s, and the chain has version %s", p.id, p.group, p.runs(), v)
 			}
 		}

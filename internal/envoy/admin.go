@@ -194,11 +194,17 @@ func (a Admin) SlotConfig(ctx context.Context) (SlotState, error) {
 		case now != accepted:
 			accepted = now
 		case shown == accepted:
-			return SlotState{Version: accepted, Filters: filters}, nil
+			return SlotState{Version: unsalted(accepted), Filters: filters}, nil
 		default:
-			return SlotState{Version: accepted, RejectedVersion: shown}, nil
+			return SlotState{Version: unsalted(accepted), RejectedVersion: unsalted(shown)}, nil
 		}
 	}
+}
+
+// unsalted is a version without what the adapter tells its own bytes of it apart by.
+func unsalted(version string) string {
+	version, _, _ = strings.Cut(version, "~")
+	return version
 }
 
 // acceptedVersion is empty when there is none yet.

@@ -266,11 +266,20 @@ func TestRealEnvoysTakeRefuseKeepAndDropAChainWhileRequestsFlow(t *testing.T) {
 	r.await(again, "a=running b=running c=running")
 	late.ready()
 	late.runs(good)
+	joined := late.updated()
 	for i, e := range envoys {
 		e.runs(good)
 		if now := e.updated(); now != before[i] {
 			t.Errorf("the restart changed the proxy: updated %s and again %s", before[i], now)
 		}
+	}
+
+	r.stop()
+	r.start()
+	eventually(t, "all Envoys are back", func() bool { return r.has("a") && r.has("b") && r.has("c") })
+	r.await(r.put(r.planOf(stored, all)), "a=running b=running c=running")
+	if now := late.updated(); now != joined {
+		t.Errorf("the restart changed a proxy that had begun with the chain: updated %s and again %s", joined, now)
 	}
 
 	last := r.put(r.plan(all))

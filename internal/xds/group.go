@@ -245,7 +245,7 @@ func (g *group) answer(p *proxy, r *discovery.DiscoveryRequest) (rejected, late 
 		return false, false
 	}
 	if r.GetErrorDetail() == nil {
-		if r.GetVersionInfo() != p.sent {
+		if version, _ := told(r.GetVersionInfo()); version != p.sent {
 			return false, false
 		}
 		p.answered, p.acked, p.bad = true, p.sent, false
@@ -350,8 +350,10 @@ func (p *proxy) push() {
 		return
 	}
 	r := &response{request: p.request, version: v, proxy: p, resources: v.resources}
-	if p.suspect(v) {
+	if version, salt := told(p.request.GetVersionInfo()); p.suspect(v) {
 		r.resources, r.salt = v.other(p.group.refusals[p.nodeID])
+	} else if p.nonce == "" && version == v.id && salt != 0 {
+		r.resources, r.salt = v.salted(salt), salt
 	}
 	p.out <- r
 }
@@ -360,7 +362,8 @@ func (p *proxy) push() {
 // without looking at them again, and then seems to run what it does not: it must be sent others. One that connects and has
 // not accepted this version may have rejected it in an earlier life of the adapter, or by the word of another adapter.
 func (p *proxy) suspect(v *version) bool {
-	return p.group.refusals[p.nodeID].version == v.id || p.nonce == "" && p.request.GetVersionInfo() != v.id
+	accepted, _ := told(p.request.GetVersionInfo())
+	return p.group.refusals[p.nodeID].version == v.id || p.nonce == "" && accepted != v.id
 }
 
 // other returns the version in bytes that the node did not reject last.
@@ -370,6 +373,17 @@ func (v *version) other(last refusal) ([]pieces, uint32) {
 		v.varied = v.shelf.divide(vary(join(v.resources), v.salt))
 	}
 	return v.varied, v.salt
+}
+
+// salted returns the version in the bytes that have that salt. Those of the last adapter, which most have, are kept.
+func (v *version) salted(salt uint32) []pieces {
+	if v.varied == nil {
+		v.salt, v.varied = salt, v.shelf.divide(vary(join(v.resources), salt))
+	}
+	if v.salt == salt {
+		return v.varied
+	}
+	return v.shelf.divide(vary(join(v.resources), salt))
 }
 
 // plainText bounds what a proxy says and takes out what could garble a log or a terminal.

@@ -330,7 +330,8 @@ func (s *sim) next() *discovery.DiscoveryResponse {
 	s.t.Helper()
 	select {
 	case m := <-s.got:
-		s.history = append(s.history, m.GetVersionInfo())
+		version, _ := told(m.GetVersionInfo())
+		s.history = append(s.history, version)
 		if len(m.GetResources()) != 1 {
 			s.t.Fatalf("%d resources came", len(m.GetResources()))
 		}
@@ -351,7 +352,7 @@ func (s *sim) next() *discovery.DiscoveryResponse {
 func (s *sim) wantVersion(p plan.Plan) *discovery.DiscoveryResponse {
 	s.t.Helper()
 	m := s.next()
-	if m.GetVersionInfo() != p.Version {
+	if version, _ := told(m.GetVersionInfo()); version != p.Version {
 		s.t.Fatalf("got version %s, want %s (%v)", m.GetVersionInfo(), p.Version, p.Chain.Names())
 	}
 	return m

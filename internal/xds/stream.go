@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"unicode"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -283,7 +285,8 @@ func (s *session) OnStreamResponse(_ context.Context, _ int64, _ *discovery.Disc
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	p := s.proxy
-	p.sent, p.nonce, p.answered = r.GetVersionInfo(), r.GetNonce(), false
+	p.sent, _ = told(r.GetVersionInfo())
+	p.nonce, p.answered = r.GetNonce(), false
 	p.push()
 }
 
@@ -312,16 +315,38 @@ type response struct {
 func (r *response) GetDiscoveryResponse() (*discovery.DiscoveryResponse, error) {
 	r.proxy.carried, r.proxy.salt = r.resources, r.salt
 	return &discovery.DiscoveryResponse{
-		VersionInfo: r.version.id,
+		VersionInfo: r.info(),
 		TypeUrl:     resource.ExtensionConfigType,
 	}, nil
 }
 
+// info is the version as the proxy is told it, with the salt of its bytes: whoever connects again says it, and gets the same
+// bytes, of which Envoy makes nothing new.
+func (r *response) info() string {
+	if r.salt == 0 {
+		return r.version.id
+	}
+	return r.version.id + saltMark + strconv.FormatUint(uint64(r.salt), 36)
+}
+
+// saltMark stands between a version and its salt.
+const saltMark = "~"
+
+// told reads what info has written; salt is 0 where there is none that could be.
+func told(info string) (version string, salt uint32) {
+	version, text, _ := strings.Cut(info, saltMark)
+	n, err := strconv.ParseUint(text, 36, 32)
+	if err != nil {
+		n = 0
+	}
+	return version, uint32(n)
+}
+
 func (r *response) GetRequest() *discovery.DiscoveryRequest { return r.request }
-func (r *response) GetVersion() (string, error)             { return r.version.id, nil }
-func (r *response) GetResponseVersion() string              { return r.version.id }
+func (r *response) GetVersion() (string, error)             { return r.info(), nil }
+func (r *response) GetResponseVersion() string              { return r.info() }
 func (r *response) GetReturnedResources() map[string]string {
-	return map[string]string{Slot: r.version.id}
+	return map[string]string{Slot: r.info()}
 }
 func (r *response) GetContext() context.Context { return context.Background() }
 
