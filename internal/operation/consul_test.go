@@ -508,7 +508,7 @@ func TestWithoutAnAdminAddressConsulsProxiesAreNotVerified(t *testing.T) {
 	r.speaks()
 	events := r.ok(apply(onAPI("hello")))
 	i := slices.IndexFunc(events, func(e event.Event) bool { return e.Code == problem.NotVerified.Code })
-	if i < 0 || !strings.Contains(events[i].Details, "knows of 1 proxies of api") || !strings.Contains(events[i].Details, "api-sidecar-proxy on machine") ||
+	if i < 0 || !strings.Contains(events[i].Details, "knows of proxies of api that answer at no address of consul.admin") || !strings.Contains(events[i].Details, "api-sidecar-proxy on machine") ||
 		!strings.Contains(events[i].Details, "nothing answers as an Envoy of Consul's at 127.0.0.1:1") {
 		t.Errorf("%v", texts(events))
 	}
