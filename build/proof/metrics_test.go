@@ -155,10 +155,10 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		"module_fetches_total{result=done,source=inline}":                                  inline,
 		"module_fetches_total{result=failed,source=inline}":                                0,
 		"module_fetched_bytes_total{source=inline}":                                        inline * float64(module.Size()),
-		"module_fetches_total{result=done,source=store}":                                   inline, // by the worker
-		"dry_runs_total{result=done}":                                                      2,
+		"module_fetches_total{result=done,source=store}":                                   inline + 1, // by the worker, and once more for what runs beside it
+		"dry_runs_total{result=done}":                                                      3,
 		"dry_runs_total{result=failed}":                                                    1,
-		"dry_run_duration_seconds{}":                                                       3,
+		"dry_run_duration_seconds{}":                                                       4,
 		"events_total{type=info}":                                                          byType["info"],
 		"events_total{type=warn}":                                                          byType["warn"],
 		"events_total{type=error}":                                                         3,

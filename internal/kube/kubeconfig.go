@@ -74,14 +74,14 @@ func hasContext(config *clientcmdapi.Config, context string) error {
 	if config.Contexts[context] != nil {
 		return nil
 	}
-	there := "there is none"
+	there := ""
 	if len(config.Contexts) > 0 {
-		there = "there are " + clean(strings.Join(slices.Sorted(maps.Keys(config.Contexts)), ", "), 200)
+		there = "; there are " + clean(strings.Join(slices.Sorted(maps.Keys(config.Contexts)), ", "), 200)
 	}
 	if context == "" {
-		return problem.KubeconfigRefused.New("it has no current-context; %s", there)
+		return problem.KubeconfigRefused.New("it has no current-context%s", there)
 	}
-	return problem.KubeconfigRefused.New("it has no context %q; %s", clean(context, 100), there)
+	return problem.KubeconfigRefused.New("it has no context %q%s", clean(context, 100), there)
 }
 
 // loadFile reads a kubeconfig file, and makes the paths in it absolute.
