@@ -57,11 +57,11 @@ func (c operated) Connected(ctx context.Context, p plan.Plan) ([]plan.Pod, error
 }
 
 // Before asks Consul's proxies.
-func (c operated) Before(ctx context.Context, p plan.Plan) (plan.Before, error) {
+func (c operated) Before(ctx context.Context, p plan.Plan) (map[string]plan.Fetching, error) {
 	if p.Chain.Mesh == (mesh.Consul{}).Name() {
 		return consul.Before(ctx, c.Cluster, p)
 	}
-	return plan.Before{}, nil
+	return nil, nil
 }
 
 // Loaded asks the proxies and, on Istio, istiod.

@@ -29,14 +29,14 @@ const (
 // Before looks at the sidecars of a plan's Pods before it is offered: whether they have the upstreams that its modules are
 // fetched through, else it is problem.UpstreamMissing, and what they say of fetching. What cannot be looked at, since a right
 // is missing or no Service tells the Pods, is left out.
-func Before(ctx context.Context, c Cluster, p plan.Plan) (plan.Before, error) {
+func Before(ctx context.Context, c Cluster, p plan.Plan) (map[string]plan.Fetching, error) {
 	if p.Proxies == nil {
-		return plan.Before{}, nil
+		return nil, nil
 	}
 	w := newPodWatch(c, p)
 	defer w.close()
 	if err := w.list(ctx); err != nil {
-		return plan.Before{}, ctx.Err()
+		return nil, ctx.Err()
 	}
 	var proxies []asked
 	for _, s := range w.sidecars {
@@ -46,10 +46,10 @@ func Before(ctx context.Context, c Cluster, p plan.Plan) (plan.Before, error) {
 }
 
 // Before asks the plan's proxies what they say of fetching, before it is offered. Those that do not answer are left out.
-func (c *Client) Before(ctx context.Context, p plan.Plan) (plan.Before, error) {
+func (c *Client) Before(ctx context.Context, p plan.Plan) (map[string]plan.Fetching, error) {
 	w := &watch{client: c, plan: p}
 	if err := w.begin(ctx); err != nil {
-		return plan.Before{}, ctx.Err()
+		return nil, ctx.Err()
 	}
 	var proxies []asked
 	for _, p := range w.proxies {
@@ -65,8 +65,8 @@ type asked struct {
 }
 
 // before asks proxies what they have, and whether that is an upstream for each of the services.
-func before(ctx context.Context, p plan.Plan, proxies []asked, services []string) (plan.Before, error) {
-	found := plan.Before{At: time.Now(), Proxies: map[string]plan.Fetching{}}
+func before(ctx context.Context, p plan.Plan, proxies []asked, services []string) (map[string]plan.Fetching, error) {
+	found := map[string]plan.Fetching{}
 	var missing []string
 	var mu sync.Mutex
 	var g errgroup.Group
@@ -78,13 +78,16 @@ func before(ctx context.Context, p plan.Plan, proxies []asked, services []string
 			asking, cancel := context.WithTimeout(all, beforeOne)
 			defer cancel()
 			f, _, err := look(asking, a.get)
+			if err == nil {
+				f.Started, err = startedAt(asking, a.get)
+			}
 			if err != nil {
 				return nil
 			}
 			lacks := a.lacks(all, services)
 			mu.Lock()
 			defer mu.Unlock()
-			found.Proxies[a.name] = f
+			found[a.name] = f
 			if lacks != "" {
 				missing = append(missing, fmt.Sprintf("the sidecar of Pod %s has no upstream %s", a.name, lacks))
 			}
@@ -93,10 +96,10 @@ func before(ctx context.Context, p plan.Plan, proxies []asked, services []string
 	}
 	_ = g.Wait()
 	if ctx.Err() != nil {
-		return plan.Before{}, ctx.Err()
+		return nil, ctx.Err()
 	}
 	if slices.Sort(missing); len(missing) > 0 {
-		return plan.Before{}, problem.UpstreamMissing.New("%s: %s", p.Chain.Target, strings.Join(missing[:min(len(missing), 10)], "; "))
+		return nil, problem.UpstreamMissing.New("%s: %s", p.Chain.Target, strings.Join(missing[:min(len(missing), 10)], "; "))
 	}
 	return found, nil
 }

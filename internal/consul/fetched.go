@@ -132,24 +132,27 @@ func look(ctx context.Context, get Get) (f plan.Fetching, listeners []envoy.List
 	return f, listeners, nil
 }
 
-// youngerThan says whether a proxy runs for less than that, by its own clock of whole seconds.
-func youngerThan(ctx context.Context, get Get, age time.Duration) (bool, error) {
+// startedAt is when a proxy was started, by its uptime in whole seconds: up to one too late.
+func startedAt(ctx context.Context, get Get) (time.Time, error) {
 	body, err := page(ctx, get, "/server_info", maxInfo)
 	if err != nil {
-		return false, err
+		return time.Time{}, err
 	}
 	var info struct {
 		Uptime string `json:"uptime_current_epoch"`
 	}
 	if err := json.Unmarshal(body, &info); err != nil {
-		return false, fmt.Errorf("read /server_info: %w", err)
+		return time.Time{}, fmt.Errorf("read /server_info: %w", err)
 	}
 	uptime, err := time.ParseDuration(info.Uptime)
 	if err != nil {
-		return false, fmt.Errorf("read /server_info: %w", err)
+		return time.Time{}, fmt.Errorf("read /server_info: %w", err)
 	}
-	return uptime < age, nil
+	return time.Now().Add(-uptime), nil
 }
+
+// another is the time by which a process is younger than one that it is not.
+const another = 3 * time.Second / 2
 
 func statsOf(ctx context.Context, get Get) (wasmStats, error) {
 	text, err := page(ctx, get, "/stats?filter="+url.QueryEscape(`^(wasm\.(wasm_vm_count|remote_load_|envoy\.wasm\.runtime\.v8\.)|server\.concurrency|listener_manager\.total_(listeners|filter_chains)_draining)`), maxStats)

@@ -238,7 +238,7 @@ func outbound(e map[string]any) map[string]any {
 func (f *fetcher) offer(p plan.Plan, put func()) *Proof {
 	f.t.Helper()
 	var err error
-	if p.Before, err = before(f.t.Context(), p, []asked{{"a", f.get}}, nil); err != nil || len(p.Before.Proxies) != 1 {
+	if p.Before, err = before(f.t.Context(), p, []asked{{"a", f.get}}, nil); err != nil || len(p.Before) != 1 {
 		f.t.Fatalf("%+v %v", p.Before, err)
 	}
 	put()
@@ -382,7 +382,7 @@ func TestWhatAnEnvoyFetchedIsProvedBesideOldListeners(t *testing.T) {
 	g := newFetcher(t, 600)
 	for _, chain := range []list{{g.fetched("x", "one", false), g.fetched("y", "two", false)}, {g.fetched("x", "one", false), g.fetched("y", "none", true)}} {
 		p := planFor(chain...)
-		p.Before = plan.Before{At: old.offered, Proxies: map[string]plan.Fetching{"a": *old.before}}
+		p.Before = map[string]plan.Fetching{"a": *old.before}
 		g.put(chain)
 		g.active(false)
 		state, detail := g.verdict(NewProof(p, "a"))

@@ -41,13 +41,12 @@ type Get func(ctx context.Context, path string, most int64) (status int, body []
 
 // Proof watches one proxy with one plan. It is not safe for concurrent use.
 type Proof struct {
-	all     []want
-	wide    bool     // the plan is for a whole mesh, so that a proxy gets what is for its service's protocol
-	wants   []want   // of all, those that the proxy gets
-	gone    []string // plugins that must not be there
-	err     error
-	offered time.Time      // when proxies were asked what they had before; zero: they were not
-	before  *plan.Fetching // nil until the first look, unless the plan has it
+	all    []want
+	wide   bool     // the plan is for a whole mesh, so that a proxy gets what is for its service's protocol
+	wants  []want   // of all, those that the proxy gets
+	gone   []string // plugins that must not be there
+	err    error
+	before *plan.Fetching // nil until the first look, unless the plan has it
 
 	begun         time.Time // with the first look
 	refusedBefore bool      // the proxy had refused such a chain when it was first looked at
@@ -63,8 +62,8 @@ type want struct {
 
 // NewProof is for one proxy that the plan's objects are for, of which the plan's Before speaks by this name.
 func NewProof(p plan.Plan, name string) *Proof {
-	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh, offered: p.Before.At}
-	if before, ok := p.Before.Proxies[name]; ok {
+	x := &Proof{wide: p.Chain.Target.Kind == filter.Mesh}
+	if before, ok := p.Before[name]; ok {
 		x.before = &before
 	}
 	for _, k := range p.Gone {
@@ -97,12 +96,12 @@ func (x *Proof) Look(ctx context.Context, get Get) (state plan.ProxyState, detai
 	if x.err != nil {
 		return "", "", x.err
 	}
-	if x.begun.IsZero() && !x.offered.IsZero() {
-		young, err := youngerThan(ctx, get, time.Since(x.offered))
+	if x.begun.IsZero() && x.before != nil {
+		started, err := startedAt(ctx, get)
 		if err != nil {
 			return "", "", err
 		}
-		if young { // another process than was asked, if any was
+		if started.Sub(x.before.Started) > another { // what counted before is gone
 			x.before = nil
 		}
 	}

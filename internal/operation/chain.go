@@ -420,7 +420,7 @@ func (r *Runner) try(ctx context.Context, s *story, pl place, b Backend, held fi
 }
 
 // check fetches once, as proxies will, what a plan has them fetch, and sees whether they can, and what they have by now.
-func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) (plan.Before, error) {
+func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) (map[string]plan.Fetching, error) {
 	checked := map[string]bool{}
 	for _, source := range p.Sources {
 		if checked[source.URL] {
@@ -432,7 +432,7 @@ func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) (plan.Before
 		module := filter.Module{URL: source.URL, SHA256: source.SHA256, PullSecret: f.Spec.Module.PullSecret}
 		err := r.Modules.Check(fetching, module, r.secretsOf(fetching, clusterOf(b), f))
 		if end(err); err != nil {
-			return plan.Before{}, named(filter.Filter{Key: source.Filter}, err)
+			return nil, named(filter.Filter{Key: source.Filter}, err)
 		}
 	}
 	if cluster, ok := b.(*clusterBackend); ok && len(p.Sources) > 0 {
@@ -440,7 +440,7 @@ func (r *Runner) check(ctx context.Context, b Backend, p plan.Plan) (plan.Before
 			return f.Before(ctx, p)
 		}
 	}
-	return plan.Before{}, nil
+	return nil, nil
 }
 
 // about says in a span which plan it is about.

@@ -606,7 +606,7 @@ type Surveyed interface {
 type Fetcher interface {
 	// Before is problem.UpstreamMissing where proxies of the plan have no way to what it has them fetch, and else what they
 	// say of fetching by now. What cannot be looked at is no error.
-	Before(context.Context, plan.Plan) (plan.Before, error)
+	Before(context.Context, plan.Plan) (map[string]plan.Fetching, error)
 }
 
 // Try plans that one proxy runs the plan before the others do. Nil: there is only one, or nobody can see them, or the mesh

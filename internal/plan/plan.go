@@ -80,9 +80,9 @@ type Plan struct {
 	// Back says that the plan held before and is put back: Pods that restart with that may need all of it to get ready, so
 	// that they are waited for at its end, and not for long.
 	Back bool
-	// Before is what proxies said of fetching modules before the plan was offered. Whoever applied the plan sets it, for the
-	// proof.
-	Before Before
+	// Before is what proxies said of fetching modules before the plan was offered, by their names in Loaded and without those
+	// that did not answer. Whoever applied the plan sets it, for the proof.
+	Before map[string]Fetching
 	// Unnamed says that proxies are not told which sandbox a filter is for: all of the same module share one.
 	Unnamed bool
 	// Losses are the fields that the user set and the mesh cannot say.
@@ -91,19 +91,15 @@ type Plan struct {
 	Rollout filter.Rollout
 }
 
-// Before is what proxies that fetch modules by themselves said of that.
-type Before struct {
-	At      time.Time           // when they were asked; zero: they were not
-	Proxies map[string]Fetching // by their names in Loaded, without those that did not answer
-}
-
-// Fetching is how far a proxy has come with modules, all its listeners together, since it counts.
+// Fetching is how far a proxy that fetches modules by itself has come with them, all its listeners together.
 type Fetching struct {
-	Sandboxes []string // that the filters of its listeners name, each with its module
-	Created   uint64   // sandboxes
-	Hits      uint64   // modules that it had
-	Fetched   uint64   // modules that it got
-	Failed    uint64   // modules that it did not get
+	Started   time.Time // up to a second too late
+	Sandboxes []string  // that the filters of its listeners name, each with its module
+	// Since it counts:
+	Created uint64 // sandboxes
+	Hits    uint64 // modules that it had
+	Fetched uint64 // modules that it got
+	Failed  uint64 // modules that it did not get
 }
 
 // Trial has one proxy run a plan before the others do.
