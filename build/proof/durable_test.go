@@ -345,8 +345,8 @@ func (x *torture) submit(ctx context.Context, i int) error {
 	return nil
 }
 
-// ahead is how many operations are asked for before the first of them has ended. A machine that is too slow for more is not
-// what is tested.
+// ahead is how many operations are asked for before the first of them has ended; then it is one a second. A machine that is too
+// slow for more is not what is tested.
 const ahead = 100
 
 // load asks for operations until stop, which returns once the last is accepted.
@@ -361,7 +361,7 @@ func (x *torture) load() (stop func()) {
 				return
 			}
 			time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
-			for ctx.Err() == nil && i >= ahead {
+			for begun := time.Now(); ctx.Err() == nil && i >= ahead && time.Since(begun) < time.Second; {
 				if _, ok := x.heard.end(fmt.Sprintf("%s-%d", x.run, i-ahead)); ok {
 					break
 				}
